@@ -1,0 +1,279 @@
+"""Prepare CoVoST 2 (or the corpus of `synthesize.py`) for Fairseq's speech_to_text task.
+
+    python examples/covost/prep_covost.py --data-root ROOT --src-lang en --tgt-lang de \
+        --vocab-type unigram --vocab-size 400
+
+writes `fbank80.zip`, manifests, a SentencePiece vocabulary and a YAML file to `ROOT/en`. Options
+and file names are those of Fairseq's `prep_covost_data.py`; without `--tgt-lang` the task is speech
+recognition. Clips that cannot be decoded are left out, listed in `skipped_*.tsv`, and make the
+exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import yaml
+from covost_corpus import SPLITS, Direction, Utterance, read_corpus, write_rows
+from covost_features import Extraction, extract, measure
+
+from fairseq_openvino.errors import (
+    EXIT_ENVIRONMENT,
+    EXIT_OK,
+    EXIT_PARTIAL,
+    FairseqOpenVINOError,
+    OptionError,
+)
+
+MANIFEST_COLUMNS = ("id", "audio", "n_frames", "tgt_text", "speaker") + (
+    "src_text",
+    "src_lang",
+    "tgt_lang",
+)
+MIN_FRAMES = 5
+MAX_TRAIN_FRAMES = 3000
+MEL_BINS = 80
+SPECIAL_PIECES = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
+"""Fairseq's ids of `<s>`, `<pad>`, `</s>` and `<unk>`, which its dictionary files leave out."""
+SPECAUGMENT_LB = {
+    "time_wrap_W": 0,
+    "freq_mask_N": 1,
+    "freq_mask_F": 27,
+    "time_mask_N": 1,
+    "time_mask_T": 100,
+    "time_mask_p": 1.0,
+}
+"""Fairseq `data_utils.py:set_specaugment_lb_policy`."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """SentencePiece type and size; a character vocabulary has the size the text gives it."""
+
+    kind: str
+    size: int
+
+    def stem(self, task: str) -> str:
+        """File name without suffix, as Fairseq forms it."""
+        return f"spm_{self.kind}{'' if self.kind == 'char' else self.size}_{task}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _prepare(options)
+    except FairseqOpenVINOError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(
+            f"Preparing the corpus failed in {options.data_root}: expected a writable directory, "
+            f"got {error}. Check permission and free space.",
+            file=sys.stderr,
+        )
+        return EXIT_ENVIRONMENT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--data-root", "-d", required=True, help="holds <src-lang>/clips")
+    parser.add_argument("--vocab-type", required=True, choices=("char", "unigram", "bpe"))
+    parser.add_argument("--vocab-size", type=int, default=1000, help="ignored for char")
+    parser.add_argument("--src-lang", "-s", required=True)
+    parser.add_argument("--tgt-lang", "-t", help="default: transcribe instead of translate")
+    parser.add_argument(
+        "--sample-rate",
+        type=_sample_rate,
+        metavar="native|HZ",
+        default=None,
+        help="rate the features are computed at (default: native, the clips' own)",
+    )
+    parser.add_argument(
+        "--features",
+        choices=("fbank80", "none"),
+        default="fbank80",
+        help="none: manifests refer to the clips themselves",
+    )
+    parser.add_argument(
+        "--specaugment", choices=("lb", "none"), default="lb", help="masking while training"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    return parser
+
+
+def _sample_rate(text: str) -> int | None:
+    if text == "native":
+        return None
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected `native` or a rate in Hz, got {text!r}")
+    return int(text)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    root = Path(options.data_root).absolute() / options.src_lang
+    direction = Direction(options.src_lang, options.tgt_lang)
+    utterances = read_corpus(root, direction)
+    extraction = _extract(root, [utterance.path for utterance in utterances], options)
+    for split in SPLITS:
+        write_manifest(
+            root / f"{split}_{direction.task}.tsv",
+            [utterance for utterance in utterances if utterance.split == split],
+            extraction,
+            direction,
+        )
+    stem = Vocabulary(options.vocab_type, options.vocab_size).stem(direction.task)
+    texts = [
+        target_text(utterance, direction)
+        for utterance in utterances
+        if utterance.split == "train" and utterance.id in extraction.audio
+    ]
+    write_vocabulary(root / stem, options.vocab_type, options.vocab_size, texts)
+    write_config(
+        root / f"config_{direction.task}.yaml",
+        stem,
+        root.as_posix(),
+        extraction.sample_rate_hz,
+        options.specaugment == "lb",
+    )
+    return _report_skipped(root, direction, utterances, extraction)
+
+
+def _extract(root: Path, paths: list[str], options: argparse.Namespace) -> Extraction:
+    if options.features == "fbank80":
+        return extract(root, paths, options.sample_rate, options.workers)
+    if options.sample_rate is not None:
+        raise OptionError(
+            "Reading options failed in --sample-rate: expected native with --features none, "
+            f"got {options.sample_rate}. Convert the clips first, or keep --features fbank80."
+        )
+    return measure(root, paths, options.workers)
+
+
+def target_text(utterance: Utterance, direction: Direction) -> str:
+    """What the model is to write."""
+    return utterance.sentence if direction.target is None else utterance.translation
+
+
+def write_manifest(
+    path: Path, utterances: list[Utterance], extraction: Extraction, direction: Direction
+) -> None:
+    """Write one split after Fairseq's filters (`data_utils.py:filter_manifest_df`)."""
+    is_train = path.name.startswith("train")
+    filtered = {"short": 0, "empty": 0, "long": 0}
+    rows = []
+    for utterance in utterances:
+        audio = extraction.audio.get(utterance.id)
+        if audio is None:
+            continue
+        text = target_text(utterance, direction)
+        if audio.n_frames < MIN_FRAMES:
+            filtered["short"] += 1
+        elif not text:
+            filtered["empty"] += 1
+        elif is_train and audio.n_frames > MAX_TRAIN_FRAMES:
+            filtered["long"] += 1
+        else:
+            rows.append(
+                (utterance.id, audio.reference, audio.n_frames, text, utterance.speaker)
+                + (utterance.sentence, direction.source, direction.target or direction.source)
+            )
+    print(
+        f"{path.name}: {len(rows)} clips; filtered: {filtered['short']} shorter than {MIN_FRAMES} "
+        f"frames, {filtered['empty']} without text, {filtered['long']} longer than "
+        f"{MAX_TRAIN_FRAMES} frames"
+    )
+    write_rows(path, MANIFEST_COLUMNS, rows)
+
+
+def write_vocabulary(stem: Path, kind: str, size: int, texts: list[str]) -> None:
+    """Train `stem.model`, with `.vocab` and Fairseq's dictionary `.txt`; kept if it exists.
+
+    Source: Fairseq `data_utils.py:gen_vocab`, same trainer options.
+    """
+    if stem.with_suffix(".txt").exists():
+        print(f"{stem.name}.txt exists: the vocabulary is kept")
+        return
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=size,
+            character_coverage=1.0,
+            num_threads=os.cpu_count(),
+            minloglevel=2,
+            **SPECIAL_PIECES,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise OptionError(
+            f"Training SentencePiece failed in {stem.name}: expected --vocab-size to fit "
+            f"{len(texts)} training sentences, got {size} ({error}). Change --vocab-size."
+        ) from error
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = [processor.id_to_piece(number) for number in range(processor.get_piece_size())]
+    scores = [processor.get_score(number) for number in range(processor.get_piece_size())]
+    lines = [f"{piece}\t{score:g}\n" for piece, score in zip(pieces, scores, strict=True)]
+    _publish(stem.with_suffix(".model"), model.getvalue())
+    _publish(stem.with_suffix(".vocab"), "".join(lines).encode())
+    entries = "".join(f"{piece} 1\n" for piece in pieces[len(SPECIAL_PIECES) :])
+    _publish(stem.with_suffix(".txt"), entries.encode())
+
+
+def write_config(
+    path: Path, stem: str, audio_root: str, sample_rate_hz: int, specaugment: bool
+) -> None:
+    """Write Fairseq's data configuration; only `audio_root` is not relative to the file itself."""
+    config: dict[str, object] = {
+        "audio_root": audio_root,
+        "bpe_tokenizer": {"bpe": "sentencepiece", "sentencepiece_model": f"{stem}.model"},
+        "input_channels": 1,
+        "input_feat_per_channel": MEL_BINS,
+        "sample_rate": sample_rate_hz,
+        "transforms": {"*": ["utterance_cmvn"]},
+        "vocab_filename": f"{stem}.txt",
+    }
+    if specaugment:
+        config["specaugment"] = SPECAUGMENT_LB
+        config["transforms"] = {
+            "*": ["utterance_cmvn"],
+            "_train": ["utterance_cmvn", "specaugment"],
+        }
+    _publish(path, yaml.safe_dump(config).encode())
+
+
+def _publish(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(path.name + ".partial")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+
+
+def _report_skipped(
+    root: Path, direction: Direction, utterances: list[Utterance], extraction: Extraction
+) -> int:
+    """List the clips without features per split; returns the exit code."""
+    total = 0
+    for split in SPLITS:
+        path = root / f"skipped_{split}_{direction.task}.tsv"
+        rows = [
+            (utterance.path, extraction.skipped[utterance.id])
+            for utterance in utterances
+            if utterance.split == split and utterance.id in extraction.skipped
+        ]
+        path.unlink(missing_ok=True)
+        if rows:
+            write_rows(path, ("path", "reason"), rows)
+            print(f"{len(rows)} clips of {split} cannot be used, see {path}", file=sys.stderr)
+        total += len(rows)
+    return EXIT_PARTIAL if total else EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

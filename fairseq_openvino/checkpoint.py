@@ -1,0 +1,244 @@
+"""Fairseq checkpoints without code execution: torch's safe loader and a short allow-list.
+
+A checkpoint is a pickle, and a pickle may call any function while it loads. Fairseq 0.12 loads
+with `weights_only=False` (facebookresearch/fairseq#5610); here only tensors, plain containers and
+the names in `ALLOWED_GLOBALS` can be built. `fairseq-train` itself stores a single name outside
+torch's own list, `argparse.Namespace`; the others occur in checkpoints of older Fairseq versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import pickle
+import pickletools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from fairseq_openvino.errors import CheckpointError, UnsafeCheckpointError
+
+logger = logging.getLogger(__name__)
+
+TRUST_VARIABLE = "FAIRSEQ_OPENVINO_TRUST_CHECKPOINT"
+"""Environment variable; `1` allows checkpoints that need globals outside `ALLOWED_GLOBALS`."""
+
+ALLOWED_GLOBALS = frozenset(
+    {
+        "argparse.Namespace",
+        "builtins.bool",
+        "builtins.bytes",
+        "builtins.dict",
+        "builtins.float",
+        "builtins.int",
+        "builtins.list",
+        "builtins.str",
+        "builtins.tuple",
+        "collections.defaultdict",
+        "fairseq.data.dictionary.Dictionary",
+        "omegaconf.base.ContainerMetadata",
+        "omegaconf.base.Metadata",
+        "omegaconf.dictconfig.DictConfig",
+        "omegaconf.listconfig.ListConfig",
+        "omegaconf.nodes.AnyNode",
+        "omegaconf.nodes.BooleanNode",
+        "omegaconf.nodes.FloatNode",
+        "omegaconf.nodes.IntegerNode",
+        "omegaconf.nodes.StringNode",
+        "pathlib.PosixPath",
+        "typing.Any",
+    }
+)
+"""Names imported on demand: data holders whose construction has no side effect."""
+
+MAX_NAMES_IN_MESSAGE = 10
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_PICKLES = 4
+REFUSALS = ("GLOBAL", "Trying to", "Can only")
+"""Parts of the messages with which torch's loader refuses a call, as opposed to damaged bytes."""
+NUMERIC_KINDS = "biuf"
+"""NumPy kinds (bool, signed, unsigned, float) a stored scalar may have."""
+
+
+class _ScalarType:
+    """Stands in for `numpy.dtype`, whose own `__setstate__` trusts flags read from the file."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        del align, copy
+        self.dtype = np.dtype(name)
+        if self.dtype.kind not in NUMERIC_KINDS:
+            raise ValueError(f"a NumPy scalar of a numeric type expected, got {name!r}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _scalar(scalar_type: _ScalarType, data: bytes) -> np.generic:
+    """Stands in for `numpy.core.multiarray.scalar`."""
+    return np.frombuffer(data, scalar_type.dtype, count=1)[0]
+
+
+_NUMPY_STAND_INS: dict[str, Callable[..., Any]] = {
+    "numpy.dtype": _ScalarType,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+}
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load a Fairseq checkpoint onto the CPU without running code from it.
+
+    Args:
+        path: a file written by `fairseq-train`, `torch.save` or the averaging script.
+
+    Returns:
+        The stored dict, with at least the key `"model"`: parameter name to tensor.
+
+    Raises:
+        UnsafeCheckpointError: the file needs globals outside `ALLOWED_GLOBALS`.
+        CheckpointError: the file is missing, damaged or not a Fairseq checkpoint.
+    """
+    name = os.fspath(path)
+    _check_file(name)
+    found = _globals_beyond_torch(name)
+    refused = sorted(found - ALLOWED_GLOBALS - _NUMPY_STAND_INS.keys())
+    if not refused:
+        state = _load_safely(name, found)
+    elif os.environ.get(TRUST_VARIABLE) == "1":
+        logger.warning(
+            "Loading %r with code execution because %s=1; sha256 %s, globals: %s",
+            name,
+            TRUST_VARIABLE,
+            _sha256(name),
+            ", ".join(refused),
+        )
+        state = _load(name, weights_only=False)
+    else:
+        raise _refusal(name, refused)
+    if not isinstance(state, dict) or "model" not in state:
+        got = f"the keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state)
+        raise CheckpointError(
+            f"Loading a checkpoint failed in {name!r}: expected a dict with the key 'model', "
+            f"got {got}. Pass a checkpoint written by fairseq-train."
+        )
+    return state
+
+
+def _check_file(name: str) -> None:
+    path = Path(name)
+    if not path.exists():
+        got = "no such file"
+    elif not path.is_file():
+        got = "a directory" if path.is_dir() else "a special file"
+    elif path.stat().st_size == 0:
+        got = "an empty file"
+    else:
+        return
+    raise CheckpointError(
+        f"Loading a checkpoint failed in {name!r}: expected a file written by torch.save, "
+        f"got {got}. Check the path."
+    )
+
+
+def _damaged(name: str, error: Exception) -> CheckpointError:
+    reason = str(error).split(". ")[0] or type(error).__name__
+    return CheckpointError(
+        f"Loading a checkpoint failed in {name!r} ({Path(name).stat().st_size} bytes): expected a "
+        f"complete file written by torch.save, got {reason!r}. Copy or download it again."
+    )
+
+
+def _refusal(name: str, refused: list[str]) -> UnsafeCheckpointError:
+    names = ", ".join(refused[:MAX_NAMES_IN_MESSAGE])
+    more = len(refused) - MAX_NAMES_IN_MESSAGE
+    return UnsafeCheckpointError(
+        f"Loading a checkpoint was refused in {name!r}: expected tensors, containers and "
+        f"argparse.Namespace, got the globals {names}{f' and {more} more' if more > 0 else ''}, "
+        "which could run code. If you trust where the file comes from, set "
+        f"{TRUST_VARIABLE}=1."
+    )
+
+
+def _load_safely(name: str, found: set[str]) -> Any:
+    permitted = [(_resolve(dotted), dotted) for dotted in sorted(found & ALLOWED_GLOBALS)]
+    permitted += [(stand_in, dotted) for dotted, stand_in in _NUMPY_STAND_INS.items()]
+    # The unpickler lets `__setstate__` run only for types it finds under their own name.
+    permitted.append((_ScalarType, f"{__name__}.{_ScalarType.__name__}"))
+    with torch.serialization.safe_globals(permitted):
+        return _load(name, weights_only=True)
+
+
+def _load(name: str, weights_only: bool) -> Any:
+    try:
+        return torch.load(name, map_location="cpu", weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        reasons = [line for line in str(error).splitlines() if any(m in line for m in REFUSALS)]
+        if not (weights_only and reasons):
+            raise _damaged(name, error) from error
+        raise UnsafeCheckpointError(
+            f"Loading a checkpoint was refused in {name!r}: expected plain data, got a pickle "
+            f"that torch's safe loader rejects ({reasons[0].strip()}). If you trust where the "
+            f"file comes from, set {TRUST_VARIABLE}=1."
+        ) from error
+    except Exception as error:  # A damaged pickle makes the unpickler raise anything.
+        raise _damaged(name, error) from error
+
+
+def _resolve(dotted: str) -> Any:
+    module, _, attribute = dotted.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise CheckpointError(
+            f"Loading a checkpoint failed: expected the package of {dotted!r} to be installed, "
+            f"got {error}. Install fairseq-openvino[fairseq]."
+        ) from error
+
+
+def _globals_beyond_torch(name: str) -> set[str]:
+    """Names the pickle imports that torch's own allow-list does not hold."""
+    try:
+        with open(name, "rb") as file:
+            if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+                return set(torch.serialization.get_unsafe_globals_in_checkpoint(name))
+            file.seek(0)
+            return _legacy_globals(file)
+    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise _damaged(name, error) from error
+
+
+def _legacy_globals(file: BinaryIO) -> set[str]:
+    """Names in a file of torch < 1.6: magic number, protocol, system info, then the object."""
+    known = set(torch._weights_only_unpickler._get_allowed_globals())
+    found: set[str] = set()
+    for _ in range(LEGACY_PICKLES):
+        try:
+            found.update(name for name in _pickled_names(file) if name not in known)
+        except ValueError:
+            if not found:
+                raise
+            break  # Not torch's layout, but names to refuse are the better message.
+    return found
+
+
+def _pickled_names(file: BinaryIO) -> Iterator[str]:
+    """Dotted names that one pickle imports, found without executing it."""
+    strings = ["?", "?"]
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("GLOBAL", "INST"):
+            module, _, attribute = str(argument).partition(" ")
+            yield f"{module.replace('__builtin__', 'builtins')}.{attribute}"
+        elif opcode.name == "STACK_GLOBAL":
+            yield ".".join(strings)
+        elif isinstance(argument, str):
+            strings = [strings[-1], argument]
+
+
+def _sha256(name: str) -> str:
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,229 @@
+"""What this machine offers: versions, CPU features, Fairseq shims, devices and real precisions.
+
+OpenVINO picks precisions by CPU (bf16 inference and an 8-bit key/value cache on AMX), so the
+report compiles a small graph for every precision and reads back what was chosen.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fairseq_openvino import __version__
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+CPU_FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx2")
+"""Instruction sets that decide the speed of bf16 and int8 inference."""
+
+PACKAGES: tuple[tuple[str, str], ...] = (
+    ("numpy", ""),
+    ("openvino", ""),
+    ("sentencepiece", ""),
+    ("soundfile", ""),
+    ("soxr", ""),
+    ("kaldi-native-fbank", ""),
+    ("torch", "fairseq"),
+    ("fairseq-fixed", "fairseq"),
+    ("onnx", "fairseq"),
+    ("onnxruntime", "fairseq"),
+    ("transformers", "whisper"),
+    ("nncf", "quantize"),
+    ("sacrebleu", "eval"),
+    ("jiwer", "eval"),
+    ("matplotlib", "eval"),
+)
+"""Distribution and the extra that brings it (empty: always needed)."""
+
+READ_BACK = (
+    "INFERENCE_PRECISION_HINT",
+    "KV_CACHE_PRECISION",
+    "NUM_STREAMS",
+    "INFERENCE_NUM_THREADS",
+)
+PROBE_WIDTH = 64
+CPU_INFO = Path("/proc/cpuinfo")
+NOT_INSTALLED = "not installed"
+
+
+@dataclass(frozen=True)
+class Package:
+    """One distribution."""
+
+    name: str
+    version: str | None
+    """None if it is not installed."""
+    extra: str
+    """Extra that brings it; empty if it is always needed."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What one `--ov-precision` means on one device."""
+
+    device: str
+    asked: str
+    executed: str
+    """Precision in which the probe's matrix product ran, or why it did not compile."""
+    properties: dict[str, str] = field(default_factory=dict)
+    """Values of READ_BACK in the compiled model; those the device does not know are absent."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything in the report."""
+
+    machine: dict[str, str]
+    packages: tuple[Package, ...]
+    shims: tuple[tuple[str, str, str], ...]
+    """Name, `active` or `inactive`, reason."""
+    precisions: tuple[Precision, ...]
+
+
+def diagnose() -> Diagnosis:
+    """Inspect this process and machine; compiles a tiny graph for every device and precision."""
+    packages = tuple(Package(name, _version(name), extra) for name, extra in PACKAGES)
+    return Diagnosis(_machine(), packages, _shims(), _precisions())
+
+
+def report() -> str:
+    """The diagnosis as text for a terminal or an issue."""
+    found = diagnose()
+    parts = [f"fairseq-openvino {__version__}", "", "Machine"]
+    parts += _table([(name, value) for name, value in found.machine.items()])
+    parts += ["", "Packages", *_table([_package_row(package) for package in found.packages])]
+    parts += ["", "Fairseq shims (FAIRSEQ_OPENVINO_DISABLE_SHIMS=name,name switches off)"]
+    parts += _table(list(found.shims))
+    parts += ["", "Precision in use for each --ov-precision"]
+    header = ("DEVICE", "ASKED", "EXECUTED", *READ_BACK)
+    rows = [
+        (row.device, row.asked, row.executed, *(row.properties.get(key, "-") for key in READ_BACK))
+        for row in found.precisions
+    ]
+    return "\n".join([*parts, *_table([header, *rows])])
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines with aligned columns, indented by two."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return [f"  {'  '.join(cells)}".rstrip() for cells in padded]
+
+
+def _package_row(package: Package) -> tuple[str, str]:
+    if package.version is not None:
+        return package.name, package.version
+    if package.extra:
+        return package.name, f"{NOT_INSTALLED} (extra: {package.extra})"
+    return package.name, NOT_INSTALLED
+
+
+def _version(name: str) -> str | None:
+    for distribution in (name, name.removesuffix("-fixed")):
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return version if distribution == name else f"{version} (as {distribution})"
+    return None
+
+
+def _machine() -> dict[str, str]:
+    model, flags = _cpu()
+    have = [flag for flag in CPU_FLAGS if flag in flags]
+    lack = [flag for flag in CPU_FLAGS if flag not in flags]
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": f"{model or platform.processor() or 'unknown'}, {os.cpu_count()} logical cores",
+        "cpu flags": ", ".join(have) if have else "none of the known ones",
+        "cpu lacks": ", ".join(lack) if flags else "unknown on this system",
+    }
+
+
+def _cpu() -> tuple[str, frozenset[str]]:
+    """Model name and flags of the first core; empty where Linux' file is missing."""
+    if not CPU_INFO.is_file():
+        return "", frozenset()
+    model, flags = "", frozenset[str]()
+    for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name" and not model:
+            model = value.strip()
+        elif key.strip() == "flags" and not flags:
+            flags = frozenset(value.split())
+    return model, flags
+
+
+def _shims() -> tuple[tuple[str, str, str], ...]:
+    missing = [name for name in ("torch", "fairseq") if importlib.util.find_spec(name) is None]
+    if missing:
+        reason = f"{' and '.join(missing)} {NOT_INSTALLED} (extra: fairseq)"
+        return (("all", "inactive", reason),)
+    from fairseq_openvino.compat import apply_shims
+
+    return tuple(
+        (shim.name, "active" if shim.active else "inactive", shim.reason) for shim in apply_shims()
+    )
+
+
+def _precisions() -> tuple[Precision, ...]:
+    import openvino as ov
+
+    from fairseq_openvino.runtime.engine import PRECISIONS
+
+    core = ov.Core()
+    model = _probe()
+    return tuple(
+        _read_back(core, model, device, asked)
+        for device in core.available_devices
+        for asked in PRECISIONS
+    )
+
+
+def _probe() -> ov.Model:
+    """A graph with one matrix product, (?, 64) x (64, 64)."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    rows = ops.parameter([-1, PROBE_WIDTH], np.float32, name="rows")
+    weights = np.linspace(-1, 1, PROBE_WIDTH**2, dtype=np.float32)
+    product = ops.matmul(rows, ops.constant(weights.reshape(PROBE_WIDTH, -1)), False, False)
+    return ov.Model([product], [rows], "doctor")
+
+
+def _read_back(core: ov.Core, model: ov.Model, device: str, asked: str) -> Precision:
+    from fairseq_openvino.runtime.engine import compile_properties
+
+    try:
+        compiled = core.compile_model(model, device, compile_properties(asked, device))
+        compiled({0: np.ones((1, PROBE_WIDTH), np.float32)})
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        return Precision(device, asked, f"does not compile: {reason}")
+    known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+    values = {key: _spelled(compiled.get_property(key)) for key in READ_BACK if key in known}
+    return Precision(device, asked, _executed(compiled), values)
+
+
+def _spelled(value: object) -> str:
+    name = value.get_type_name() if hasattr(value, "get_type_name") else value
+    return str(name)
+
+
+def _executed(compiled: ov.CompiledModel) -> str:
+    """`runtimePrecision` of the node that does the product, from the executed graph."""
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: str(value.astype(str)) for key, value in node.rt_info.items()}
+        if info.get("layerType") in ("MatMul", "FullyConnected"):
+            return info.get("runtimePrecision", "unknown")
+    return "unknown"

@@ -1,0 +1,91 @@
+"""The exception tree and the process exit codes.
+
+Every message follows one grammar: `<what failed> in <where>: expected <X>, got <Y>. <What to do>.`
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+"""Everything asked for was done."""
+EXIT_PARTIAL = 1
+"""The run ended, but some utterances failed or a comparison did not hold (they are listed)."""
+EXIT_USAGE = 2
+"""The command line is wrong; nothing was done."""
+EXIT_MODEL = 3
+"""A checkpoint, bundle, vocabulary or feature configuration is missing, damaged or does not fit."""
+EXIT_UNSAFE = 4
+"""The input was refused because loading it could run code."""
+EXIT_ENVIRONMENT = 5
+"""A dependency, a device, a permission or disk space is missing."""
+EXIT_INTERRUPTED = 130
+"""Stopped by Ctrl-C."""
+
+
+class FairseqOpenVINOError(Exception):
+    """Base of every error this package raises on purpose; `exit_code` is what the CLI returns."""
+
+    exit_code = EXIT_PARTIAL
+
+
+class OptionError(FairseqOpenVINOError, ValueError):
+    """Options contradict each other or cannot work with this engine: change the named flag."""
+
+    exit_code = EXIT_USAGE
+
+
+class AudioError(FairseqOpenVINOError):
+    """One audio file cannot be used: repair, convert or drop that file."""
+
+
+class UtteranceTooLongError(AudioError):
+    """An utterance exceeds the positions the model was trained with: split it."""
+
+
+class NumericsError(FairseqOpenVINOError):
+    """The model produced NaN or infinity: use a higher precision or check the weights."""
+
+
+class ModelError(FairseqOpenVINOError):
+    """Model, vocabulary and feature configuration do not fit together: check the named file."""
+
+    exit_code = EXIT_MODEL
+
+
+class CheckpointError(ModelError):
+    """A checkpoint file is missing, truncated or not a Fairseq checkpoint."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint contains globals outside the allow-list; loading it could run code."""
+
+    exit_code = EXIT_UNSAFE
+
+
+class ArchitectureError(ModelError):
+    """The checkpoint's architecture has no exporter."""
+
+
+class BundleError(ModelError):
+    """A bundle directory is missing, incomplete, damaged or of another format version."""
+
+
+class ParityError(ModelError):
+    """An exported graph does not compute what the torch model computes; nothing was published."""
+
+
+class MissingDependencyError(FairseqOpenVINOError, ImportError):
+    """An optional package is missing: install the named extra."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
+class DeviceError(FairseqOpenVINOError):
+    """OpenVINO cannot compile for the requested device."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
+class StorageError(FairseqOpenVINOError, OSError):
+    """Files could not be written: check permission and free space of the named directory."""
+
+    exit_code = EXIT_ENVIRONMENT

@@ -1,0 +1,36 @@
+"""What every architecture hands to the exporter: two torch graphs and the numbers around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+MASKED = -65504.0
+"""Additive bias of a masked position: exp() of it is 0 in f32 and it is finite in f16 and bf16."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Encoder and decoder as `torch.nn.Module` with the signatures of `export/onnx.py`."""
+
+    architecture: str
+    encoder: Any
+    decoder: Any
+    layers: int
+    """P, decoder layers."""
+    heads: int
+    """H, attention heads of the decoder."""
+    head_width: int
+    """dh."""
+    model_width: int
+    """D of the decoder."""
+    feature_bins: int
+    """F."""
+    vocabulary_size: int
+    """V."""
+    max_source_frames: int
+    """Largest T the model was configured for."""
+    max_target_tokens: int
+    """Decoder positions."""
+    subsampling: int
+    """T / S, rounded."""

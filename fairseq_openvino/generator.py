@@ -1,0 +1,86 @@
+"""Our beam search behind the interface of Fairseq's `SequenceGenerator`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq_openvino.errors import NumericsError
+from fairseq_openvino.model import Hypothesis
+from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
+from fairseq_openvino.search import SearchOptions, TokenIds, generate
+
+
+class OpenVINOGenerator:
+    """Plain beam search of one model: same hypotheses as Fairseq's generator, less work a step."""
+
+    def __init__(self, original: Any, model: S2TOpenVINOModel) -> None:
+        self.model = model.speech_model
+        self.eos = original.eos
+        self.symbols_to_strip_from_output = original.symbols_to_strip_from_output
+        self.options = SearchOptions(
+            beam=original.beam_size,
+            max_len_a=original.max_len_a,
+            max_len_b=original.max_len_b,
+            min_len=original.min_len,
+            lenpen=original.len_penalty,
+            unkpen=original.unk_penalty,
+            normalize_scores=original.normalize_scores,
+        )
+        self.pad, self.unk = original.pad, original.unk
+        suppressed = original.token_indices_to_suppress
+        self.suppressed = () if suppressed is None else tuple(suppressed.tolist())
+
+    def generate(
+        self,
+        models: Any,
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Any = None,
+        bos_token: int | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """A batch as Fairseq's dataset collates it to n-best lists of dictionaries.
+
+        Raises:
+            NumericsError: naming the utterances of the batch.
+        """
+        features = sample["net_input"]["src_tokens"].cpu().numpy()  # (N, T, F)
+        lengths = sample["net_input"]["src_lengths"].cpu().numpy()
+        prefix = None if prefix_tokens is None else prefix_tokens.cpu().numpy()
+        ids = TokenIds(self.pad, self.eos, self.unk, bos_token, self.suppressed)
+        encoded = self.model.encode(features, lengths)
+        try:
+            found = generate(self.model, encoded, features.shape[1], self.options, ids, prefix)
+        except NumericsError as error:
+            utterances = sample["id"].tolist() if "id" in sample else []
+            raise NumericsError(f"{error} Utterances of the batch: {utterances}.") from error
+        return [[_as_fairseq(hypothesis) for hypothesis in best] for best in found]
+
+
+def replaces(generator: Any) -> bool:
+    """Whether `OpenVINOGenerator` computes exactly what this Fairseq generator computes."""
+    from fairseq.search import BeamSearch
+    from fairseq.sequence_generator import SequenceGenerator
+
+    return (
+        type(generator) is SequenceGenerator
+        and type(generator.search) is BeamSearch
+        and generator.model.models_size == 1
+        and isinstance(generator.model.single_model, S2TOpenVINOModel)
+        and generator.lm_model is None
+        and generator.temperature == 1.0
+        and generator.repeat_ngram_blocker is None
+        and not generator.match_source_len
+    )
+
+
+def _as_fairseq(hypothesis: Hypothesis) -> dict[str, Any]:
+    return {
+        "tokens": torch.from_numpy(hypothesis.tokens),
+        "score": torch.tensor(hypothesis.score),
+        "attention": torch.empty(0),  # the S2T decoders return none either
+        "alignment": torch.empty(0),
+        "positional_scores": torch.from_numpy(hypothesis.positional_scores),
+    }

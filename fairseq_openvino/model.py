@@ -1,0 +1,104 @@
+"""The contract between models and everything that uses them.
+
+A `SpeechModel` is immutable after loading and may be shared between threads. Everything mutable
+lives in a `DecoderSession`, which belongs to one batch and one thread; a session that raised is
+closed and never used again. Search never touches keys and values: reordering beams is an input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from fairseq_openvino.bundle import Manifest
+from fairseq_openvino.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Cross-attention inputs of N utterances, computed once."""
+
+    lengths: np.ndarray
+    """Valid encoder frames, shape (N,)."""
+    tensors: dict[str, Any]
+    """`cross_bias` (N, 1, 1, S), `cross_key.p` and `cross_value.p` (N, H, S, dh)."""
+
+    @property
+    def utterances(self) -> int:
+        """N."""
+        return len(self.lengths)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The C best next tokens of each row, best first."""
+
+    scores: np.ndarray
+    """Biased log-probabilities, shape (R, C), float32."""
+    tokens: np.ndarray
+    """Token ids, shape (R, C)."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One finished output."""
+
+    tokens: np.ndarray
+    """Token ids including the final eos, shape (n,), int64."""
+    score: float
+    """Length-normalised log-probability, base e."""
+    positional_scores: np.ndarray
+    """Log-probability of each token, shape (n,), float32."""
+
+
+class DecoderSession(Protocol):
+    """Decoding state of one batch."""
+
+    def step(self, tokens: np.ndarray, beam_idx: np.ndarray) -> np.ndarray:
+        """Append tokens (R, l) after reordering the rows by beam_idx (R,).
+
+        Returns log-probabilities, shape (R, l, V), float32, valid until the next call.
+        """
+        ...
+
+    def candidates(self, tokens: np.ndarray, beam_idx: np.ndarray, bias: np.ndarray) -> Candidates:
+        """As `step` with l = 1; returns the C best tokens under log-prob + bias, (1 or R, V)."""
+        ...
+
+    def keep(self, utterances: np.ndarray) -> None:
+        """Drop all other utterances; the next `beam_idx` refers to the rows before the drop."""
+        ...
+
+    def __enter__(self) -> DecoderSession: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class SpeechModel(Protocol):
+    """A loaded model of any family."""
+
+    manifest: Manifest
+    vocabulary: Vocabulary
+
+    def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+        """Waveform (samples,) in [-1, 1] to encoder input (T, F)."""
+        ...
+
+    def encode(self, features: np.ndarray, lengths: np.ndarray) -> EncoderOutput:
+        """Features (N, T, F), zero-padded, and their lengths (N,) in frames."""
+        ...
+
+    def open(self, encoded: EncoderOutput, beam: int, candidates: int = 0) -> DecoderSession:
+        """A session with K = `beam` rows an utterance.
+
+        C = `candidates` > 0 opens it for `candidates()`, 0 for `step()`.
+        """
+        ...

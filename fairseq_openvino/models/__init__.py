@@ -1,0 +1,1 @@
+"""Fairseq models; this folder is imported by `--user-dir fairseq_openvino`."""

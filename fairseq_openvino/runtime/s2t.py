@@ -1,0 +1,216 @@
+"""The Fairseq S2T family: filter banks with CMVN, eos as the first token, `<lang:xx>` prefixes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+
+from fairseq_openvino import features as feature_functions
+from fairseq_openvino.audio import read_audio
+from fairseq_openvino.bundle import Bundle, FeatureConfig
+from fairseq_openvino.errors import AudioError, ModelError, OptionError, UtteranceTooLongError
+from fairseq_openvino.model import EncoderOutput, Hypothesis
+from fairseq_openvino.runtime.engine import Engine, EngineOptions
+from fairseq_openvino.runtime.session import Session, concatenate, encode
+from fairseq_openvino.search import SearchOptions, TokenIds, generate
+from fairseq_openvino.vocabulary import Vocabulary, check_size, load_dictionary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What one audio file became."""
+
+    path: str
+    text: str
+    """Detokenised text of the best hypothesis."""
+    score: float
+    """Its length-normalised log-probability, base e."""
+    seconds: float
+    """Duration of the audio."""
+    hypotheses: tuple[tuple[str, Hypothesis], ...]
+    """Text and tokens of the n best, best first."""
+
+
+class S2TModel:
+    """A `SpeechModel` over a Fairseq S2T bundle."""
+
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+        self.bundle, self.manifest = bundle, bundle.manifest
+        text = self.manifest.text
+        path = bundle.path(text.dictionary)
+        symbols = load_dictionary(path)
+        check_size(path, symbols, self.manifest.dimensions.vocabulary_size)
+        self.vocabulary = Vocabulary(symbols, text.bpe)
+        self.engine = Engine(bundle, options)
+        self._cmvn = _load_cmvn(bundle)
+
+    def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+        """Waveform (samples,) in [-1, 1] to (T, F), with the transforms of the training data.
+
+        Raises:
+            AudioError: the waveform is shorter than one frame (25 ms).
+            UtteranceTooLongError: more frames than the model has positions for.
+        """
+        config = self.manifest.features
+        frames = feature_functions.fbank(waveform, sample_rate_hz, config.bins)
+        if not len(frames):
+            raise AudioError(
+                f"Computing features failed: expected at least {feature_functions.FRAME_LENGTH_MS:.0f}"
+                f" ms of audio, got {1000 * len(waveform) / sample_rate_hz:.1f} ms. Drop the file."
+            )
+        limit = self.manifest.limits.max_source_frames
+        if len(frames) > limit:
+            raise UtteranceTooLongError(
+                f"Computing features failed: expected at most {limit} frames (max_source_positions), "
+                f"got {len(frames)}. Split the audio."
+            )
+        for transform in config.transforms:
+            if transform == "utterance_cmvn":
+                frames = feature_functions.utterance_cmvn(frames)
+            elif transform == "global_cmvn":
+                frames = feature_functions.global_cmvn(frames, *self._cmvn)
+            else:
+                raise ModelError(
+                    f"Computing features failed in {str(self.bundle.directory)!r}: expected "
+                    f"utterance_cmvn or global_cmvn, got {transform!r}. Use fairseq-generate."
+                )
+        return frames.astype(np.float32)
+
+    def encode(self, features: np.ndarray, lengths: np.ndarray) -> EncoderOutput:
+        """Features (N, T, F), zero-padded, and lengths (N,) in frames, to cross-attention tensors."""
+        bins = self.manifest.dimensions.feature_bins
+        if features.shape[2:] != (bins,):
+            raise ModelError(
+                f"Encoding failed in {str(self.bundle.directory)!r}: expected features (N, T, {bins}),"
+                f" got {features.shape}. Use the feature configuration the model was trained with."
+            )
+        return encode(self.engine, features, lengths)
+
+    def open(self, encoded: EncoderOutput, beam: int, candidates: int = 0) -> Session:
+        """A decoder session with `beam` rows an utterance; see `model.SpeechModel.open`."""
+        return Session(self.engine, encoded, candidates)
+
+    def token_ids(self) -> TokenIds:
+        """Special tokens for the search."""
+        ids = self.manifest.tokens
+        return TokenIds(pad=ids.pad, eos=ids.eos, unk=ids.unk)
+
+    def read(self, path: str | PathLike[str]) -> tuple[np.ndarray, float]:
+        """Features (T, F) of an audio file and its duration in seconds.
+
+        Audio of another rate than the training features is resampled.
+        """
+        waveform, rate_hz = read_audio(path, self.manifest.features.sample_rate_hz)
+        try:
+            return self.features(waveform, rate_hz), len(waveform) / rate_hz
+        except AudioError as error:
+            raise type(error)(f"{path}: {error}") from error
+
+    def transcribe(
+        self,
+        audio: str | PathLike[str],
+        *,
+        beam: int = 5,
+        nbest: int = 1,
+        language: str | None = None,
+        lenpen: float = 1.0,
+        max_len_a: float = 0.0,
+        max_len_b: int = 200,
+    ) -> Transcript:
+        """One audio file to text.
+
+        Args:
+            audio: path of a WAV, FLAC, OGG or MP3 file.
+            beam: beams (K).
+            nbest: hypotheses to return, at most `beam`.
+            language: target language of a multilingual model (`<lang:xx>`).
+            lenpen: length penalty, as Fairseq's.
+            max_len_a: longest output = max_len_a * frames + max_len_b tokens.
+            max_len_b: see max_len_a.
+
+        Raises:
+            AudioError: the file cannot be used.
+            OptionError: the options contradict each other or the model.
+        """
+        options = SearchOptions(beam, max_len_a, max_len_b, lenpen=lenpen)
+        return self.transcribe_batch([audio], options, nbest, language)[0]
+
+    def transcribe_batch(
+        self,
+        paths: Sequence[str | PathLike[str]],
+        options: SearchOptions | None = None,
+        nbest: int = 1,
+        language: str | None = None,
+    ) -> list[Transcript]:
+        """Several files, decoded together, in the order given.
+
+        Each file is encoded alone, so its result does not depend on the other files.
+
+        Raises:
+            AudioError: a file cannot be used.
+            OptionError: the options contradict each other or the model.
+        """
+        options = options or SearchOptions()
+        if not 1 <= nbest <= options.beam:
+            raise OptionError(
+                f"Transcribing failed in --nbest: expected 1 to --beam {options.beam}, got {nbest}. "
+                "Raise --beam or lower --nbest."
+            )
+        prefix = self._language_prefix(language)
+        loaded = [self.read(path) for path in paths]
+        encoded = [self.encode(x[None], np.array([len(x)])) for x, _ in loaded]
+        found: list[list[Hypothesis]] = []
+        for group in _same_limit([len(x) for x, _ in loaded], options):
+            batch = concatenate([encoded[i] for i in group])
+            forced = None if prefix is None else np.repeat(prefix, len(group), axis=0)
+            frames = len(loaded[group[0]][0])
+            found += generate(self, batch, frames, options, self.token_ids(), forced)
+        return [
+            self._transcript(str(path), seconds, hypotheses[:nbest])
+            for path, (_, seconds), hypotheses in zip(paths, loaded, found, strict=True)
+        ]
+
+    def _transcript(self, path: str, seconds: float, hypotheses: list[Hypothesis]) -> Transcript:
+        texts = tuple((self.vocabulary.text(h.tokens), h) for h in hypotheses)
+        return Transcript(path, texts[0][0], hypotheses[0].score, seconds, texts)
+
+    def _language_prefix(self, language: str | None) -> np.ndarray | None:
+        """Token id of the language tag, shape (1, 1)."""
+        languages = self.vocabulary.languages
+        if language is None:
+            if not self.manifest.text.prepend_language_tag:
+                return None
+            raise OptionError(
+                f"Transcribing failed in --language: expected one of {', '.join(sorted(languages))} "
+                "(the model is multilingual), got none. Name the target language."
+            )
+        if language not in languages:
+            raise OptionError(
+                f"Transcribing failed in --language: expected one of "
+                f"{', '.join(sorted(languages)) or 'none (the model has one language)'}, "
+                f"got {language!r}. Choose a language of the model."
+            )
+        return np.array([[languages[language]]])
+
+
+def _same_limit(frames: Sequence[int], options: SearchOptions) -> Iterator[list[int]]:
+    """Indices decoded together: all, unless the output limit depends on each one's own length."""
+    if options.max_len_a == 0:
+        yield list(range(len(frames)))
+    else:
+        yield from ([i] for i in range(len(frames)))
+
+
+def _load_cmvn(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
+    config: FeatureConfig = bundle.manifest.features
+    if config.global_cmvn is None:
+        return np.zeros(config.bins, np.float32), np.ones(config.bins, np.float32)
+    path = bundle.path(config.global_cmvn)
+    with np.load(path, allow_pickle=False) as stats:
+        return stats["mean"], stats["std"]

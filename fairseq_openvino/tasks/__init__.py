@@ -1,0 +1,1 @@
+"""Fairseq tasks; this folder is imported by `--user-dir fairseq_openvino`."""

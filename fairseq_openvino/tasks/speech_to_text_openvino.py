@@ -1,0 +1,220 @@
+"""`--ov-engine` for Fairseq's `speech_to_text`, and the same as a task of its own.
+
+Importing this module, as `--user-dir fairseq_openvino` does, applies the compatibility shims and
+adds the --ov-* flags. Checkpoints are replaced where Fairseq loads them: with a bundle at hand no
+torch weight is read, and a bundle as --path unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from fairseq import checkpoint_utils
+from fairseq.tasks import register_task
+from fairseq.tasks.speech_to_text import SpeechToTextTask
+
+from fairseq_openvino.atomic import sha256
+from fairseq_openvino.bundle import Bundle, is_bundle, open_bundle
+from fairseq_openvino.compat import apply_shims
+from fairseq_openvino.errors import ModelError, OptionError
+from fairseq_openvino.export.cache import cached_bundle, default_cache_dir
+from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.generation import guard_commands, skip_unreadable_audio
+from fairseq_openvino.generator import OpenVINOGenerator, replaces
+from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
+from fairseq_openvino.runtime import load_model
+from fairseq_openvino.runtime.engine import PRECISIONS
+
+logger = logging.getLogger(__name__)
+
+REFUSED = {
+    "retain_dropout": "dropout is not part of an exported graph",
+    "print_alignment": "Fairseq's S2T decoders return no attention",
+    "fp16": "precision is set by --ov-precision",
+    "iter_decode_with_beam": "iterative refinement is not autoregressive",
+}
+"""Options that cannot work with --ov-engine, and why."""
+
+
+def add_engine_arguments(parser: ArgumentParser) -> None:
+    """The --ov-* flags."""
+    group = parser.add_argument_group("OpenVINO")
+    group.add_argument("--ov-engine", action="store_true", help="generate with OpenVINO")
+    group.add_argument(
+        "--ov-model", metavar="BUNDLE", help="exported bundle to run (default: export and cache)"
+    )
+    group.add_argument("--ov-device", default="CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO")
+    group.add_argument(
+        "--ov-precision", default="f32", choices=PRECISIONS, help="inference precision"
+    )
+    group.add_argument("--ov-threads", type=int, metavar="N", help="CPU threads (default: all)")
+    group.add_argument("--ov-streams", type=int, metavar="N", help="parallel requests (default: 1)")
+    group.add_argument(
+        "--ov-cache-dir", metavar="DIR", help="exported bundles and compiled models are kept here"
+    )
+
+
+def check_options(arguments: Namespace) -> None:
+    """Refuse, before any work, what the engine cannot do.
+
+    Raises:
+        OptionError: naming the flag and the reason.
+    """
+    for name, reason in REFUSED.items():
+        value = getattr(arguments, name, None)
+        if value and not (name == "iter_decode_with_beam" and value == 1):
+            flag = "--" + name.replace("_", "-")
+            raise OptionError(
+                f"Generating with --ov-engine failed in {flag}: expected it unset, got {value!r}; "
+                f"{reason}. Leave out {flag} or --ov-engine."
+            )
+
+
+_fairseq_load = checkpoint_utils.load_model_ensemble_and_task
+_fairseq_build_generator = SpeechToTextTask.build_generator
+_fairseq_add_args = SpeechToTextTask.add_args.__func__
+
+
+def load_model_ensemble_and_task(
+    filenames: list[str], arg_overrides: dict[str, Any] | None = None, task: Any = None,
+    *args: Any, **kwargs: Any,
+) -> tuple[list[Any], Any, Any]:  # fmt: skip
+    """Fairseq's loader, with bundles in place of checkpoints where the engine runs them."""
+    bundles = [is_bundle(name) for name in filenames]
+    arguments: Any = getattr(task, "args", None)
+    wanted = isinstance(task, SpeechToTextTask) and getattr(arguments, "ov_engine", False)
+    if not wanted and not any(bundles):
+        return _fairseq_load(filenames, arg_overrides, task, *args, **kwargs)
+    if not isinstance(task, SpeechToTextTask):
+        raise OptionError(
+            f"Loading a bundle failed in --path {filenames}: expected the task speech_to_text or "
+            f"speech_to_text_openvino, got {type(task).__name__}. Set --task."
+        )
+    check_options(arguments)
+    chosen = _choose(filenames, arguments)
+    overrides = dict(arg_overrides or {})
+    models = []
+    for name, source in zip(filenames, chosen, strict=True):
+        bundle = _bundle(Path(name), Path(source), arguments, overrides)
+        _check_fit(bundle, task)
+        models.append(_model(bundle, arguments, task))
+    return models, Namespace(task=arguments, model=Namespace(arch="s2t_openvino")), task
+
+
+def _choose(filenames: list[str], arguments: Namespace) -> list[str]:
+    given = getattr(arguments, "ov_model", None)
+    if given is None:
+        return filenames
+    chosen: list[str] = given.split(":")
+    if len(chosen) != len(filenames):
+        raise OptionError(
+            f"Loading bundles failed in --ov-model: expected one for each --path ({len(filenames)}), "
+            f"got {len(chosen)}. Separate bundles with ':'."
+        )
+    return chosen
+
+
+def _bundle(
+    checkpoint: Path, source: Path, arguments: Namespace, overrides: dict[str, Any]
+) -> Bundle:
+    if source != checkpoint or is_bundle(source):
+        bundle = open_bundle(source)
+        stated = bundle.manifest.source.get("sha256")
+        if checkpoint.is_file() and stated != sha256(checkpoint):
+            logger.warning(f"--ov-model {source} was not exported from --path {checkpoint}")
+        if overrides and bundle.manifest.source.get("overrides") != {
+            key: repr(value) for key, value in overrides.items()
+        }:
+            logger.warning(f"--model-overrides have no effect on the exported bundle {source}")
+        return bundle
+    data = DataDirectory(Path(arguments.data), arguments.config_yaml)
+    return cached_bundle(checkpoint, data, overrides, _cache_dir(arguments))
+
+
+def _cache_dir(arguments: Namespace) -> Path:
+    given = getattr(arguments, "ov_cache_dir", None)
+    return default_cache_dir() if given is None else Path(given)
+
+
+def _check_fit(bundle: Bundle, task: Any) -> None:
+    """The data directory's dictionary and features must be the bundle's."""
+    from fairseq_openvino.vocabulary import load_dictionary
+
+    symbols = load_dictionary(bundle.path(bundle.manifest.text.dictionary))
+    if tuple(task.target_dictionary.symbols) != symbols:
+        raise ModelError(
+            f"Loading a bundle failed in {str(bundle.directory)!r}: expected the dictionary of the "
+            f"data directory ({len(task.target_dictionary)} symbols), got another one "
+            f"({len(symbols)} symbols). Use the data directory the model was trained with."
+        )
+    bins = task.data_cfg.input_feat_per_channel * task.data_cfg.input_channels
+    if bins != bundle.manifest.dimensions.feature_bins:
+        raise ModelError(
+            f"Loading a bundle failed in {str(bundle.directory)!r}: expected {bins} feature bins as "
+            f"in the data configuration, got {bundle.manifest.dimensions.feature_bins}. Use the "
+            "configuration the model was trained with."
+        )
+
+
+def _model(bundle: Bundle, arguments: Namespace, task: Any) -> S2TOpenVINOModel:
+    def option(name: str, default: Any) -> Any:
+        return getattr(arguments, name, default)
+
+    precision, device = option("ov_precision", "f32"), option("ov_device", "CPU")
+    speech_model = load_model(
+        bundle,
+        device=device,
+        precision=precision,
+        threads=option("ov_threads", None),
+        streams=option("ov_streams", None),
+        cache_dir=_cache_dir(arguments) / "compiled",
+    )
+    logger.info(
+        f"OpenVINO engine: {bundle.manifest.architecture} from {bundle.directory} on {device}, "
+        f"inference and cache precision {precision}"
+    )
+    return S2TOpenVINOModel(speech_model, task.target_dictionary)
+
+
+def build_generator(
+    self: Any,
+    models: list[Any],
+    args: Any,
+    seq_gen_cls: Any = None,
+    extra_gen_cls_kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """Fairseq's generator, or ours where it computes the same."""
+    generator = _fairseq_build_generator(self, models, args, seq_gen_cls, extra_gen_cls_kwargs)
+    if replaces(generator):
+        return OpenVINOGenerator(generator, models[0])
+    if any(isinstance(model, S2TOpenVINOModel) for model in models):
+        logger.info(f"search: Fairseq's {type(generator).__name__} over the OpenVINO model")
+    return generator
+
+
+def add_args(cls: type[SpeechToTextTask], parser: ArgumentParser) -> None:
+    """Fairseq's arguments of the task, then ours."""
+    _fairseq_add_args(cls, parser)
+    add_engine_arguments(parser)
+
+
+apply_shims()
+skip_unreadable_audio()
+guard_commands()
+checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
+SpeechToTextTask.build_generator = build_generator
+SpeechToTextTask.add_args = classmethod(add_args)
+
+
+@register_task("speech_to_text_openvino")
+class SpeechToTextOpenVINOTask(SpeechToTextTask):  # type: ignore[misc]
+    """`speech_to_text` that always generates with OpenVINO."""
+
+    @classmethod
+    def setup_task(cls, args: Namespace, **kwargs: Any) -> SpeechToTextOpenVINOTask:
+        """As the parent, with --ov-engine on."""
+        args.ov_engine = True
+        return super().setup_task(args, **kwargs)

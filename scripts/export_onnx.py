@@ -1,0 +1,8 @@
+"""Export a Fairseq checkpoint to a bundle: ONNX graphs, OpenVINO IR, parity report, manifest."""
+
+import sys
+
+from fairseq_openvino.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["export", *sys.argv[1:]]))

@@ -1,0 +1,517 @@
+"""The CoVoST recipe: tables, features, manifests, vocabulary, checkpoints, shipped model."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import soundfile
+import torch
+import yaml
+
+from fairseq_openvino.audio import read_audio
+from fairseq_openvino.errors import CheckpointError, MissingDependencyError, OptionError
+from fairseq_openvino.features import fbank, utterance_cmvn
+
+RECIPE = Path(__file__).parents[1] / "examples" / "covost"
+MINI = RECIPE / "mini"
+sys.path.insert(0, str(RECIPE))
+
+import grammar  # noqa: E402
+import pack_mini  # noqa: E402
+import prep_covost  # noqa: E402
+import strip_checkpoint  # noqa: E402
+import synthesize  # noqa: E402
+
+RATE_HZ = 16_000
+ENGLISH = ("red", "green", "blue", "small", "old", "new")
+GERMAN = ("rot", "grün", "blau", "klein", "alt", "neu")
+
+TRANSLATIONS = {
+    "On Saturday we want to eat my cheap apple under the bridge.": (
+        "Am Samstag wollen wir meinen billigen Apfel unter der Brücke essen."
+    ),
+    "They forget the table behind the church on the third of October.": (
+        "Sie vergessen am dritten Oktober den Tisch hinter der Kirche."
+    ),
+    "Laura repairs the lamp in the morning.": "Laura repariert am Morgen die Lampe.",
+    "She saw twenty lamps on the tenth of January.": (
+        "Sie hat am zehnten Januar zwanzig Lampen gesehen."
+    ),
+    "Where is the beautiful chair?": "Wo ist der schöne Stuhl?",
+    "I found a red dog.": "Ich habe einen roten Hund gefunden.",
+    "There are three beautiful cameras at school.": "Es gibt drei schöne Kameras in der Schule.",
+}
+"""Sentences the grammar draws with seed 1: inversion, verb-final clauses, case and gender."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip of a test corpus; `rate_hz` 0 writes a file that is not audio, -1 none."""
+
+    name: str
+    split: str
+    seconds: float = 0.4
+    rate_hz: int = RATE_HZ
+    translation: str = "rot und grün"
+
+
+def _entries() -> list[Entry]:
+    splits = ["train"] * 12 + ["train_covost", "dev", "dev", "test", "test"]
+    return [
+        Entry(
+            f"clip_{index}.mp3",
+            split,
+            0.3 + 0.05 * index,
+            translation=f"{GERMAN[index % 6]} oder {GERMAN[(index * 5 + 1) % 6]}",
+        )
+        for index, split in enumerate(splits)
+    ]
+
+
+def _write(root: Path, entries: list[Entry]) -> Path:
+    """A corpus of noise with tones in the layout of CoVoST 2; returns its `en` directory."""
+    directory = root / "en"
+    (directory / "clips").mkdir(parents=True)
+    random = np.random.default_rng(3)
+    validated = ["client_id\tpath\tsentence\tup_votes"]
+    covost = ["path\ttranslation\tsplit"]
+    for index, entry in enumerate(entries):
+        target = directory / "clips" / entry.name
+        if entry.rate_hz > 0:
+            time = np.arange(int(entry.seconds * entry.rate_hz)) / entry.rate_hz
+            tone = 0.3 * np.sin(2 * np.pi * (200 + 40 * index) * time)
+            waveform = tone + 0.01 * random.standard_normal(len(time))
+            soundfile.write(target, waveform.astype(np.float32), entry.rate_hz, format="MP3")
+        elif entry.rate_hz == 0:
+            target.write_bytes(b"not audio" * 50)
+        validated.append(f"speaker{index % 3}\t{entry.name}\t{ENGLISH[index % 6]} colour\t2")
+        covost.append(f"{entry.name}\t{entry.translation}\t{entry.split}")
+    (directory / "validated.tsv").write_text("\n".join(validated) + "\n", "utf-8")
+    (directory / "covost_v2.en_de.tsv").write_text("\n".join(covost) + "\n", "utf-8")
+    return directory
+
+
+def _prep(directory: Path, *options: str, target: str | None = "de", kind: str = "char") -> int:
+    arguments = ["--data-root", str(directory.parent), "--src-lang", "en", "--workers", "1"]
+    arguments += ["--vocab-type", kind, *options] + (["--tgt-lang", target] if target else [])
+    return prep_covost.main(arguments)
+
+
+def _manifest(path: Path) -> dict[str, dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, dialect="excel-tab", quoting=csv.QUOTE_NONE)
+        return {row["id"]: row for row in rows}
+
+
+def _zip_slice(directory: Path, reference: str) -> np.ndarray:
+    name, offset, size = reference.split(":")
+    data = (directory / name).read_bytes()[int(offset) : int(offset) + int(size)]
+    path = directory / "slice.npy"
+    path.write_bytes(data)
+    return np.load(path)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus prepared for translation; tests must not change it."""
+    directory = _write(tmp_path_factory.mktemp("prepared"), _entries())
+    assert _prep(directory) == 0
+    return directory
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Callable[..., Path]:
+    """Write the usual corpus plus the given entries."""
+    return lambda *extra: _write(tmp_path, [*_entries(), *extra])
+
+
+def test_zip_references_hold_the_features_of_the_clips(prepared: Path) -> None:
+    rows = _manifest(prepared / "train_st_en_de.tsv")
+    assert len(rows) == 13
+    for name, row in rows.items():
+        waveform, rate_hz = read_audio(prepared / "clips" / f"{name}.mp3")
+        expected = fbank(waveform, rate_hz)
+        np.testing.assert_array_equal(_zip_slice(prepared, row["audio"]), expected)
+        assert int(row["n_frames"]) == len(expected)
+
+
+def test_manifest_columns_and_texts(prepared: Path) -> None:
+    row = _manifest(prepared / "dev_st_en_de.tsv")["clip_13"]
+    expected = [
+        "id",
+        "audio",
+        "n_frames",
+        "tgt_text",
+        "speaker",
+        "src_text",
+        "src_lang",
+        "tgt_lang",
+    ]
+    assert list(row) == expected
+    assert row["tgt_text"] == "grün oder rot"
+    assert row["src_text"] == "green colour"
+    assert (row["speaker"], row["src_lang"], row["tgt_lang"]) == ("speaker1", "en", "de")
+
+
+def test_configuration_is_fairseqs_and_movable(prepared: Path) -> None:
+    config = yaml.safe_load((prepared / "config_st_en_de.yaml").read_text("utf-8"))
+    assert config.pop("audio_root") == prepared.as_posix()
+    assert str(prepared) not in json.dumps(config)
+    assert config["bpe_tokenizer"]["sentencepiece_model"] == "spm_char_st_en_de.model"
+    assert config["vocab_filename"] == "spm_char_st_en_de.txt"
+    assert config["sample_rate"] == RATE_HZ
+    assert config["transforms"] == {
+        "*": ["utterance_cmvn"],
+        "_train": ["utterance_cmvn", "specaugment"],
+    }
+    assert (config["specaugment"]["freq_mask_F"], config["specaugment"]["time_mask_T"]) == (27, 100)
+
+
+def test_vocabulary_has_fairseqs_special_ids(prepared: Path) -> None:
+    model = sentencepiece.SentencePieceProcessor(str(prepared / "spm_char_st_en_de.model"))
+    assert [model.id_to_piece(index) for index in range(4)] == ["<s>", "<pad>", "</s>", "<unk>"]
+    lines = (prepared / "spm_char_st_en_de.txt").read_text("utf-8").splitlines()
+    pieces = [model.id_to_piece(index) for index in range(4, model.get_piece_size())]
+    assert lines == [f"{piece} 1" for piece in pieces]
+    assert {"ü", "▁", "r"} <= set(pieces)
+
+
+def test_fairseq_loads_the_manifest(prepared: Path) -> None:
+    encoders = pytest.importorskip("fairseq.data.encoders.sentencepiece_bpe")
+    from fairseq.data import Dictionary
+    from fairseq.data.audio.data_cfg import S2TDataConfig
+    from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDatasetCreator
+
+    config = S2TDataConfig(prepared / "config_st_en_de.yaml")
+    dictionary = Dictionary.load(str(prepared / config.vocab_filename))
+    tokenizer = encoders.SentencepieceBPE(
+        encoders.SentencepieceConfig(
+            sentencepiece_model=config.bpe_tokenizer["sentencepiece_model"]
+        )
+    )
+    dataset = SpeechToTextDatasetCreator.from_tsv(
+        str(prepared), config, "test_st_en_de", dictionary, None, tokenizer, False, 1, 1
+    )
+    assert len(dataset) == 2
+    item = dataset[0]
+    waveform, rate_hz = read_audio(prepared / "clips" / "clip_15.mp3")
+    expected = utterance_cmvn(fbank(waveform, rate_hz))
+    np.testing.assert_allclose(item.source.numpy(), expected, atol=1e-5)
+    assert tokenizer.decode(dictionary.string(item.target)) == "klein oder alt"
+    assert dictionary.unk() not in item.target.tolist()
+
+
+def test_filters(corpus: Callable[..., Path]) -> None:
+    directory = corpus(
+        Entry("short.mp3", "train", 0.05),
+        Entry("empty.mp3", "dev", translation=""),
+        Entry("long_train.mp3", "train", 30.2),
+        Entry("long_dev.mp3", "dev", 30.2),
+        Entry("other_split.mp3", "unused"),
+    )
+    assert _prep(directory) == 0
+    assert set(_manifest(directory / "train_st_en_de.tsv")) == {f"clip_{i}" for i in range(13)}
+    assert set(_manifest(directory / "dev_st_en_de.tsv")) == {"clip_13", "clip_14", "long_dev"}
+
+
+def test_bad_clips_are_listed_and_make_the_exit_code_one(
+    corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = corpus(
+        Entry("broken.mp3", "train", rate_hz=0), Entry("gone.mp3", "train", rate_hz=-1)
+    )
+    for _ in range(2):  # the second run reuses the features and must still report them
+        assert _prep(directory) == 1
+        assert "2 clips of train" in capsys.readouterr().err
+        lines = (directory / "skipped_train_st_en_de.tsv").read_text("utf-8").splitlines()
+        assert [line.split("\t")[0] for line in lines] == ["path", "broken.mp3", "gone.mp3"]
+        assert all("Decoding audio failed" in line for line in lines[1:])
+    assert len(_manifest(directory / "train_st_en_de.tsv")) == 13
+    assert not (directory / "skipped_dev_st_en_de.tsv").exists()
+
+
+def test_differing_rates_are_an_error_that_names_both(
+    corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = corpus(Entry("other.mp3", "train", rate_hz=32_000))
+    assert _prep(directory) == 2
+    message = capsys.readouterr().err
+    assert "16000 Hz" in message and "32000 Hz (other.mp3)" in message
+    assert "--sample-rate 16000" in message
+    assert not (directory / "fbank80.zip").exists()
+    assert _prep(directory, "--sample-rate", "16000") == 0
+    row = _manifest(directory / "train_st_en_de.tsv")["other"]
+    waveform, _ = read_audio(directory / "clips" / "other.mp3", RATE_HZ)
+    np.testing.assert_array_equal(_zip_slice(directory, row["audio"]), fbank(waveform, RATE_HZ))
+
+
+def test_existing_features_of_another_rate_are_refused(
+    corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = corpus()
+    assert _prep(directory, "--sample-rate", "8000") == 0
+    config = yaml.safe_load((directory / "config_st_en_de.yaml").read_text("utf-8"))
+    assert config["sample_rate"] == 8000
+    assert _prep(directory) == 2
+    assert "expected features at 16000 Hz, got 8000 Hz" in capsys.readouterr().err
+    assert _prep(directory, "--sample-rate", "8000") == 0
+    record = (directory / "fbank80.json").read_bytes()
+    (directory / "fbank80.json").unlink()
+    assert _prep(directory, "--sample-rate", "8000") == 2
+    (directory / "fbank80.json").write_bytes(record)
+    (directory / "fbank80.zip").write_bytes((directory / "fbank80.zip").read_bytes()[:-30])
+    assert _prep(directory, "--sample-rate", "8000") == 2
+    assert "Delete fbank80.zip to compute" in capsys.readouterr().err
+
+
+def test_a_second_run_changes_nothing(corpus: Callable[..., Path]) -> None:
+    directory = corpus()
+    assert _prep(directory, "--vocab-size", "28", kind="bpe") == 0
+    before = {path: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    kept = {path: path.stat().st_mtime_ns for path in before if path.suffix in (".zip", ".model")}
+    assert len(kept) == 2 and not list(directory.glob("*.partial"))
+    assert _prep(directory, "--vocab-size", "28", kind="bpe") == 0
+    assert {path: path.read_bytes() for path in directory.iterdir() if path.is_file()} == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_new_clips_need_new_features(
+    corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = corpus()
+    assert _prep(directory) == 0
+    shutil.copy(directory / "clips" / "clip_0.mp3", directory / "clips" / "late.mp3")
+    with open(directory / "validated.tsv", "a", encoding="utf-8") as file:
+        file.write("speaker1\tlate.mp3\tlate\t2\n")
+    with open(directory / "covost_v2.en_de.tsv", "a", encoding="utf-8") as file:
+        file.write("late.mp3\tspät\ttrain\n")
+    assert _prep(directory) == 2
+    assert "got none for 1 of them (late.mp3)" in capsys.readouterr().err
+
+
+def test_recognition_writes_the_sentences(corpus: Callable[..., Path]) -> None:
+    directory = corpus()
+    assert _prep(directory, target=None) == 0
+    assert {path.name for path in directory.glob("*_asr_en*")} == {
+        "train_asr_en.tsv", "dev_asr_en.tsv", "test_asr_en.tsv", "config_asr_en.yaml",
+        "spm_char_asr_en.model", "spm_char_asr_en.vocab", "spm_char_asr_en.txt",
+    }  # fmt: skip
+    row = _manifest(directory / "test_asr_en.tsv")["clip_15"]
+    assert (row["tgt_text"], row["tgt_lang"]) == ("small colour", "en")
+
+
+def test_manifests_of_the_clips_themselves(corpus: Callable[..., Path]) -> None:
+    directory = corpus()
+    assert _prep(directory, "--features", "none") == 0
+    assert not (directory / "fbank80.zip").exists()
+    row = _manifest(directory / "test_st_en_de.tsv")["clip_16"]
+    assert row["audio"] == "clips/clip_16.mp3"
+    assert int(row["n_frames"]) == len(fbank(*read_audio(directory / "clips" / "clip_16.mp3")))
+    assert _prep(directory, "--features", "none", "--sample-rate", "8000") == 2
+
+
+def test_translation_table_is_unpacked_or_asked_for(
+    corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = corpus()
+    table = directory / "covost_v2.en_de.tsv"
+    with tarfile.open(directory / "covost_v2.en_de.tsv.tar.gz", "w:gz") as archive:
+        archive.add(table, table.name)
+    table.unlink()
+    assert _prep(directory) == 0
+    table.unlink()
+    (directory / "covost_v2.en_de.tsv.tar.gz").unlink()
+    assert _prep(directory) == 2
+    assert "covost_v2.en_de.tsv.tar.gz" in capsys.readouterr().err
+
+
+def test_impossible_vocabulary_size_names_the_option(
+    corpus: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _prep(corpus(), "--vocab-size", "5000", kind="unigram") == 2
+    assert "Change --vocab-size" in capsys.readouterr().err
+
+
+def test_grammar_is_seeded_and_translates() -> None:
+    pairs = grammar.sentences(4200, 1)
+    assert pairs == grammar.sentences(4200, 1)
+    assert pairs[:200] != grammar.sentences(200, 2)
+    assert len({pair.english for pair in pairs}) == 4200
+    known = {pair.english: pair.german for pair in pairs}
+    for english, german in TRANSLATIONS.items():
+        assert known[english] == german
+
+
+def test_exhausted_grammar_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        grammar, "_sentence", lambda random: grammar.Pair(str(random.randrange(9)), "")
+    )
+    assert len(grammar.sentences(9, 1)) == 9
+    with pytest.raises(OptionError, match="expected 10 different ones, got 9"):
+        grammar.sentences(10, 1)
+
+
+def test_splits_share_no_sentence() -> None:
+    clips = synthesize.plan(300, 40, 40, 5)
+    by_split = {
+        split: {clip.sentence for clip in clips if clip.split == split}
+        for split in ("train", "dev", "test")
+    }
+    assert [len(by_split[split]) for split in ("train", "dev", "test")] == [300, 40, 40]
+    assert not by_split["train"] & (by_split["dev"] | by_split["test"])
+    assert len({clip.speaker for clip in clips}) == len(synthesize.SPEAKERS)
+
+
+def test_missing_espeak_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthesize.shutil, "which", lambda _: None)
+    with pytest.raises(MissingDependencyError, match="apt-get install espeak-ng"):
+        synthesize.write_corpus(tmp_path, synthesize.plan(1, 1, 1, 1))
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_synthetic_corpus_can_be_prepared(tmp_path: Path) -> None:
+    options = ["--train", "20", "--dev", "2", "--test", "2", "--seed", "4"]
+    for name in ("first", "second"):
+        assert synthesize.main(["--output", str(tmp_path / name), *options]) == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "first/en/clips").iterdir()}
+    second = {path.name: path.read_bytes() for path in (tmp_path / "second/en/clips").iterdir()}
+    assert len(first) == 24 and first == second
+    info = soundfile.info(tmp_path / "first/en/clips/common_voice_en_00000001.mp3")
+    assert (info.samplerate, info.channels, info.format) == (RATE_HZ, 1, "MP3")
+    directory = tmp_path / "first" / "en"
+    header = (directory / "validated.tsv").read_text("utf-8").splitlines()[0]
+    assert header == "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent"
+    assert _prep(directory) == 0
+    rows = _manifest(directory / "train_st_en_de.tsv")
+    assert len(rows) == 20
+    assert all(100 * 0.8 < int(row["n_frames"]) < 100 * 12 for row in rows.values())
+
+
+def _training_checkpoint(value: float) -> dict[str, object]:
+    """What fairseq-train writes, in miniature."""
+    model = argparse.Namespace(arch="s2t_transformer_xs", ctc_weight=0.5, data="/home/me/corpus/en")
+    return {
+        "cfg": {
+            "checkpoint": {"save_dir": "/home/me/run/", "restore_file": "checkpoint_last.pt"},
+            "common": {"seed": 1, "user_dir": None},
+            "model": model,
+        },
+        "model": {
+            "decoder.bias": torch.full((3,), value),
+            "decoder.version": torch.tensor(int(value)),
+            "encoder.ctc_proj.bias": torch.zeros(2),
+        },
+        "optimizer_history": [
+            {
+                "criterion_name": "C",
+                "optimizer_name": "A",
+                "num_updates": 7,
+                "lr_scheduler_state": 1,
+            }
+        ],
+        "last_optimizer_state": {"state": torch.zeros(9)},
+    }
+
+
+def _safe_load(path: Path) -> dict[str, object]:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def test_stripped_checkpoint_is_averaged_safe_and_without_paths(tmp_path: Path) -> None:
+    files = [tmp_path / f"checkpoint{index}.pt" for index in (1, 2)]
+    for value, file in zip((1.0, 4.0), files, strict=True):
+        torch.save(_training_checkpoint(value), file)
+    output = tmp_path / "small.pt"
+    assert strip_checkpoint.main([*map(str, files), "--output", str(output)]) == 0
+    state = _safe_load(output)
+    assert state["model"]["decoder.bias"].tolist() == [2.5, 2.5, 2.5]
+    assert state["model"]["decoder.version"].item() == 4
+    assert state["model"]["encoder.ctc_proj.bias"].shape == (2,)
+    assert state["last_optimizer_state"] is None
+    assert state["cfg"]["checkpoint"] == {"save_dir": "run", "restore_file": "checkpoint_last.pt"}
+    assert state["cfg"]["model"].data == "en"
+    assert b"/home" not in output.read_bytes()
+    assert strip_checkpoint.main([str(files[0]), "--drop-ctc", "--output", str(output)]) == 0
+    state = _safe_load(output)
+    assert set(state["model"]) == {"decoder.bias", "decoder.version"}
+    assert state["cfg"]["model"].ctc_weight == 0
+
+
+def test_unfit_checkpoints_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = _training_checkpoint(1.0)
+    other["model"]["decoder.bias"] = torch.zeros(4)
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 of 2.*decoder\.bias"):
+        strip_checkpoint.strip([_training_checkpoint(1.0), other])
+    unknown = _training_checkpoint(1.0)
+    unknown["cfg"]["common"]["seed"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match="key 'seed'.*got Tensor"):
+        strip_checkpoint.strip([unknown])
+    missing = tmp_path / "missing.pt"
+    assert strip_checkpoint.main([str(missing), "--output", str(tmp_path / "out.pt")]) == 3
+    assert "expected a Fairseq checkpoint" in capsys.readouterr().err
+
+
+def test_packed_directory_is_complete_and_movable(prepared: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "small.pt"
+    checkpoint.write_bytes(b"weights")
+    output = tmp_path / "packed"
+    arguments = ["--data", str(prepared), "--checkpoint", str(checkpoint), "--output", str(output)]
+    assert pack_mini.main(arguments) == 0
+    names = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert names == {
+        "checkpoint.pt", "clips/clip_15.mp3", "clips/clip_16.mp3", "config_st_en_de.yaml",
+        "spm_char_st_en_de.model", "spm_char_st_en_de.txt", "test_st_en_de.tsv",
+    }  # fmt: skip
+    assert yaml.safe_load((output / "config_st_en_de.yaml").read_text("utf-8"))["audio_root"] == "."
+    texts = [
+        path.read_text("utf-8") for path in output.iterdir() if path.suffix in (".tsv", ".yaml")
+    ]
+    assert not any(str(tmp_path) in text or str(prepared) in text for text in texts)
+    row = _manifest(output / "test_st_en_de.tsv")["clip_15"]
+    expected = _manifest(prepared / "test_st_en_de.tsv")["clip_15"]
+    assert row == {**expected, "audio": "clips/clip_15.mp3"}
+
+
+def test_shipped_model_is_small_safe_and_complete() -> None:
+    state = _safe_load(MINI / "checkpoint.pt")
+    assert (MINI / "checkpoint.pt").stat().st_size <= 8 * 2**20
+    assert state["cfg"]["model"].arch == "s2t_transformer_xs"
+    config = yaml.safe_load((MINI / "config_st_en_de.yaml").read_text("utf-8"))
+    vocabulary = (MINI / config["vocab_filename"]).read_text("utf-8").splitlines()
+    assert state["model"]["decoder.embed_tokens.weight"].shape[0] == len(vocabulary) + 4
+    assert (config["audio_root"], config["sample_rate"]) == (".", RATE_HZ)
+    model = sentencepiece.SentencePieceProcessor(
+        str(MINI / config["bpe_tokenizer"]["sentencepiece_model"])
+    )
+    assert [f"{model.id_to_piece(4)} 1", model.get_piece_size()] == [
+        vocabulary[0], len(vocabulary) + 4
+    ]  # fmt: skip
+    for path in MINI.iterdir():
+        content = path.read_bytes() if path.is_file() else b""
+        assert not any(text in content for text in (b"/work/", b"/tmp/", b"/home/", b"/root/")), (
+            path
+        )
+
+
+def test_shipped_clips_have_the_frames_the_manifest_says() -> None:
+    rows = _manifest(MINI / "test_st_en_de.tsv")
+    clips = sorted((MINI / "clips").iterdir())
+    assert sorted(row["audio"] for row in rows.values()) == [f"clips/{clip.name}" for clip in clips]
+    assert len(rows) == 100
+    assert sum(clip.stat().st_size for clip in clips) <= 4 * 2**20
+    lengths = [int(row["n_frames"]) for row in rows.values()]
+    assert min(lengths) < 100 and max(lengths) > 500
+    for row in list(rows.values())[:10]:
+        assert int(row["n_frames"]) == len(fbank(*read_audio(MINI / row["audio"])))

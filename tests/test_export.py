@@ -1,0 +1,260 @@
+"""Export: parity of every family member, the bundle's content, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import ROOT, TINY, child_environment, random_model, write_checkpoint
+
+from fairseq_openvino.bundle import MANIFEST, open_bundle
+from fairseq_openvino.errors import (
+    ArchitectureError,
+    CheckpointError,
+    ModelError,
+    OptionError,
+    ParityError,
+    StorageError,
+)
+from fairseq_openvino.export import ExportOptions, export_checkpoint, ir, parity, s2t_transformer
+from fairseq_openvino.export import onnx as onnx_export
+from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export.loading import load
+
+FAMILY = ("xs", "s", "sp", "m", "mp")
+LARGE = ("l", "lp")
+
+
+def measure(model: Any, arguments: Any, directory: Path) -> parity.Report:
+    graphs = s2t_transformer.build(model, arguments)
+    onnx_export.export_onnx(graphs, directory)
+    encoder, decoder = ir.convert(directory / "encoder.onnx", directory / "decoder.onnx", graphs)
+    ir.save(encoder, directory / "encoder.xml", "f32")
+    ir.save(decoder, directory / "decoder.xml", "f32")
+    return parity.check(model, graphs, directory, "f32", ir=True)
+
+
+@pytest.mark.parametrize("size", FAMILY)
+def test_true_size_members_reproduce_fairseq(size: str, tmp_path: Path) -> None:
+    model, arguments, _ = random_model(f"s2t_transformer_{size}", vocabulary=250)
+    assert measure(model, arguments, tmp_path).passed
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("size", LARGE)
+def test_true_size_large_members_reproduce_fairseq(size: str, tmp_path: Path) -> None:
+    model, arguments, _ = random_model(f"s2t_transformer_{size}", vocabulary=250)
+    assert measure(model, arguments, tmp_path).passed
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"conv_version": "convtransformer", "conv_out_channels": 16},
+        {"encoder_normalize_before": False, "decoder_normalize_before": False},
+        {"activation_fn": "gelu", "layernorm_embedding": True, "no_scale_embedding": True},
+        {"share_decoder_input_output_embed": True, "decoder_learned_pos": True},
+        {"decoder_input_dim": 24, "decoder_output_dim": 40},
+        {"no_token_positional_embeddings": True, "conv_kernel_sizes": "3,7"},
+        {"encoder_attention_heads": 4, "decoder_attention_heads": 8},
+        {"decoder_embed_dim": 48, "decoder_attention_heads": 3},
+    ],
+    ids=",".join,
+)
+def test_options_of_the_family_reproduce_fairseq(overrides: dict[str, Any], tmp_path: Path) -> None:
+    model, arguments, _ = random_model("s2t_transformer_s", **(TINY | overrides))
+    assert measure(model, arguments, tmp_path).passed
+
+
+def test_large_family_members_have_the_same_graphs_at_small_size(tmp_path: Path) -> None:
+    for size in LARGE:
+        model, arguments, _ = random_model(
+            f"s2t_transformer_{size}", **(TINY | {"encoder_attention_heads": 16})
+        )
+        (tmp_path / size).mkdir()
+        assert measure(model, arguments, tmp_path / size).passed
+
+
+def test_gate_fails_on_one_wrong_weight_and_publishes_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = s2t_transformer.build
+
+    def broken(model: Any, arguments: Any) -> Any:
+        graphs = build(model, arguments)
+        with torch.no_grad():
+            graphs.decoder.layers[1].cross_query.weight[0, 0] += 0.5
+        return graphs
+
+    monkeypatch.setitem(
+        sys.modules["fairseq_openvino.export"].ARCHITECTURES, "s2t_transformer", broken
+    )
+    with pytest.raises(ParityError, match="Nothing was published"):
+        export(tiny, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def export(data: Path, output: Path, **options: Any) -> Any:
+    return export_checkpoint(
+        data / "checkpoint.pt", DataDirectory(data), output, ExportOptions(**options)
+    )
+
+
+def test_bundle_holds_checked_onnx_with_dynamic_axes(tiny: Path, tmp_path: Path) -> None:
+    bundle, report = export(tiny, tmp_path / "bundle")
+    assert report.passed
+    decoder = onnx.load(bundle.path("decoder.onnx"))
+    onnx.checker.check_model(decoder, full_check=True)
+    axes = {
+        i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in (*decoder.graph.input, *decoder.graph.output)
+    }
+    assert axes["tokens"] == ["R", "l"] and axes["past_key.0"] == ["R", 2, "L", 16]
+    assert axes["cross_key.1"] == ["N", 2, "S", 16] and axes["offset"] == []
+    assert axes["logits"][:2] == ["R", "l"]
+    manifest = json.loads((bundle.directory / MANIFEST).read_text())
+    assert manifest["parity"]["rows"] and manifest["source"]["arch"] == "s2t_transformer_s"
+    assert all("/" not in name for name in manifest["files"])
+
+
+def test_onnx_only_writes_no_ir(tiny: Path, tmp_path: Path) -> None:
+    bundle, _ = export(tiny, tmp_path / "bundle", ir=False)
+    names = set(bundle.manifest.files)
+    assert {"encoder.onnx", "decoder.onnx"} <= names and "decoder.xml" not in names
+
+
+def test_f16_halves_the_weights(tiny: Path, tmp_path: Path) -> None:
+    full, _ = export(tiny, tmp_path / "f32", keep_onnx=False)
+    half, report = export(tiny, tmp_path / "f16", keep_onnx=False, precision="f16")
+    before, after = (b.manifest.files["encoder.bin"].bytes for b in (full, half))
+    assert after < 0.55 * before
+    assert 1e-6 < max(row.ir_steps or 0 for row in report.rows) <= report.tolerance
+
+
+def test_existing_output_is_refused_then_replaced(tiny: Path, tmp_path: Path) -> None:
+    export(tiny, tmp_path / "bundle", keep_onnx=False)
+    with pytest.raises(OptionError, match="--overwrite"):
+        export(tiny, tmp_path / "bundle")
+    export(tiny, tmp_path / "bundle", keep_onnx=False, overwrite=True)
+    open_bundle(tmp_path / "bundle")
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_unknown_architecture_names_the_known_ones(tmp_path: Path) -> None:
+    arch = "convtransformer"
+    write_checkpoint(tmp_path, arch, **TINY, conv_out_channels=8)
+    with pytest.raises(ArchitectureError, match=r"s2t_transformer.*'convtransformer'"):
+        export(tmp_path, tmp_path / "bundle")
+
+
+def test_vocabulary_that_does_not_fit(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "s2t_transformer_s", **TINY)
+    with open(tmp_path / "dict.txt", "a") as file:
+        file.write("extra 1\n")
+    with pytest.raises(ModelError, match=r"dict.txt.*expected the model's 60 symbols, got 61"):
+        export(tmp_path, tmp_path / "bundle")
+
+
+def test_feature_size_that_does_not_fit(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "s2t_transformer_s", **TINY)
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("80", "40"))
+    with pytest.raises(ModelError, match=r"config.yaml.*= 80 as the model has, got 40"):
+        export(tmp_path, tmp_path / "bundle")
+
+
+def test_sentencepiece_model_that_does_not_fit(tmp_path: Path) -> None:
+    import sentencepiece
+
+    write_checkpoint(tmp_path, "s2t_transformer_s", **TINY)
+    sentences = iter(["ein anderer text als der des modells"] * 20)
+    with open(tmp_path / "spm.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences, model_writer=file, model_type="char", vocab_size=16,
+            minloglevel=2,
+        )  # fmt: skip
+    with open(tmp_path / "config.yaml", "a") as file:
+        file.write("bpe_tokenizer: {bpe: sentencepiece, sentencepiece_model: spm.model}\n")
+    with pytest.raises(ModelError, match=r"spm.model.*0 of 56"):
+        export(tmp_path, tmp_path / "bundle")
+    (tmp_path / "spm.model").unlink()
+    with pytest.raises(ModelError, match="no such file"):
+        export(tmp_path, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 not a zip", None], ids=["empty", "bad", "none"]
+)
+def test_bad_checkpoints(tiny: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "checkpoint.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt"):
+        load(path, DataDirectory(tiny), {}, ("s2t_transformer",))
+
+
+def test_truncated_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes((tiny / "checkpoint.pt").read_bytes()[:50_000])
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt"):
+        load(path, DataDirectory(tiny), {}, ("s2t_transformer",))
+
+
+def test_full_disk_leaves_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ir, "save", no_space)
+    with pytest.raises(StorageError, match="No space left"):
+        export(tiny, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_does_not_touch_the_global_random_state(tiny: Path, tmp_path: Path) -> None:
+    model, arguments, _ = random_model("s2t_transformer_s", **TINY)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    measure(model, arguments, tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_script_prints_the_parity_table(tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "export_onnx.py")]
+    command += ["--path", str(tiny / "checkpoint.pt"), "--data", str(tiny)]
+    command += ["--output", str(tmp_path / "b")]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    assert done.returncode == 0, done.stderr
+    assert "passed" in done.stdout and "decoder.xml" in done.stdout
+    again = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    assert again.returncode == 2 and "--overwrite" in again.stderr
+
+
+def test_encoder_output_lengths_equal_fairseqs(tmp_path: Path) -> None:
+    import openvino as ov
+
+    for version in ("s2t_transformer", "convtransformer"):
+        model, arguments, _ = random_model(
+            "s2t_transformer_s", **(TINY | {"conv_version": version, "conv_out_channels": 8})
+        )
+        graphs = s2t_transformer.build(model, arguments)
+        onnx_export.export_onnx(graphs, tmp_path)
+        encoder = ov.Core().compile_model(tmp_path / "encoder.onnx", "CPU")
+        for longest in (9, 21, 40, 41, 42, 43, 130):
+            lengths = np.arange(1, longest + 1)[::-1].copy()
+            features = np.zeros((longest, longest, 80), np.float32)
+            found = encoder({"features": features, "lengths": lengths})["encoder_lengths"]
+            with torch.no_grad():
+                _, expected = model.encoder.subsample(
+                    torch.from_numpy(features), torch.from_numpy(lengths)
+                )
+            assert found.tolist() == expected.tolist(), (version, longest)

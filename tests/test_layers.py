@@ -1,0 +1,91 @@
+"""The house rules: imports only downwards, cheap import, sizes, no network of heavy packages."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PACKAGE, child_environment
+
+FLOORS = [
+    {"errors", "atomic"},
+    {"bundle", "vocabulary", "audio", "features"},
+    {"model", "search"},
+    {"runtime.engine", "runtime.session", "runtime.s2t", "runtime"},
+    {"checkpoint", "compat_speech", "compat"},
+    {"export.graphs", "export.data", "export.s2t_transformer", "export.onnx", "export.ir",
+     "export.parity", "export.loading", "export", "export.cache"},
+    {"models.s2t_openvino", "models", "generator", "generation", "tasks",
+     "tasks.speech_to_text_openvino"},
+    {"verify", "doctor"},
+    {"cli", "__main__"},
+]  # fmt: skip
+"""A module imports from its own floor and from floors above it in this list only."""
+HEAVY = ("torch", "fairseq", "openvino", "onnx", "onnxruntime", "nncf", "transformers")
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            found[name] = path
+    return found
+
+
+def floor(name: str) -> int:
+    return next(i for i, names in enumerate(FLOORS) if name in names)
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fairseq_openvino"):
+            base = (node.module or "").removeprefix("fairseq_openvino").lstrip(".")
+            inner = {f"{base}.{alias.name}".lstrip(".") for alias in node.names}
+            names |= {name for name in inner if name in modules()} or {base}
+    return names - {""}
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(modules()) == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_run_downwards(name: str) -> None:
+    above = {other for other in imported(modules()[name]) if floor(other) > floor(name)}
+    assert not above
+
+
+def test_sizes_stay_readable() -> None:
+    for name, path in modules().items():
+        source = path.read_text()
+        assert source.count("\n") <= MAX_FILE_LINES, name
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= MAX_FUNCTION_LINES, f"{name}.{node.name}"
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*sorted(set(m.split('.')[0] for m in sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=child_environment(),
+    )  # fmt: skip
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_is_cheap() -> None:
+    assert not loaded_after("import fairseq_openvino") & {*HEAVY, "numpy"}
+    assert not loaded_after("import fairseq_openvino.cli") & set(HEAVY)
+
+
+def test_the_runtime_loads_neither_torch_nor_fairseq() -> None:
+    heavy = loaded_after("from fairseq_openvino import load_model") & set(HEAVY)
+    assert heavy == {"openvino"}
