@@ -1,0 +1,269 @@
+"""The light door: features, batches, sessions, and equality with the plugin."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import MINI, PACKAGE, ROOT, child_environment, generate
+
+from fairseq_openvino import load_model
+from fairseq_openvino.errors import (
+    AudioError,
+    BundleError,
+    ModelError,
+    OptionError,
+    UtteranceTooLongError,
+)
+from fairseq_openvino.export import ExportOptions, export_checkpoint
+from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.runtime.session import concatenate
+from fairseq_openvino.search import SearchOptions
+
+CLIPS = sorted((MINI / "clips").glob("*.mp3"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint as a bundle."""
+    path = tmp_path_factory.mktemp("mini") / "bundle"
+    data = DataDirectory(MINI, "config_st_en_de.yaml")
+    export_checkpoint(MINI / "checkpoint.pt", data, path, ExportOptions(keep_onnx=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Any:
+    return load_model(bundle)
+
+
+def test_features_equal_fairseqs_dataset(model: Any) -> None:
+    from fairseq.data.audio.audio_utils import get_features_or_waveform
+    from fairseq.data.audio.feature_transforms.utterance_cmvn import UtteranceCMVN
+
+    import fairseq_openvino.tasks.speech_to_text_openvino  # noqa: F401  audio shims
+
+    for clip in CLIPS[:20]:
+        expected = UtteranceCMVN()(get_features_or_waveform(str(clip)))
+        found, seconds = model.read(clip)
+        assert found.shape == expected.shape and seconds > 0.3
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_hypotheses_equal_the_plugins(model: Any, bundle: Path) -> None:
+    run = generate(
+        MINI, "--gen-subset", "test_st_en_de", "--batch-size", "1", "--beam", "5", "--nbest", "3",
+        config="config_st_en_de.yaml", path=str(bundle),
+    )  # fmt: skip
+    options = SearchOptions(beam=5)
+    found = model.transcribe_batch(CLIPS[:24], options, nbest=3)
+    names = [
+        row.split("\t")[1] for row in (MINI / "test_st_en_de.tsv").read_text().splitlines()[1:]
+    ]
+    index = {Path(name).name: i for i, name in enumerate(names)}
+    for transcript in found:
+        lines = run.hypotheses[index[Path(transcript.path).name]]
+        assert [text for text, _ in transcript.hypotheses] == [line.text for line in lines]
+        for (_, hypothesis), line in zip(transcript.hypotheses, lines, strict=True):
+            assert abs(hypothesis.score - line.score) < 1e-3
+
+
+def test_results_do_not_depend_on_the_batch(model: Any) -> None:
+    together = model.transcribe_batch(CLIPS[:12], nbest=5)
+    for path, transcript in zip(CLIPS[:12], together, strict=True):
+        alone = model.transcribe(path, nbest=5)
+        assert [h.tokens.tolist() for _, h in alone.hypotheses] == [
+            h.tokens.tolist() for _, h in transcript.hypotheses
+        ]
+        assert abs(alone.score - transcript.score) < 1e-4
+
+
+def test_repeated_and_interleaved_sessions_are_independent(model: Any) -> None:
+    encoded = []
+    for clip in CLIPS[:2]:
+        x, _ = model.read(clip)
+        encoded.append(model.encode(x[None], np.array([len(x)])))
+    tokens = np.full((2, 1), 2)
+    order = np.arange(2)
+
+    def alone(i: int) -> list[np.ndarray]:
+        with model.open(encoded[i], 2) as session:
+            return [session.step(tokens + step, order).copy() for step in range(5)]
+
+    expected = [alone(0), alone(1)]
+    with model.open(encoded[0], 2) as a, model.open(encoded[1], 2) as b:
+        for step in range(5):
+            for i, session in enumerate((a, b)):
+                np.testing.assert_array_equal(session.step(tokens + step, order), expected[i][step])
+
+
+def test_a_session_that_raised_is_not_reused(model: Any) -> None:
+    x, _ = model.read(CLIPS[0])
+    encoded = model.encode(x[None], np.array([len(x)]))
+    with model.open(encoded, 2) as session:
+        expected = session.step(np.full((2, 1), 2), np.arange(2)).copy()
+    before = len(model.engine._idle["decoder"])
+    with pytest.raises(RuntimeError), model.open(encoded, 2) as session:
+        session.step(np.full((3, 1), 2), np.arange(3))  # 3 rows do not divide into 1 utterance of 2
+        session.step(np.full((3, 1), 2), np.arange(5))
+    assert len(model.engine._idle["decoder"]) == before - 1
+    with model.open(encoded, 2) as session:
+        np.testing.assert_array_equal(session.step(np.full((2, 1), 2), np.arange(2)), expected)
+
+
+def test_keeping_utterances_continues_their_rows(model: Any) -> None:
+    parts = []
+    for clip in CLIPS[:3]:
+        x, _ = model.read(clip)
+        parts.append(model.encode(x[None], np.array([len(x)])))
+    batch = concatenate(parts)
+    random = np.random.default_rng(0)
+    tokens = random.integers(4, 100, (3, 6))
+    with model.open(batch, 1) as session:
+        full = [session.step(tokens[:, i : i + 1], np.arange(3)).copy() for i in range(6)]
+    with model.open(batch, 1) as session:
+        for i in range(3):
+            session.step(tokens[:, i : i + 1], np.arange(3))
+        session.keep(np.array([0, 2]))
+        rest = tokens[[0, 2]]
+        found = [session.step(rest[:, 3:4], np.array([0, 2])).copy()]
+        found += [session.step(rest[:, i : i + 1], np.arange(2)).copy() for i in (4, 5)]
+    for step, log_probs in enumerate(found, 3):
+        np.testing.assert_allclose(log_probs, full[step][[0, 2]], atol=2e-5)
+
+
+def test_several_tokens_in_one_call_equal_single_steps(model: Any) -> None:
+    x, _ = model.read(CLIPS[0])
+    encoded = model.encode(x[None], np.array([len(x)]))
+    tokens = np.random.default_rng(0).integers(4, 100, (2, 7))
+    with model.open(encoded, 2) as session:
+        steps = [session.step(tokens[:, i : i + 1], np.arange(2)).copy() for i in range(7)]
+    with model.open(encoded, 2) as session:
+        first = session.step(tokens[:, :4], np.arange(2)).copy()
+        second = session.step(tokens[:, 4:], np.arange(2)).copy()
+    found = np.concatenate([first, second], 1)
+    np.testing.assert_allclose(found, np.concatenate(steps, 1), atol=2e-5)
+
+
+def test_resampled_audio_gives_nearly_the_same_features(model: Any, tmp_path: Path) -> None:
+    waveform, rate = soundfile.read(CLIPS[0], dtype="float32")
+    import soxr
+
+    up = soxr.resample(waveform, rate, 44_100)
+    soundfile.write(tmp_path / "up.wav", np.stack([up, up], 1), 44_100, subtype="FLOAT")
+    transcript = model.transcribe(tmp_path / "up.wav")
+    assert transcript.text == model.transcribe(CLIPS[0]).text
+
+
+def test_too_short_too_long_and_empty_audio(model: Any, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "short.wav", np.zeros(100, np.float32), 16_000)
+    with pytest.raises(AudioError, match=r"short.wav.*25 ms"):
+        model.transcribe(tmp_path / "short.wav")
+    soundfile.write(tmp_path / "long.flac", np.zeros(16_000 * 61, np.int16), 16_000)
+    with pytest.raises(UtteranceTooLongError, match=r"long.flac.*6000 frames"):
+        model.transcribe(tmp_path / "long.flac")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
+    with pytest.raises(AudioError, match=r"empty.wav"):
+        model.transcribe(tmp_path / "empty.wav")
+    frame = np.random.default_rng(0).standard_normal(16 * 26).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "frame.wav", frame, 16_000)
+    assert model.transcribe(tmp_path / "frame.wav").score < 0  # one frame is enough to decode
+
+
+def test_bad_options_and_features(model: Any) -> None:
+    with pytest.raises(OptionError, match="--nbest"):
+        model.transcribe(CLIPS[0], beam=2, nbest=3)
+    with pytest.raises(OptionError, match="--language"):
+        model.transcribe(CLIPS[0], language="fr")
+    with pytest.raises(OptionError, match="--beam"):
+        model.transcribe(CLIPS[0], beam=0)
+    with pytest.raises(ModelError, match="features"):
+        model.encode(np.zeros((1, 50, 40), np.float32), np.array([50]))
+    with pytest.raises(OptionError, match="--ov-precision"):
+        load_model(model.bundle, precision="f8")
+    with pytest.raises(BundleError):
+        load_model(MINI)
+
+
+def cli(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fairseq_openvino", *words], capture_output=True, text=True,
+        env=child_environment(**environment),
+    )  # fmt: skip
+
+
+def test_transcribe_command(model: Any, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"nothing")
+    files = [str(CLIPS[0]), str(tmp_path / "bad.wav"), str(CLIPS[1])]
+    done = cli("transcribe", *files, "--model", str(bundle), "--format", "jsonl", "--nbest", "2")
+    assert done.returncode == 1 and "bad.wav" in done.stderr and "1 of 3 files" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["path"] for line in lines] == [files[0], files[2]]
+    assert [len(line["hypotheses"]) for line in lines] == [2, 2]
+    assert [line["text"] for line in lines] == [model.transcribe(CLIPS[i]).text for i in (0, 1)]
+    text = cli("transcribe", files[0], "--model", str(bundle))
+    assert text.returncode == 0 and text.stdout == f"{files[0]}\t{lines[0]['text']}\n"
+    assert cli("transcribe", files[0], "--model", str(tmp_path)).returncode == 3
+    assert cli("transcribe", files[0]).returncode == 2
+    assert cli("transcribe", files[0], "--model", str(bundle), "--nbest", "9").returncode == 2
+
+
+def test_a_moved_bundle_runs_without_torch_and_fairseq(
+    model: Any, bundle: Path, tmp_path: Path
+) -> None:
+    """A virtual environment with the runtime dependencies of setup.py and nothing else."""
+    import re
+    import shutil
+
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    source = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(), re.S)
+    assert source
+    requirements = re.findall(r'"([^"]+)"', source.group(1))
+    constraints = str(ROOT / ".ci" / "constraints.txt")
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", *requirements, "-c", constraints], check=True
+    )
+    shutil.copytree(PACKAGE, tmp_path / "site" / "fairseq_openvino")
+    shutil.copytree(bundle, tmp_path / "moved")
+    code = (
+        "import sys, importlib.util\n"
+        "assert not any(importlib.util.find_spec(m) for m in ('torch', 'fairseq', 'onnx'))\n"
+        "from fairseq_openvino import load_model\n"
+        "print(load_model(sys.argv[1]).transcribe(sys.argv[2], beam=5).text)"
+    )
+    done = subprocess.run(
+        [python, "-c", code, tmp_path / "moved", CLIPS[3]], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == model.transcribe(CLIPS[3]).text
+
+
+def test_verify_command_passes_and_names_the_first_difference(bundle: Path, tmp_path: Path) -> None:
+    from fairseq_openvino.verify import Line, Run, compare
+
+    words = [
+        str(MINI), "--config-yaml", "config_st_en_de.yaml", "--gen-subset", "test_st_en_de",
+        "--task", "speech_to_text", "--path", str(MINI / "checkpoint.pt"), "--max-tokens", "50000",
+        "--beam", "2", "--scoring", "sacrebleu", "--ov-model", str(bundle),
+    ]  # fmt: skip
+    done = cli("verify", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "identical n-best lists: 100 of 100" in done.stdout
+    assert cli("verify", *words, "--quiet").returncode == 2
+    a = Run({0: [Line("x y", -1.0, "")], 1: [Line("z", -2.0, "")]}, {}, "BLEU = 50.0 ", 1.0, 3)
+    b = Run({0: [Line("x y", -1.1, "")], 1: [Line("w", -2.0, "")]}, {}, "BLEU = 40.5 ", 1.0, 3)
+    comparison = compare(a, b)
+    assert not comparison.passed and comparison.identical == 1
+    assert comparison.metric_delta == -9.5 and abs(comparison.score_delta - 0.1) < 1e-9
+    assert "utterance 1" in (comparison.first_difference or "")
