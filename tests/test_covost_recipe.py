@@ -400,7 +400,12 @@ def test_synthetic_corpus_can_be_prepared(tmp_path: Path) -> None:
 
 def _training_checkpoint(value: float) -> dict[str, object]:
     """What fairseq-train writes, in miniature."""
-    model = argparse.Namespace(arch="s2t_transformer_xs", ctc_weight=0.5, data="/home/me/corpus/en")
+    model = argparse.Namespace(
+        arch="s2t_transformer_xs",
+        ctc_weight=0.5,
+        data="/home/me/corpus/en",
+        load_pretrained_encoder_from="/home/me/asr.pt",
+    )
     return {
         "cfg": {
             "checkpoint": {"save_dir": "/home/me/run/", "restore_file": "checkpoint_last.pt"},
@@ -442,6 +447,7 @@ def test_stripped_checkpoint_is_averaged_safe_and_without_paths(tmp_path: Path) 
     assert state["last_optimizer_state"] is None
     assert state["cfg"]["checkpoint"] == {"save_dir": "run", "restore_file": "checkpoint_last.pt"}
     assert state["cfg"]["model"].data == "en"
+    assert state["cfg"]["model"].load_pretrained_encoder_from is None
     assert b"/home" not in output.read_bytes()
     assert strip_checkpoint.main([str(files[0]), "--drop-ctc", "--output", str(output)]) == 0
     state = _safe_load(output)

@@ -21,6 +21,8 @@ import torch
 
 from fairseq_openvino.errors import EXIT_OK, CheckpointError, FairseqOpenVINOError, StorageError
 
+PRETRAINED = ("load_pretrained_encoder_from", "load_pretrained_decoder_from")
+"""Files the weights were initialised from: the model must not look for them again."""
 CTC_HEAD = "encoder.ctc_proj."
 PLAIN_TYPES = (bool, int, float, str, type(None))
 
@@ -98,6 +100,8 @@ def _plain(value: Any, key: str = "") -> Any:
         return {str(name): _plain(entry, str(name)) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
+    if key in PRETRAINED:
+        return None
     if isinstance(value, str) and os.path.isabs(value):
         return os.path.basename(value.rstrip("/")) or "."
     if type(value) in PLAIN_TYPES:

@@ -1,0 +1,129 @@
+"""The parent's side of a child: start, ask, time out, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fairseq_openvino.benchmark.plan import Case, Options
+
+BLOCK_BYTES = 1 << 16
+STOP_SECONDS = 5.0
+
+
+class EngineFailed(Exception):  # noqa: N818  not an error of this program: a finding
+    """An engine could not do what it was asked; the text is its error line."""
+
+
+class Process:
+    """One child; `ask` blocks until it answers."""
+
+    def __init__(
+        self, engine: str, case: Case, options: Options, work_dir: Path, cache: Path
+    ) -> None:
+        self.engine, self.timeout = engine, options.timeout
+        settings = {
+            "engine": engine,
+            "case": asdict(case),
+            "options": _plain(options),
+            "work_dir": str(work_dir),
+            "cache": str(cache),
+        }
+        logs = work_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self.log = logs / f"{engine}-{case.cache}-{case.utterances}.log"
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fairseq_openvino.benchmark.child", json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(options, cache),
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+            )
+        self._unread = b""
+
+    def ask(self, request: str, **named: Any) -> dict[str, Any]:
+        """Send a request and return its answer.
+
+        Raises:
+            EngineFailed: the child failed, died or took longer than --timeout; it is stopped.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps([request, named]).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has died: reading says how
+        try:
+            answer: dict[str, Any] = json.loads(self._read_line())
+            if "error" in answer:
+                raise EngineFailed(answer["error"])
+        except EngineFailed:
+            self.stop()
+            raise
+        return answer
+
+    def stop(self) -> None:
+        """End the child and whatever it started."""
+        process = self._process
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is not None:
+                break
+            try:
+                os.killpg(process.pid, number)
+                process.wait(STOP_SECONDS)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    continue
+
+    def _read_line(self) -> bytes:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + self.timeout
+        while b"\n" not in self._unread:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                raise EngineFailed(f"no answer within --timeout {self.timeout:g} s: stopped")
+            block = os.read(self._process.stdout.fileno(), BLOCK_BYTES)
+            if not block:
+                raise EngineFailed(self._last_words())
+            self._unread += block
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        lines = self.log.read_text("utf-8", "replace").strip().splitlines()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"ended with {how}: {lines[-1] if lines else 'no message'}"
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    """Options as JSON; what only the parent uses is left out."""
+    plain = asdict(options)
+    for name in ("output", "work_dir"):
+        del plain[name]
+    return plain
+
+
+def _environment(options: Options, cache: Path) -> dict[str, str]:
+    root = str(Path(__file__).parent.parent.parent)
+    path = os.environ.get("PYTHONPATH")
+    return os.environ | {
+        "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
+        "OMP_NUM_THREADS": str(options.threads),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+    }

@@ -1,0 +1,73 @@
+"""Where a decoder step of ours spends its time (in a child).
+
+The limit of a step is the time of its matrix products with weights: everything else is overhead.
+Both are measured at the same past, the step without instrumentation, the nodes with OpenVINO's
+PERF_COUNT.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from fairseq_openvino.benchmark.workload import Loaded
+
+PAST, MEASURED = 25, 11
+"""Tokens before the first measured step, and measured steps: 30 past tokens in the middle."""
+FULLY_CONNECTED = "FullyConnected"
+
+
+def profile_step(loaded: Loaded, beam: int) -> dict[str, Any]:
+    """Step time, nodes' time by type and their limit, all in microseconds a step."""
+    from fairseq_openvino.runtime import load_model
+
+    model = loaded.models[0].speech_model
+    options = model.engine.options
+    instrumented = load_model(
+        model.bundle,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+    )
+    instrumented.engine._properties["PERF_COUNT"] = "YES"  # before its first compilation
+    step, _ = _steps(model, loaded.batches[0], beam, counted=False)
+    _, nodes = _steps(instrumented, loaded.batches[0], beam, counted=True)
+    connected = nodes.get(FULLY_CONNECTED, 0.0)
+    total = sum(nodes.values())
+    return {
+        "past_tokens": PAST + MEASURED // 2,
+        "step_us": step,
+        "nodes_us": dict(sorted(nodes.items(), key=lambda item: -item[1])),
+        "nodes_total_us": total,
+        "fully_connected_us": connected,
+        "fully_connected_share": connected / total if total else None,
+        "ratio_to_limit": step / connected if connected else None,
+    }
+
+
+def _steps(model: Any, batch: Any, beam: int, counted: bool) -> tuple[float, dict[str, float]]:
+    """Median time of a step and mean time of each node type, us."""
+    features = batch["net_input"]["src_tokens"].numpy()
+    encoded = model.encode(features, batch["net_input"]["src_lengths"].numpy())
+    width = model.manifest.dimensions.vocabulary_size
+    rows = encoded.utterances * beam
+    random = np.random.default_rng(0)
+    times: list[float] = []
+    nodes: defaultdict[str, float] = defaultdict(float)
+    bias = np.zeros((1, width), np.float32)
+    with model.open(encoded, beam, min(2 * beam, width)) as session:
+        for position in range(PAST + MEASURED):
+            tokens = random.integers(4, width, (rows, 1))
+            started = time.perf_counter()
+            session.candidates(tokens, np.arange(rows, dtype=np.int32), bias)
+            if position < PAST:
+                continue
+            times.append(1e6 * (time.perf_counter() - started))
+            if counted:
+                for info in session._request.profiling_info:
+                    nodes[info.node_type] += info.real_time.total_seconds() * 1e6 / MEASURED
+    return statistics.median(times), {name: used for name, used in nodes.items() if used}
