@@ -1,4 +1,4 @@
-"""`fairseq-openvino export|verify|transcribe|doctor`.
+"""`fairseq-openvino export|verify|transcribe|benchmark|doctor`.
 
 Exit codes: 0 done; 1 done, but some utterances failed or a comparison did not hold; 2 wrong usage;
 3 model, bundle or data damaged or not fitting; 4 unsafe input refused; 5 dependency, device,
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino import __version__
+from fairseq_openvino.benchmark.arguments import add_arguments as add_benchmark_arguments
 from fairseq_openvino.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     verify.set_defaults(run=_verify)
     _add_transcribe_arguments(commands.add_parser("transcribe", help="audio files to text"))
+    add_benchmark_arguments(commands.add_parser("benchmark", help="against every alternative"))
     doctor = commands.add_parser("doctor", help="versions, shims, devices, precision in use")
     doctor.set_defaults(run=_doctor)
     return parser

@@ -10,7 +10,7 @@ from torch import Tensor
 from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.model import Hypothesis
 from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
-from fairseq_openvino.search import SearchOptions, TokenIds, generate
+from fairseq_openvino.search import SearchOptions, TokenIds, candidate_count, generate
 
 
 class OpenVINOGenerator:
@@ -32,6 +32,8 @@ class OpenVINOGenerator:
         self.pad, self.unk = original.pad, original.unk
         suppressed = original.token_indices_to_suppress
         self.suppressed = () if suppressed is None else tuple(suppressed.tolist())
+        vocabulary_size = self.model.manifest.dimensions.vocabulary_size
+        self.model.prepare(candidate_count(self.options.beam, vocabulary_size))
 
     def generate(
         self,

@@ -92,6 +92,10 @@ class SpeechModel(Protocol):
         """Waveform (samples,) in [-1, 1] to encoder input (T, F)."""
         ...
 
+    def prepare(self, candidates: int = 0) -> None:
+        """Do one-time work, as compiling, before the first batch of such sessions."""
+        ...
+
     def encode(self, features: np.ndarray, lengths: np.ndarray) -> EncoderOutput:
         """Features (N, T, F), zero-padded, and their lengths (N,) in frames."""
         ...

@@ -92,9 +92,14 @@ def generate(
         )
     beam = min(options.beam, vocabulary_size - 1)
     search = _Search(options, ids, encoded.utterances, beam, max_len, vocabulary_size, prefix)
-    with model.open(encoded, beam, candidates=min(2 * beam, vocabulary_size)) as session:
+    with model.open(encoded, beam, candidate_count(options.beam, vocabulary_size)) as session:
         search.run(session)
     return search.hypotheses()
+
+
+def candidate_count(beam: int, vocabulary_size: int) -> int:
+    """C, the candidates of each row that a search with this beam asks for."""
+    return min(2 * min(beam, vocabulary_size - 1), vocabulary_size)
 
 
 class _Search:

@@ -54,7 +54,9 @@ def _row(arch: str, convolution: str) -> bool:
         try:
             rows = parity.check(model, graphs, directory, "f32", ir=True).rows
         except ParityError as error:
-            print(f"| {arch} | {convolution} | {parameters:.1f} M | | | FAILED |\n{error}", flush=True)
+            print(
+                f"| {arch} | {convolution} | {parameters:.1f} M | | | FAILED |\n{error}", flush=True
+            )
             return False
     onnx_worst = max(max(row.onnx_steps, row.onnx_sequence) for row in rows)
     ir_worst = max(max(row.ir_steps or 0, row.ir_sequence or 0) for row in rows)

@@ -30,8 +30,10 @@ class Child:
     """State between requests."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        options = settings["options"]
-        fields = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in settings["options"].items()
+        }
         self.options = Options(**fields)
         self.case, self.engine = Case(**settings["case"]), settings["engine"]
         self.work_dir, self.cache = Path(settings["work_dir"]), Path(settings["cache"])

@@ -15,6 +15,7 @@ from fairseq_openvino.benchmark.workload import (
     first_tokens,
     load_batches,
 )
+from fairseq_openvino.search import candidate_count
 
 Change = Callable[[Loaded], None]
 """What makes an alternative out of the eager model."""
@@ -42,7 +43,8 @@ def load(engine: str, source: Source, case: Case, options: Options, cache: Path)
     started = time.perf_counter()
     for model in models:
         model.prepare_for_inference_(config)
-    CHANGES.get(engine, lambda _: None)(loaded)
+    if engine in CHANGES:
+        CHANGES[engine](loaded)
     loaded.generator = task.build_generator(models, config.generation)
     first_tokens(loaded, config)
     loaded.first_seconds = seconds + time.perf_counter() - started
@@ -56,7 +58,7 @@ def precision_in_use(loaded: Loaded, engine: str, beam: int) -> dict[str, str]:
         return {}
     speech_model = loaded.models[0].speech_model
     width = speech_model.manifest.dimensions.vocabulary_size
-    for variant in (f"decoder-{min(2 * beam, width)}", "decoder"):
+    for variant in (f"decoder-{candidate_count(beam, width)}", "decoder"):
         compiled = speech_model.engine.compiled(variant)
         if compiled is not None:
             break

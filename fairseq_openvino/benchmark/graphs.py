@@ -44,6 +44,9 @@ class GraphModel:
             f"got a waveform {waveform.shape} at {sample_rate_hz} Hz. Use load_model."
         )
 
+    def prepare(self, candidates: int = 0) -> None:
+        """Nothing: both graphs are ready."""
+
     def encode(self, features: np.ndarray, lengths: np.ndarray) -> EncoderOutput:
         """(N, T, F), (N,) -> cross-attention tensors."""
         outputs = self.encoder({"features": features, "lengths": lengths.astype(np.int64)})

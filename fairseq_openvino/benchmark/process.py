@@ -65,11 +65,12 @@ class Process:
             pass  # it has died: reading says how
         try:
             answer: dict[str, Any] = json.loads(self._read_line())
-            if "error" in answer:
-                raise EngineFailed(answer["error"])
         except EngineFailed:
             self.stop()
             raise
+        if "error" in answer:
+            self.stop()
+            raise EngineFailed(answer["error"])
         return answer
 
     def stop(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_openvino.benchmark.workload import Loaded
+from fairseq_openvino.search import candidate_count
 
 PAST, MEASURED = 25, 11
 """Tokens before the first measured step, and measured steps: 30 past tokens in the middle."""
@@ -59,11 +60,13 @@ def _steps(model: Any, batch: Any, beam: int, counted: bool) -> tuple[float, dic
     times: list[float] = []
     nodes: defaultdict[str, float] = defaultdict(float)
     bias = np.zeros((1, width), np.float32)
-    with model.open(encoded, beam, min(2 * beam, width)) as session:
+    with model.open(encoded, beam, candidate_count(beam, width)) as session:
         for position in range(PAST + MEASURED):
             tokens = random.integers(4, width, (rows, 1))
+            beam_idx = random.integers(0, beam, rows) + np.arange(rows) // beam * beam
+            beam_idx = np.arange(rows) if position == 0 else beam_idx
             started = time.perf_counter()
-            session.candidates(tokens, np.arange(rows, dtype=np.int32), bias)
+            session.candidates(tokens, beam_idx.astype(np.int32), bias)
             if position < PAST:
                 continue
             times.append(1e6 * (time.perf_counter() - started))

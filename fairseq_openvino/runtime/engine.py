@@ -104,6 +104,11 @@ class Engine:
             return self._lease(f"decoder-{candidates}", lambda: self._candidates(candidates))
         return self._lease("decoder", self._log_probs)
 
+    def prepare(self, candidates: int = 0) -> None:
+        """Compile the encoder and this decoder variant now instead of at the first batch."""
+        self.encoder().release()
+        self.decoder(candidates).release()
+
     def compiled(self, variant: str) -> ov.CompiledModel | None:
         """A variant compiled so far: `encoder`, `decoder` or `decoder-<C>`."""
         return self._compiled.get(variant)

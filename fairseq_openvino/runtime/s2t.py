@@ -96,6 +96,10 @@ class S2TModel:
         """A decoder session with `beam` rows an utterance; see `model.SpeechModel.open`."""
         return Session(self.engine, encoded, candidates)
 
+    def prepare(self, candidates: int = 0) -> None:
+        """Compile what `encode` and `open` need; else it happens at the first batch."""
+        self.engine.prepare(candidates)
+
     def token_ids(self) -> TokenIds:
         """Special tokens for the search."""
         ids = self.manifest.tokens

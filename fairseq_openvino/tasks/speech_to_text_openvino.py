@@ -190,7 +190,10 @@ def build_generator(
     generator = _fairseq_build_generator(self, models, args, seq_gen_cls, extra_gen_cls_kwargs)
     if replaces(generator):
         return OpenVINOGenerator(generator, models[0])
-    if any(isinstance(model, S2TOpenVINOModel) for model in models):
+    ours = [model for model in models if isinstance(model, S2TOpenVINOModel)]
+    for model in ours:
+        model.speech_model.prepare()
+    if ours:
         logger.info(f"search: Fairseq's {type(generator).__name__} over the OpenVINO model")
     return generator
 
