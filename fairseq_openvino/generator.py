@@ -10,7 +10,7 @@ from torch import Tensor
 from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.model import Hypothesis
 from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
-from fairseq_openvino.search import SearchOptions, TokenIds, candidate_count, generate
+from fairseq_openvino.search import SearchOptions, TokenIds, candidate_count, decode_batch
 
 
 class OpenVINOGenerator:
@@ -52,9 +52,8 @@ class OpenVINOGenerator:
         lengths = sample["net_input"]["src_lengths"].cpu().numpy()
         prefix = None if prefix_tokens is None else prefix_tokens.cpu().numpy()
         ids = TokenIds(self.pad, self.eos, self.unk, bos_token, self.suppressed)
-        encoded = self.model.encode(features, lengths)
         try:
-            found = generate(self.model, encoded, features.shape[1], self.options, ids, prefix)
+            found = decode_batch(self.model, features, lengths, self.options, ids, prefix)
         except NumericsError as error:
             utterances = sample["id"].tolist() if "id" in sample else []
             raise NumericsError(f"{error} Utterances of the batch: {utterances}.") from error

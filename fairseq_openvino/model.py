@@ -25,6 +25,8 @@ class EncoderOutput:
     """Valid encoder frames, shape (N,)."""
     tensors: dict[str, Any]
     """`cross_bias` (N, 1, 1, S), `cross_key.p` and `cross_value.p` (N, H, S, dh)."""
+    streams: int = 1
+    """Batches in flight when this one is decoded."""
 
     @property
     def utterances(self) -> int:
@@ -92,12 +94,19 @@ class SpeechModel(Protocol):
         """Waveform (samples,) in [-1, 1] to encoder input (T, F)."""
         ...
 
+    def streams(self, utterances: int) -> int:
+        """Into how many parts, decoded at the same time, a batch of N is best split."""
+        ...
+
     def prepare(self, candidates: int = 0) -> None:
         """Do one-time work, as compiling, before the first batch of such sessions."""
         ...
 
-    def encode(self, features: np.ndarray, lengths: np.ndarray) -> EncoderOutput:
-        """Features (N, T, F), zero-padded, and their lengths (N,) in frames."""
+    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> EncoderOutput:
+        """Features (N, T, F), zero-padded, and their lengths (N,) in frames.
+
+        `streams` is the number of batches in flight; sessions opened on the result expect the same.
+        """
         ...
 
     def open(self, encoded: EncoderOutput, beam: int, candidates: int = 0) -> DecoderSession:

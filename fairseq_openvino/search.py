@@ -7,6 +7,7 @@ vocabulary. Source of the algorithm: Fairseq `sequence_generator.py:_generate` a
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,44 @@ def generate(
     with model.open(encoded, beam, candidate_count(options.beam, vocabulary_size)) as session:
         search.run(session)
     return search.hypotheses()
+
+
+def decode_batch(
+    model: SpeechModel,
+    features: np.ndarray,
+    lengths: np.ndarray,
+    options: SearchOptions,
+    ids: TokenIds,
+    prefix: np.ndarray | None = None,
+) -> list[list[Hypothesis]]:
+    """Encode and decode a padded batch, in parallel parts where the model prefers that.
+
+    Args:
+        model: any model of the contract.
+        features: shape (N, T, F), zero-padded.
+        lengths: frames of each utterance, shape (N,).
+        options: search options.
+        ids: special tokens.
+        prefix: forced first tokens, shape (N, length), padded with `pad`.
+
+    Returns:
+        As `generate`. Every part keeps the padding of the whole batch, and rows do not influence
+        each other, so the result does not depend on the number of parts.
+    """
+    streams = model.streams(len(features))
+    order = np.arange(len(features))
+    parts = [order[i::streams] for i in range(streams)]  # long and short ones evenly
+
+    def run(part: np.ndarray) -> list[list[Hypothesis]]:
+        encoded = model.encode(features[part], lengths[part], streams)
+        forced = None if prefix is None else prefix[part]
+        return generate(model, encoded, features.shape[1], options, ids, forced)
+
+    if streams == 1:
+        return run(order)
+    with ThreadPoolExecutor(streams) as pool:
+        found = [hypotheses for part in pool.map(run, parts) for hypotheses in part]
+    return [found[i] for i in np.argsort(np.concatenate(parts))]
 
 
 def candidate_count(beam: int, vocabulary_size: int) -> int:

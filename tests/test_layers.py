@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "atomic"},
     {"bundle", "vocabulary", "audio", "features"},
     {"model", "search"},
-    {"runtime.engine", "runtime.session", "runtime.s2t", "runtime"},
+    {"runtime.engine", "runtime.rewrite", "runtime.plan", "runtime.session", "runtime.s2t", "runtime"},
     {"checkpoint", "compat_speech", "compat"},
     {"export.graphs", "export.data", "export.s2t_transformer", "export.onnx", "export.ir",
      "export.parity", "export.loading", "export", "export.cache"},

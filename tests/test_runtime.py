@@ -25,6 +25,7 @@ from fairseq_openvino.errors import (
 )
 from fairseq_openvino.export import ExportOptions, export_checkpoint
 from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.runtime.engine import Variant
 from fairseq_openvino.runtime.session import concatenate
 from fairseq_openvino.search import SearchOptions
 
@@ -105,21 +106,52 @@ def test_repeated_and_interleaved_sessions_are_independent(model: Any) -> None:
                 np.testing.assert_array_equal(session.step(tokens + step, order), expected[i][step])
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fast"])
+def test_low_precision_keeps_the_translations(model: Any, bundle: Path, precision: str) -> None:
+    low = load_model(bundle, precision=precision)
+    expected = [t.text for t in model.transcribe_batch(CLIPS[:40])]
+    found = [t.text for t in low.transcribe_batch(CLIPS[:40])]
+    assert sum(a == b for a, b in zip(expected, found, strict=True)) >= 36
+
+
+def test_parallel_parts_give_the_result_of_one_request(model: Any) -> None:
+    """The whole batch keeps its padding, so splitting it changes no hypothesis."""
+    from fairseq_openvino.search import decode_batch
+
+    features = [model.read(clip)[0] for clip in CLIPS[:24]]
+    lengths = np.array([len(x) for x in features])
+    batch = np.zeros((len(features), max(lengths), 80), np.float32)
+    for row, x in zip(batch, features, strict=True):
+        row[: len(x)] = x
+    split = decode_batch(model, batch, lengths, SearchOptions(), model.token_ids())
+    single = load_model(model.bundle, streams=1)
+    assert single.streams(24) == 1
+    whole = decode_batch(single, batch, lengths, SearchOptions(), model.token_ids())
+    for a, b in zip(whole, split, strict=True):
+        assert [h.tokens.tolist() for h in a] == [h.tokens.tolist() for h in b]
+        assert max(abs(x.score - y.score) for x, y in zip(a, b, strict=True)) < 1e-4
+
+
 def test_a_session_that_raised_is_not_reused(model: Any) -> None:
     x, _ = model.read(CLIPS[0])
     encoded = model.encode(x[None], np.array([len(x)]))
     with model.open(encoded, 2) as session:
         expected = session.step(np.full((2, 1), 2), np.arange(2)).copy()
-    before = len(model.engine._idle["decoder"])
+    variant = Variant("decoder", "f32", 1)
+    before = model.engine.idle(variant)
     with pytest.raises(RuntimeError), model.open(encoded, 2) as session:
         session.step(np.full((3, 1), 2), np.arange(3))  # 3 rows do not divide into 1 utterance of 2
         session.step(np.full((3, 1), 2), np.arange(5))
-    assert len(model.engine._idle["decoder"]) == before - 1
+    assert model.engine.idle(variant) == before - 1
     with model.open(encoded, 2) as session:
         np.testing.assert_array_equal(session.step(np.full((2, 1), 2), np.arange(2)), expected)
 
 
-def test_keeping_utterances_continues_their_rows(model: Any) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("f32", 2e-5), ("bf16", 0.2), ("int8", 0.2)])
+def test_keeping_utterances_continues_their_rows(
+    bundle: Path, precision: str, tolerance: float
+) -> None:
+    model = load_model(bundle, precision=precision)
     parts = []
     for clip in CLIPS[:3]:
         x, _ = model.read(clip)
@@ -137,7 +169,8 @@ def test_keeping_utterances_continues_their_rows(model: Any) -> None:
         found = [session.step(rest[:, 3:4], np.array([0, 2])).copy()]
         found += [session.step(rest[:, i : i + 1], np.arange(2)).copy() for i in (4, 5)]
     for step, log_probs in enumerate(found, 3):
-        np.testing.assert_allclose(log_probs, full[step][[0, 2]], atol=2e-5)
+        np.testing.assert_allclose(log_probs, full[step][[0, 2]], atol=tolerance)
+        assert np.abs(log_probs - full[step][[0, 1]]).max() > 2 * tolerance  # not another utterance
 
 
 def test_several_tokens_in_one_call_equal_single_steps(model: Any) -> None:

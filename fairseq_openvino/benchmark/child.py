@@ -53,7 +53,7 @@ class Child:
         return {
             "load_seconds": self.loaded.first_seconds,
             "audio_seconds": self.loaded.audio_seconds,
-            "precision": precision_in_use(self.loaded, self.engine, self.case.beam),
+            "precision": precision_in_use(self.loaded, self.engine),
         }
 
     def run(self) -> dict[str, Any]:

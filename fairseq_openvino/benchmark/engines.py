@@ -15,7 +15,6 @@ from fairseq_openvino.benchmark.workload import (
     first_tokens,
     load_batches,
 )
-from fairseq_openvino.search import candidate_count
 
 Change = Callable[[Loaded], None]
 """What makes an alternative out of the eager model."""
@@ -52,17 +51,19 @@ def load(engine: str, source: Source, case: Case, options: Options, cache: Path)
     return loaded
 
 
-def precision_in_use(loaded: Loaded, engine: str, beam: int) -> dict[str, str]:
+def precision_in_use(loaded: Loaded, engine: str) -> dict[str, str]:
     """What the compiled decoder says about itself; empty for engines other than ours."""
     if not engine.startswith(OURS):
         return {}
-    speech_model = loaded.models[0].speech_model
-    width = speech_model.manifest.dimensions.vocabulary_size
-    for variant in (f"decoder-{candidate_count(beam, width)}", "decoder"):
-        compiled = speech_model.engine.compiled(variant)
-        if compiled is not None:
-            break
-    else:
+    compiled = next(
+        (
+            compiled
+            for variant, compiled in loaded.models[0].speech_model.engine.compiled.items()
+            if variant.graph == "decoder"
+        ),
+        None,
+    )
+    if compiled is None:
         return {}
     known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
     return {name: _spelled(compiled.get_property(name)) for name in READ_BACK if name in known}

@@ -44,10 +44,14 @@ class GraphModel:
             f"got a waveform {waveform.shape} at {sample_rate_hz} Hz. Use load_model."
         )
 
+    def streams(self, utterances: int) -> int:
+        """One: these engines run a batch as it is."""
+        return 1
+
     def prepare(self, candidates: int = 0) -> None:
         """Nothing: both graphs are ready."""
 
-    def encode(self, features: np.ndarray, lengths: np.ndarray) -> EncoderOutput:
+    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> EncoderOutput:
         """(N, T, F), (N,) -> cross-attention tensors."""
         outputs = self.encoder({"features": features, "lengths": lengths.astype(np.int64)})
         names = ["encoder_lengths", "cross_bias", *cross_names(self.manifest.dimensions.layers)]

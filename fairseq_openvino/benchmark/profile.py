@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,9 @@ FULLY_CONNECTED = "FullyConnected"
 
 def profile_step(loaded: Loaded, beam: int) -> dict[str, Any]:
     """Step time, nodes' time by type and their limit, all in microseconds a step."""
-    from fairseq_openvino.runtime import load_model
-
     model = loaded.models[0].speech_model
-    options = model.engine.options
-    instrumented = load_model(
-        model.bundle,
-        device=options.device,
-        precision=options.precision,
-        threads=options.threads,
-    )
-    instrumented.engine._properties["PERF_COUNT"] = "YES"  # before its first compilation
+    options = replace(model.engine.options, profile=True, cache_dir=None)
+    instrumented = type(model)(model.bundle, options)
     step, _ = _steps(model, loaded.batches[0], beam, counted=False)
     _, nodes = _steps(instrumented, loaded.batches[0], beam, counted=True)
     connected = nodes.get(FULLY_CONNECTED, 0.0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from fairseq_openvino.errors import ArchitectureError
 from fairseq_openvino.export.graphs import MASKED, Graphs
@@ -107,7 +108,7 @@ def fused_projection(attention: Any) -> nn.Linear:
     """Query, key and value projections of a self-attention as one linear layer, D -> 3D."""
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     width_in, width_out = parts[0].in_features, sum(part.out_features for part in parts)
-    fused = nn.Linear(width_in, width_out)
+    fused = skip_init(nn.Linear, width_in, width_out)  # draws no random numbers
     with torch.no_grad():
         fused.weight.copy_(torch.cat([part.weight for part in parts]))
         fused.bias.copy_(torch.cat([part.bias for part in parts]))
@@ -199,7 +200,10 @@ class DecoderLayer(nn.Module):
         self.scale = attention.scaling
         self.project, self.out = fused_projection(attention), attention.out_proj
         self.norm, self.norm_first = layer.self_attn_layer_norm, layer.normalize_before
-        self.cross_query, self.cross_out = nn.Linear(*_shape(cross.q_proj)), cross.out_proj
+        self.cross_query, self.cross_out = (
+            skip_init(nn.Linear, *_shape(cross.q_proj)),
+            cross.out_proj,
+        )
         with torch.no_grad():  # scale the query once, here: a scaled product stays unfused
             self.cross_query.weight.copy_(cross.q_proj.weight * cross.scaling)
             self.cross_query.bias.copy_(cross.q_proj.bias * cross.scaling)

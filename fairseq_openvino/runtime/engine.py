@@ -1,27 +1,27 @@
-"""OpenVINO compilation, request pools and properties: the only inference file that knows OpenVINO.
-
-The decoder of a bundle computes logits. What a search needs after that is appended here, before
-compiling: log-probabilities of every position, or the C best tokens under a bias.
-"""
+"""OpenVINO compilation, request pools and properties: the only file that compiles anything."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import openvino as ov
-from openvino import opset13 as ops
 
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle
 from fairseq_openvino.errors import DeviceError, OptionError
+from fairseq_openvino.runtime import rewrite
 
-PRECISIONS = ("f32", "bf16", "f16")
-"""Inference precisions; the key/value cache has the same."""
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("f32", "bf16", "f16", "int8", "fast")
+"""f32 reproduces Fairseq; bf16 and f16 compute and cache in 16 bits; int8 has 8-bit weights and
+activations quantized as they come; fast is the quickest of them for this CPU and batch."""
+DYNAMIC_QUANTIZATION_GROUP = "32"
+"""Activations that share a scale under int8."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,11 @@ class EngineOptions:
     threads: int | None = None
     """CPU threads for inference; default: all cores."""
     streams: int | None = None
-    """Requests that may run at the same time; default: 1."""
+    """Requests that may run at the same time; default: chosen from the batch."""
     cache_dir: str | PathLike[str] | None = None
     """Directory for compiled models; default: none are kept."""
+    profile: bool = False
+    """Collect the time of every node, for `InferRequest.profiling_info`."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -53,6 +55,21 @@ class EngineOptions:
                 )
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of a graph."""
+
+    graph: str
+    """encoder or decoder."""
+    precision: str
+    """f32, bf16, f16 or int8."""
+    streams: int
+    candidates: int = 0
+    """C of a decoder for `candidates()`, 0 for one with log-probabilities."""
+    beam: int = 0
+    """K of a decoder for one utterance with static shapes, 0 for dynamic shapes."""
+
+
 def compile_properties(
     precision: str,
     device: str,
@@ -63,11 +80,14 @@ def compile_properties(
     """OpenVINO properties of a precision.
 
     The cache precision is set too: left alone, the CPU plugin stores keys and values in 8 bits and
-    an "f32" model is wrong in the third digit. The same holds for dynamic quantization.
+    an "f32" model is wrong in the third digit. The same holds for dynamic quantization, which is on
+    for int8 only and needs the f32 hint.
     """
-    properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    compute = "f32" if precision == "int8" else precision
+    properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": compute}
     if device.upper().startswith("CPU"):
-        properties |= {"KV_CACHE_PRECISION": precision, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+        group = DYNAMIC_QUANTIZATION_GROUP if precision == "int8" else "0"
+        properties |= {"KV_CACHE_PRECISION": compute, "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
     if streams is not None:
@@ -83,75 +103,74 @@ class Engine:
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self.bundle, self.options = bundle, options
         self._core = ov.Core()
-        self._properties = compile_properties(
-            options.precision, options.device, options.threads, options.streams, options.cache_dir
-        )
         self._lock = threading.Lock()
-        self._compiled: dict[str, ov.CompiledModel] = {}
-        self._idle: dict[str, list[ov.InferRequest]] = defaultdict(list)
+        self._compiled: dict[Variant, ov.CompiledModel] = {}
+        self._idle: dict[Variant, list[ov.InferRequest]] = defaultdict(list)
 
-    def encoder(self) -> Lease:
-        """A request of the encoder: features, lengths -> encoder_lengths, cross tensors."""
-        return self._lease("encoder", lambda: self._read(ENCODER_IR))
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the device is the CPU plugin."""
+        return self.options.device.upper().startswith("CPU")
 
-    def decoder(self, candidates: int = 0) -> Lease:
-        """A request of the stateful decoder.
+    @property
+    def compiled(self) -> dict[Variant, ov.CompiledModel]:
+        """What has been compiled so far."""
+        return dict(self._compiled)
 
-        Its output is `log_probs` (R, l, V), or, with C = `candidates`, `scores` and `best` (R, C)
-        of the last position under the extra input `bias` (1 or R, V).
+    def idle(self, variant: Variant) -> int:
+        """Requests of a variant that wait in its pool."""
+        return len(self._idle[variant])
+
+    def lease(self, variant: Variant) -> Lease:
+        """A request of a variant, from its pool or new.
+
+        The encoder maps features, lengths to encoder_lengths and the cross tensors. The stateful
+        decoder has the output `log_probs` (R, l, V), or, with C candidates, `scores` and `best`
+        (R, C) of the last token under the extra input `bias` (1 or R, V).
         """
-        if candidates:
-            return self._lease(f"decoder-{candidates}", lambda: self._candidates(candidates))
-        return self._lease("decoder", self._log_probs)
-
-    def prepare(self, candidates: int = 0) -> None:
-        """Compile the encoder and this decoder variant now instead of at the first batch."""
-        self.encoder().release()
-        self.decoder(candidates).release()
-
-    def compiled(self, variant: str) -> ov.CompiledModel | None:
-        """A variant compiled so far: `encoder`, `decoder` or `decoder-<C>`."""
-        return self._compiled.get(variant)
-
-    def _lease(self, variant: str, build: Callable[[], ov.Model]) -> Lease:
         with self._lock:
-            if self._idle[variant]:
-                return Lease(self._idle[variant].pop(), self._idle[variant])
+            idle = self._idle[variant]
+            if idle:
+                return Lease(idle.pop(), idle)
             if variant not in self._compiled:
-                self._compiled[variant] = self._compile(build())
-            return Lease(self._compiled[variant].create_infer_request(), self._idle[variant])
+                self._compiled[variant] = self._compile(variant)
+            return Lease(self._compiled[variant].create_infer_request(), idle)
 
-    def _read(self, name: str) -> ov.Model:
-        return self._core.read_model(self.bundle.path(name))
-
-    def _compile(self, model: ov.Model) -> ov.CompiledModel:
-        device = self.options.device
+    def _compile(self, variant: Variant) -> ov.CompiledModel:
+        options = self.options
+        properties = compile_properties(
+            variant.precision, options.device, options.threads, variant.streams, options.cache_dir
+        )
+        if options.profile:
+            properties["PERF_COUNT"] = "YES"
         try:
-            return self._core.compile_model(model, device, self._properties)
+            return self._core.compile_model(self.model(variant), options.device, properties)
         except RuntimeError as error:
             first_line = str(error).strip().splitlines()[-1]
             raise DeviceError(
-                f"Compiling failed on device {device!r}: expected one of "
-                f"{', '.join(self._core.available_devices)} with {self._properties}, "
+                f"Compiling failed on device {options.device!r}: expected one of "
+                f"{', '.join(self._core.available_devices)} with {properties}, "
                 f"got {first_line}. Choose another --ov-device or --ov-precision."
             ) from error
 
-    def _log_probs(self) -> ov.Model:
-        model = self._read(DECODER_IR)
-        logits = model.output("logits").get_node().input_value(0)
-        _replace_outputs(model, {"log_probs": ops.log_softmax(logits, -1).output(0)})
-        return model
-
-    def _candidates(self, count: int) -> ov.Model:
-        model = self._read(DECODER_IR)
-        logits = model.output("logits").get_node().input_value(0)
-        last = ops.gather(logits, ops.constant(np.int64(-1)), ops.constant(np.int64(1)))  # (R, V)
-        bias = ops.parameter([-1, self.bundle.manifest.dimensions.vocabulary_size], np.float32)
-        bias.output(0).get_tensor().set_names({"bias"})
-        model.add_parameters([bias])
-        scores = ops.add(ops.log_softmax(last, -1), bias)
-        best = ops.topk(scores, ops.constant(np.int32(count)), -1, "max", "value")
-        _replace_outputs(model, {"scores": best.output(0), "best": best.output(1)})
+    def model(self, variant: Variant) -> ov.Model:
+        """The graph of a variant as it is compiled."""
+        encoder = variant.graph == "encoder"
+        model = self._core.read_model(self.bundle.path(ENCODER_IR if encoder else DECODER_IR))
+        if variant.precision == "int8":
+            rewrite.quantize_weights(model)
+        if encoder:
+            return model
+        if self.on_cpu:
+            rewrite.fold_causal_mask(model)
+            if variant.precision == "bf16":
+                rewrite.keep_cross_attention(model)
+        if variant.candidates:
+            rewrite.append_candidates(model, variant.candidates)
+        else:
+            rewrite.append_log_probs(model)
+        if variant.beam:
+            rewrite.fix_batch(model, 1, variant.beam)
         return model
 
 
@@ -164,13 +183,3 @@ class Lease:
     def release(self) -> None:
         """Return the request; it must be in a usable state."""
         self._idle.append(self.request)
-
-
-def _replace_outputs(model: ov.Model, outputs: dict[str, ov.Output]) -> None:
-    model.remove_result(model.output("logits").get_node())
-    results = []
-    for name, output in outputs.items():
-        output.get_tensor().set_names({name})
-        results.append(ops.result(output))
-    model.add_results(results)
-    model.validate_nodes_and_infer_types()

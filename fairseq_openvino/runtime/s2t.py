@@ -14,7 +14,13 @@ from fairseq_openvino.audio import read_audio
 from fairseq_openvino.bundle import Bundle, FeatureConfig
 from fairseq_openvino.errors import AudioError, ModelError, OptionError, UtteranceTooLongError
 from fairseq_openvino.model import EncoderOutput, Hypothesis
-from fairseq_openvino.runtime.engine import Engine, EngineOptions
+from fairseq_openvino.runtime.engine import Engine, EngineOptions, Variant
+from fairseq_openvino.runtime.plan import (
+    MIN_UTTERANCES_PER_STREAM,
+    Plan,
+    cpu_flags,
+    plan_batch,
+)
 from fairseq_openvino.runtime.session import Session, concatenate, encode
 from fairseq_openvino.search import SearchOptions, TokenIds, generate
 from fairseq_openvino.vocabulary import Vocabulary, check_size, load_dictionary
@@ -82,7 +88,15 @@ class S2TModel:
                 )
         return frames.astype(np.float32)
 
-    def encode(self, features: np.ndarray, lengths: np.ndarray) -> EncoderOutput:
+    def plan(self, utterances: int) -> Plan:
+        """Precisions and streams for a batch of N."""
+        return plan_batch(self.engine.options, utterances, cpu_flags())
+
+    def streams(self, utterances: int) -> int:
+        """Into how many parts, decoded at the same time, a batch of N is best split."""
+        return self.plan(utterances).streams
+
+    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> EncoderOutput:
         """Features (N, T, F), zero-padded, and lengths (N,) in frames, to cross-attention tensors."""
         bins = self.manifest.dimensions.feature_bins
         if features.shape[2:] != (bins,):
@@ -90,15 +104,25 @@ class S2TModel:
                 f"Encoding failed in {str(self.bundle.directory)!r}: expected features (N, T, {bins}),"
                 f" got {features.shape}. Use the feature configuration the model was trained with."
             )
-        return encode(self.engine, features, lengths)
+        variant = Variant("encoder", self.plan(len(features) * streams).encoder, streams)
+        return encode(self.engine, variant, features, lengths)
 
     def open(self, encoded: EncoderOutput, beam: int, candidates: int = 0) -> Session:
         """A decoder session with `beam` rows an utterance; see `model.SpeechModel.open`."""
-        return Session(self.engine, encoded, candidates)
+        precision = self.plan(encoded.utterances * encoded.streams).decoder
+        static = beam if candidates and encoded.utterances == 1 and self.engine.on_cpu else 0
+        variant = Variant("decoder", precision, encoded.streams, candidates, static)
+        return Session(self.engine, variant, encoded)
 
     def prepare(self, candidates: int = 0) -> None:
-        """Compile what `encode` and `open` need; else it happens at the first batch."""
-        self.engine.prepare(candidates)
+        """Compile what a batch of several utterances needs; else it happens at the first one."""
+        for utterances in (2, 2 * MIN_UTTERANCES_PER_STREAM):
+            plan = self.plan(utterances)
+            for variant in (
+                Variant("encoder", plan.encoder, plan.streams),
+                Variant("decoder", plan.decoder, plan.streams, candidates),
+            ):
+                self.engine.lease(variant).release()
 
     def token_ids(self) -> TokenIds:
         """Special tokens for the search."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -10,23 +11,29 @@ import openvino as ov
 
 from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.model import Candidates, EncoderOutput
-from fairseq_openvino.runtime.engine import Engine
+from fairseq_openvino.runtime.engine import Engine, Variant
+
+MASKED = -65504.0
+"""Bias of a masked encoder frame, as `export/graphs.py` has it."""
 
 
-def encode(engine: Engine, features: np.ndarray, lengths: np.ndarray) -> EncoderOutput:
+def encode(
+    engine: Engine, variant: Variant, features: np.ndarray, lengths: np.ndarray
+) -> EncoderOutput:
     """Run the encoder once; (N, T, F), (N,) -> cross-attention tensors.
 
     The tensors stay in the request's own memory: the request returns to its pool when the result
     is no longer referenced.
     """
-    lease = engine.encoder()
+    lease = engine.lease(variant)
     request = lease.request
     request.set_tensor("features", _tensor(features, np.float32))
     request.set_tensor("lengths", _tensor(lengths, np.int64))
     request.infer(share_outputs=True)
     names = [output.get_any_name() for output in request.model_outputs]
     tensors = {name: request.get_tensor(name) for name in names if name != "encoder_lengths"}
-    encoded = EncoderOutput(request.get_tensor("encoder_lengths").data.copy(), tensors)
+    lengths = request.get_tensor("encoder_lengths").data.copy()
+    encoded = EncoderOutput(lengths, tensors, variant.streams)
     weakref.finalize(encoded, lease.release)
     return encoded
 
@@ -43,7 +50,7 @@ def concatenate(outputs: list[EncoderOutput]) -> EncoderOutput:
         axis = 3 if bias else 2
         shape = [utterances, *first.shape[1:]]
         shape[axis] = frames
-        joined = np.full(shape, -65504.0 if bias else 0.0, np.float32)
+        joined = np.full(shape, MASKED if bias else 0.0, np.float32)
         row = 0
         for output in outputs:
             part = output.tensors[name].data
@@ -61,13 +68,14 @@ class Session:
     Its request returns to the pool when the session is closed or no longer referenced.
     """
 
-    def __init__(self, engine: Engine, encoded: EncoderOutput, candidates: int = 0) -> None:
-        lease = engine.decoder(candidates)
+    def __init__(self, engine: Engine, variant: Variant, encoded: EncoderOutput) -> None:
+        lease = engine.lease(variant)
         self._request = lease.request
         self._request.reset_state()
         self._release = weakref.finalize(self, lease.release)
         self._encoded = encoded  # keeps the memory of the tensors alive
         self._length = 0  # L
+        self._inputs: dict[str, np.ndarray] = {}  # the request reads this memory
         for name, tensor in encoded.tensors.items():
             self._request.set_tensor(name, tensor)
 
@@ -79,7 +87,7 @@ class Session:
 
     def candidates(self, tokens: np.ndarray, beam_idx: np.ndarray, bias: np.ndarray) -> Candidates:
         """tokens (R, 1), beam_idx (R,), bias (1 or R, V) -> the C best of each row."""
-        self._request.set_tensor("bias", _tensor(bias, np.float32))
+        self._set("bias", bias, np.float32)
         self._infer(tokens, beam_idx)
         scores = self._request.get_tensor("scores").data
         if np.isnan(scores).any():
@@ -96,9 +104,15 @@ class Session:
             name: ov.Tensor(np.ascontiguousarray(tensor.data[utterances]), shared_memory=True)
             for name, tensor in self._encoded.tensors.items()
         }
-        self._encoded = EncoderOutput(self._encoded.lengths[utterances], kept)
+        self._encoded = replace(
+            self._encoded, lengths=self._encoded.lengths[utterances], tensors=kept
+        )
         for name, tensor in kept.items():
             self._request.set_tensor(name, tensor)
+        if self._length:  # a variant that holds cross-attention as state reads the inputs only once
+            for state in self._request.query_state():
+                if state.name in kept:
+                    state.state = kept[state.name]
 
     def __enter__(self) -> Session:
         return self
@@ -112,21 +126,24 @@ class Session:
         self._release()  # does nothing if the request raised
 
     def _infer(self, tokens: np.ndarray, beam_idx: np.ndarray) -> None:
-        request = self._request
-        self._inputs = (  # alive until the next call: the request reads this memory
-            _tensor(tokens, np.int64),
-            _tensor(np.int64(self._length), np.int64),
-            _tensor(beam_idx, np.int32),
-        )
-        request.set_tensor("tokens", self._inputs[0])
-        request.set_tensor("offset", self._inputs[1])
-        request.set_tensor("beam_idx", self._inputs[2])
+        self._set("tokens", tokens, np.int64)
+        self._set("offset", np.int64(self._length), np.int64)
+        self._set("beam_idx", beam_idx, np.int32)
         try:
-            request.infer(share_outputs=True)
+            self._request.infer(share_outputs=True)
         except BaseException:
             self._release.detach()  # the request is in an unknown state: never use it again
             raise
         self._length += tokens.shape[1]
+
+    def _set(self, name: str, array: np.ndarray | np.generic, dtype: type[np.generic]) -> None:
+        """Write an input in place, or bind new memory when its shape changes."""
+        bound = self._inputs.get(name)
+        if bound is None or bound.shape != array.shape:
+            self._inputs[name] = np.array(array, dtype, order="C")
+            self._request.set_tensor(name, ov.Tensor(self._inputs[name], shared_memory=True))
+        else:
+            bound[...] = array
 
 
 def _tensor(array: np.ndarray | np.generic, dtype: type[np.generic]) -> ov.Tensor:
