@@ -17,7 +17,7 @@ SCORE_TOLERANCE = 1e-3
 REFUSED_FLAGS = ("--results-path", "--quiet", "--ov-engine")
 METRIC = re.compile(r"^Generate .*?: (.*)$", re.M)
 METRIC_VALUE = re.compile(r"-?\d+(?:\.\d+)?")
-TIMING = re.compile(r"Translated ([\d,]+) sentences \(([\d,]+) tokens\) in ([\d.]+)s")
+TIMING = re.compile(r"Translated [\d,]+ sentences \(([\d,]+) tokens\) in .*? ([\d.]+) tokens/s\)")
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,13 @@ def parse_generate(output: str) -> Run:
         else:
             found[-1] = Line(found[-1].tokens, found[-1].score, text)
     metric, timing = METRIC.search(output), TIMING.search(output)
+    tokens = int(timing.group(1).replace(",", "")) if timing else 0
     return Run(
         hypotheses,
         references,
         metric.group(1) if metric else "",
-        float(timing.group(3)) if timing else 0.0,
-        int(timing.group(2).replace(",", "")) if timing else 0,
+        tokens / float(timing.group(2)) if timing else 0.0,  # the seconds are rounded to 0.1
+        tokens,
     )
 
 
@@ -182,7 +183,7 @@ def report(eager: Run, engine: Run, comparison: Comparison) -> str:
     lines = [
         "|                  | PyTorch (eager) | OpenVINO |",
         "|------------------|-----------------|----------|",
-        f"| generation, s    | {eager.seconds:.1f} | {engine.seconds:.1f} ({speed:.1f}x) |",
+        f"| generation, s    | {eager.seconds:.2f} | {engine.seconds:.2f} ({speed:.1f}x) |",
         f"| tokens generated | {eager.tokens} | {engine.tokens} |",
     ]
     if eager.metric:

@@ -22,7 +22,7 @@ def main() -> int:
         str(MINI.relative_to(Path.cwd()) if MINI.is_relative_to(Path.cwd()) else MINI),
         "--config-yaml", "config_st_en_de.yaml", "--gen-subset", "test_st_en_de",
         "--task", "speech_to_text", "--path", str(MINI / "checkpoint.pt"),
-        "--max-tokens", "50000", "--beam", "5", "--scoring", "sacrebleu",
+        "--max-tokens", "50000", "--beam", "5", "--scoring", "sacrebleu", "--num-workers", "0",
     ]  # fmt: skip
     shown = " ".join(arguments).replace(str(ROOT) + "/", "")
     print(f"fairseq-generate {shown} --user-dir fairseq_openvino [--ov-engine]\n", flush=True)
