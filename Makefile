@@ -9,7 +9,7 @@ help: ## show this list
 setup: ## create .venv with the tested versions (instant when up to date)
 	@.ci/install.sh
 
-demo: setup ## train a tiny model in Fairseq, run it on OpenVINO, compare
+demo: setup ## translate the shipped clips, eagerly and with OpenVINO, and compare
 	@$(PYTHON) scripts/demo.py
 
 test: lint ## lint, type-check and run the quick tests
@@ -20,7 +20,7 @@ lint: setup ## ruff and mypy
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 
-bench: setup ## measure Fairseq against OpenVINO on this machine
+bench: setup ## measure Fairseq, OpenVINO and the alternatives (15 minutes)
 	@.venv/bin/fairseq-openvino benchmark
 
 clean: ## remove .venv, caches and build files

@@ -54,6 +54,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 NOT_INSTALLED = "not installed"
 
 
+BATCHES = (1, 8, 32)
+"""Utterances for which the choices of `fast` are shown."""
+
+
 @dataclass(frozen=True)
 class Package:
     """One distribution."""
@@ -108,7 +112,21 @@ def report() -> str:
         (row.device, row.asked, row.executed, *(row.properties.get(key, "-") for key in READ_BACK))
         for row in found.precisions
     ]
-    return "\n".join([*parts, *_table([header, *rows])])
+    parts += [*_table([header, *rows]), "", "What --ov-precision fast means on this CPU"]
+    return "\n".join([*parts, *_table(_fast_plans())])
+
+
+def _fast_plans() -> list[tuple[str, ...]]:
+    """Encoder and decoder precision by batch size, and why."""
+    from fairseq_openvino.runtime.engine import EngineOptions
+    from fairseq_openvino.runtime.plan import cpu_flags, plan_batch
+
+    rows: list[tuple[str, ...]] = [("UTTERANCES", "ENCODER", "DECODER", "STREAMS", "WHY")]
+    for utterances in BATCHES:
+        plan = plan_batch(EngineOptions(precision="fast"), utterances, cpu_flags())
+        cells = (utterances, plan.encoder, plan.decoder, plan.streams, plan.reason)
+        rows.append(tuple(map(str, cells)))
+    return rows
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
@@ -187,6 +205,7 @@ def _precisions() -> tuple[Precision, ...]:
         _read_back(core, model, device, asked)
         for device in core.available_devices
         for asked in PRECISIONS
+        if asked != "fast"  # one of the others, chosen for each batch
     )
 
 
@@ -197,13 +216,17 @@ def _probe() -> ov.Model:
 
     rows = ops.parameter([-1, PROBE_WIDTH], np.float32, name="rows")
     weights = np.linspace(-1, 1, PROBE_WIDTH**2, dtype=np.float32)
-    product = ops.matmul(rows, ops.constant(weights.reshape(PROBE_WIDTH, -1)), False, False)
+    product = ops.matmul(rows, ops.constant(weights.reshape(PROBE_WIDTH, -1)), False, True)
     return ov.Model([product], [rows], "doctor")
 
 
 def _read_back(core: ov.Core, model: ov.Model, device: str, asked: str) -> Precision:
     from fairseq_openvino.runtime.engine import compile_properties
+    from fairseq_openvino.runtime.rewrite import quantize_weights
 
+    if asked == "int8":
+        model = model.clone()
+        quantize_weights(model)
     try:
         compiled = core.compile_model(model, device, compile_properties(asked, device))
         compiled({0: np.ones((1, PROBE_WIDTH), np.float32)})
@@ -224,6 +247,6 @@ def _executed(compiled: ov.CompiledModel) -> str:
     """`runtimePrecision` of the node that does the product, from the executed graph."""
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = {key: str(value.astype(str)) for key, value in node.rt_info.items()}
-        if info.get("layerType") in ("MatMul", "FullyConnected"):
+        if info.get("layerType") in ("MatMul", "FullyConnected", "FullyConnectedCompressed"):
             return info.get("runtimePrecision", "unknown")
     return "unknown"

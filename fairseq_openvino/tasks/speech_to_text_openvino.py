@@ -27,6 +27,7 @@ from fairseq_openvino.generator import OpenVINOGenerator, replaces
 from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
 from fairseq_openvino.runtime import load_model
 from fairseq_openvino.runtime.engine import PRECISIONS
+from fairseq_openvino.runtime.plan import MIN_UTTERANCES_PER_STREAM
 
 logger = logging.getLogger(__name__)
 
@@ -172,9 +173,10 @@ def _model(bundle: Bundle, arguments: Namespace, task: Any) -> S2TOpenVINOModel:
         streams=option("ov_streams", None),
         cache_dir=_cache_dir(arguments) / "compiled",
     )
+    plan = speech_model.plan(MIN_UTTERANCES_PER_STREAM)
     logger.info(
         f"OpenVINO engine: {bundle.manifest.architecture} from {bundle.directory} on {device}, "
-        f"inference and cache precision {precision}"
+        f"--ov-precision {precision}: encoder {plan.encoder}, decoder {plan.decoder} ({plan.reason})"
     )
     return S2TOpenVINOModel(speech_model, task.target_dictionary)
 
