@@ -42,7 +42,12 @@ class UtteranceTooLongError(AudioError):
 
 
 class NumericsError(FairseqOpenVINOError):
-    """The model produced NaN or infinity: use a higher precision or check the weights."""
+    """The model produced NaN: check the named utterances, the precision and the weights."""
+
+    def __init__(self, message: str, indices: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.indices = indices
+        """Rows of the decoder, or utterances of the batch once the search has mapped them."""
 
 
 class ModelError(FairseqOpenVINOError):

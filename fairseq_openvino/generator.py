@@ -46,7 +46,7 @@ class OpenVINOGenerator:
         """A batch as Fairseq's dataset collates it to n-best lists of dictionaries.
 
         Raises:
-            NumericsError: naming the utterances of the batch.
+            NumericsError: naming the utterances whose scores are not numbers.
         """
         features = sample["net_input"]["src_tokens"].cpu().numpy()  # (N, T, F)
         lengths = sample["net_input"]["src_lengths"].cpu().numpy()
@@ -55,8 +55,8 @@ class OpenVINOGenerator:
         try:
             found = decode_batch(self.model, features, lengths, self.options, ids, prefix)
         except NumericsError as error:
-            utterances = sample["id"].tolist() if "id" in sample else []
-            raise NumericsError(f"{error} Utterances of the batch: {utterances}.") from error
+            affected = [int(sample["id"][i]) for i in error.indices]
+            raise NumericsError(f"{error} Utterances: {affected}.", error.indices) from error
         return [[_as_fairseq(hypothesis) for hypothesis in best] for best in found]
 
 

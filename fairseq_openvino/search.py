@@ -12,8 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairseq_openvino.errors import OptionError
-from fairseq_openvino.model import DecoderSession, EncoderOutput, Hypothesis, SpeechModel
+from fairseq_openvino.errors import NumericsError, OptionError
+from fairseq_openvino.model import (
+    Candidates,
+    DecoderSession,
+    EncoderOutput,
+    Hypothesis,
+    SpeechModel,
+)
 
 SHRINK_FRACTION = 0.25
 """Finished utterances are dropped from the batch when they make up this share of it."""
@@ -127,7 +133,11 @@ def decode_batch(
     def run(part: np.ndarray) -> list[list[Hypothesis]]:
         encoded = model.encode(features[part], lengths[part], streams)
         forced = None if prefix is None else prefix[part]
-        return generate(model, encoded, features.shape[1], options, ids, forced)
+        try:
+            return generate(model, encoded, features.shape[1], options, ids, forced)
+        except NumericsError as error:
+            affected = tuple(int(part[i]) for i in error.indices)
+            raise NumericsError(str(error), affected) from error
 
     if streams == 1:
         return run(order)
@@ -170,9 +180,7 @@ class _Search:
     def run(self, session: DecoderSession) -> None:
         """Decode until every utterance has K hypotheses or max_len is reached."""
         for step in range(self.max_len + 1):
-            best = session.candidates(
-                self.tokens[:, step : step + 1], self.beam_idx, self._bias(step)
-            )
+            best = self._candidates(session, step)
             scores, tokens, beams = self._merge(step, best.scores, best.tokens)
             is_eos = (tokens == self.ids.eos) & (scores > -np.inf)
             is_eos[:, : self.beam] &= ~self.ignored
@@ -184,6 +192,14 @@ class _Search:
             self._advance(step, is_eos, scores, tokens, beams)
             if self.open.mean() <= 1 - SHRINK_FRACTION:
                 self._shrink(session)
+
+    def _candidates(self, session: DecoderSession, step: int) -> Candidates:
+        try:
+            tokens = self.tokens[:, step : step + 1]
+            return session.candidates(tokens, self.beam_idx, self._bias(step))
+        except NumericsError as error:
+            affected = {int(self.slots[row // self.beam]) for row in error.indices}
+            raise NumericsError(str(error), tuple(sorted(affected))) from error
 
     def hypotheses(self) -> list[list[Hypothesis]]:
         """Best first, as Fairseq's final sort."""

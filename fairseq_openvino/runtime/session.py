@@ -91,10 +91,11 @@ class Session:
         self._infer(tokens, beam_idx)
         scores = self._request.get_tensor("scores").data
         if np.isnan(scores).any():
-            rows = np.flatnonzero(np.isnan(scores).any(axis=1))
+            rows = np.flatnonzero(np.isnan(scores).any(axis=1)).tolist()
             raise NumericsError(
-                f"Decoding failed at token {self._length - 1}: expected finite log-probabilities, "
-                f"got NaN in rows {rows[:8].tolist()}. Use --ov-precision f32 or check the weights."
+                f"Decoding failed at token {self._length - 1}: expected log-probabilities, got NaN. "
+                "Check the features and weights, or use --ov-precision f32.",
+                tuple(rows),
             )
         return Candidates(scores, self._request.get_tensor("best").data)
 

@@ -1,0 +1,116 @@
+"""Unusual batches through the generator: short, lopsided, broken, interrupted."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fairseq_openvino.errors import NumericsError
+from fairseq_openvino.export.cache import cached_bundle
+from fairseq_openvino.export.data import DataDirectory
+
+
+@pytest.fixture(scope="module")
+def engines(tiny: Path, cache_dir: Path) -> dict[str, Any]:
+    """`generate(features of each utterance, beam, max_len)` of eager Fairseq and of the engine."""
+    from fairseq import checkpoint_utils, tasks
+    from fairseq.dataclass.configs import GenerationConfig
+    from omegaconf import OmegaConf
+
+    import fairseq_openvino.tasks.speech_to_text_openvino  # noqa: F401
+
+    cached_bundle(tiny / "checkpoint.pt", DataDirectory(tiny), {}, cache_dir)
+
+    def engine(enabled: bool) -> Any:
+        arguments = Namespace(
+            task="speech_to_text", data=str(tiny), config_yaml="config.yaml", seed=1,
+            max_source_positions=6000, max_target_positions=1024, ov_engine=enabled,
+            ov_cache_dir=str(cache_dir),
+        )  # fmt: skip
+        task = tasks.setup_task(arguments)
+        path = str(tiny / "checkpoint.pt")
+        models, _ = checkpoint_utils.load_model_ensemble([path], task=task)
+
+        def generate(utterances: list[np.ndarray], beam: int = 3, max_len: int = 12) -> Any:
+            options = OmegaConf.structured(GenerationConfig)
+            options.beam, options.max_len_b = beam, max_len
+            generator = task.build_generator([m.eval() for m in models], options)
+            found = task.inference_step(generator, models, collate(utterances))
+            return [[h["tokens"].tolist() for h in best] for best in found]
+
+        return generate
+
+    return {"eager": engine(False), "engine": engine(True)}
+
+
+def collate(utterances: list[np.ndarray]) -> dict[str, Any]:
+    lengths = torch.tensor([len(x) for x in utterances])
+    features = torch.zeros(len(utterances), int(lengths.max()), 80)
+    for row, x in zip(features, utterances, strict=True):
+        row[: len(x)] = torch.from_numpy(x)
+    net_input = {"src_tokens": features, "src_lengths": lengths, "prev_output_tokens": None}
+    return {"id": torch.arange(len(utterances)) + 100, "net_input": net_input}
+
+
+def noise(*frames: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.standard_normal((length, 80)).astype(np.float32) for length in frames]
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [(1,), (1, 1, 1), (3000, 30, 30, 30), (5999, 1), tuple(range(40, 60)), (7,) * 33],
+    ids=["one-frame", "three-of-one-frame", "100x-longer", "extremes", "twenty", "thirty-three"],
+)
+def test_unusual_lengths_give_fairseqs_hypotheses(
+    engines: dict[str, Any], frames: tuple[int, ...]
+) -> None:
+    utterances = noise(*frames)
+    assert engines["eager"](utterances) == engines["engine"](utterances)
+
+
+def test_beam_larger_than_the_vocabulary_and_max_len_reached(engines: dict[str, Any]) -> None:
+    utterances = noise(50, 41)
+    for options in ({"beam": 70, "max_len": 3}, {"beam": 2, "max_len": 1}):
+        eager, engine = (engines[name](utterances, **options) for name in ("eager", "engine"))
+        assert eager == engine
+        assert max(len(tokens) for best in engine for tokens in best) == options["max_len"] + 1
+
+
+def test_nan_names_the_utterance_and_spares_the_next_batch(engines: dict[str, Any]) -> None:
+    for count in (3, 20):  # one request, and parallel parts
+        good = noise(*[40] * count)
+        expected = engines["engine"](good)
+        bad = [x.copy() for x in good]
+        bad[2][5] = np.nan
+        with pytest.raises(NumericsError, match=r"Utterances: \[102\]"):
+            engines["engine"](bad)
+        assert engines["engine"](good) == expected
+
+
+def test_an_interrupted_batch_does_not_disturb_the_next(
+    engines: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fairseq_openvino.search import _Search
+
+    utterances = noise(60, 50, 45)
+    expected = engines["engine"](utterances)
+    for step in range(6):
+        advance = _Search._advance
+
+        def interrupt(
+            self: Any, now: int, *rest: Any, step: int = step, advance: Any = advance
+        ) -> None:
+            if now == step:
+                raise KeyboardInterrupt
+            advance(self, now, *rest)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(_Search, "_advance", interrupt)
+            engines["engine"](utterances)
+        assert engines["engine"](utterances) == expected
