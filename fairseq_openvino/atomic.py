@@ -1,7 +1,8 @@
-"""Directories that appear whole or not at all: stage beside the target, fsync, rename."""
+"""Directories that appear whole or not at all (stage, fsync, rename), and locks between processes."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -22,6 +23,26 @@ def sha256(path: Path) -> str:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, created with its parents; other processes wait.
+
+    Raises:
+        StorageError: the lock file could not be created.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise StorageError(
+            f"Opening the cache failed in {str(path.parent)!r}: expected a writable directory, got "
+            f"{error}. Give another --ov-cache-dir."
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

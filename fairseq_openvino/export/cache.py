@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.atomic import sha256
+from fairseq_openvino.atomic import locked, sha256
 from fairseq_openvino.bundle import Bundle, is_bundle, open_bundle
-from fairseq_openvino.errors import BundleError, CheckpointError, StorageError
+from fairseq_openvino.errors import BundleError, CheckpointError
 from fairseq_openvino.export.data import DataDirectory
 
 logger = logging.getLogger(__name__)
@@ -51,7 +48,7 @@ def cached_bundle(
             "Check --path."
         )
     target = cache_dir / BUNDLES / _key(checkpoint, data, overrides)
-    with _locked(target):
+    with locked(target.with_name(target.name + ".lock")):  # others wait, then find the bundle
         if is_bundle(target):
             try:
                 return open_bundle(target)
@@ -77,19 +74,3 @@ def _key(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> st
     }
     text = json.dumps(content, sort_keys=True)
     return f"{checkpoint.stem}-{hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]}"
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold the target's lock file: a second process waits and then finds the bundle."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = open(target.with_name(target.name + ".lock"), "w")  # noqa: SIM115  closed below
-    except OSError as error:
-        raise StorageError(
-            f"Opening the cache failed in {str(target.parent)!r}: expected a writable directory, got "
-            f"{error}. Give another --ov-cache-dir."
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

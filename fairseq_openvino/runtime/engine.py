@@ -11,6 +11,7 @@ from pathlib import Path
 
 import openvino as ov
 
+from fairseq_openvino.atomic import locked
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle
 from fairseq_openvino.errors import DeviceError, OptionError
 from fairseq_openvino.runtime import rewrite
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 PRECISIONS = ("f32", "bf16", "f16", "int8", "fast")
 """f32 reproduces Fairseq; bf16 and f16 compute and cache in 16 bits; int8 has 8-bit weights and
 activations quantized as they come; fast is the quickest of them for this CPU and batch."""
+LOCK = ".lock"
+"""Lock file in a directory of compiled models."""
 DYNAMIC_QUANTIZATION_GROUP = "32"
 """Activations that share a scale under int8."""
 
@@ -75,7 +78,6 @@ def compile_properties(
     device: str,
     threads: int | None = None,
     streams: int | None = None,
-    cache_dir: str | PathLike[str] | None = None,
 ) -> dict[str, str]:
     """OpenVINO properties of a precision.
 
@@ -92,8 +94,6 @@ def compile_properties(
             properties["INFERENCE_NUM_THREADS"] = str(threads)
     if streams is not None:
         properties["NUM_STREAMS"] = str(streams)
-    if cache_dir is not None:
-        properties["CACHE_DIR"] = str(Path(cache_dir))
     return properties
 
 
@@ -139,12 +139,18 @@ class Engine:
     def _compile(self, variant: Variant) -> ov.CompiledModel:
         options = self.options
         properties = compile_properties(
-            variant.precision, options.device, options.threads, variant.streams, options.cache_dir
+            variant.precision, options.device, options.threads, variant.streams
         )
         if options.profile:
             properties["PERF_COUNT"] = "YES"
+        model = self.model(variant)
+        if options.cache_dir is not None:
+            try:
+                return self._compile_cached(model, properties, Path(options.cache_dir))
+            except RuntimeError as error:
+                logger.warning(f"compiling without the cache {options.cache_dir}: {error}")
         try:
-            return self._core.compile_model(self.model(variant), options.device, properties)
+            return self._core.compile_model(model, options.device, properties)
         except RuntimeError as error:
             first_line = str(error).strip().splitlines()[-1]
             raise DeviceError(
@@ -152,6 +158,14 @@ class Engine:
                 f"{', '.join(self._core.available_devices)} with {properties}, "
                 f"got {first_line}. Choose another --ov-device or --ov-precision."
             ) from error
+
+    def _compile_cached(
+        self, model: ov.Model, properties: dict[str, str], cache: Path
+    ) -> ov.CompiledModel:
+        """Under a lock: OpenVINO maps a cached file that another process may be writing."""
+        with locked(cache / LOCK):
+            properties = properties | {"CACHE_DIR": str(cache)}
+            return self._core.compile_model(model, self.options.device, properties)
 
     def model(self, variant: Variant) -> ov.Model:
         """The graph of a variant as it is compiled."""
