@@ -95,7 +95,11 @@ class Results:
         """Everything, raw rounds included."""
         return {
             "provenance": self.provenance,
-            "options": {key: _plain(value) for key, value in asdict(self.options).items()},
+            "options": {
+                key: _plain(value)
+                for key, value in asdict(self.options).items()
+                if key not in ("output", "work_dir")  # paths of this machine
+            },
             "engines": list(self.engines),
             "interrupted": self.interrupted,
             "order": [list(each) for each in self.order],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -28,21 +29,28 @@ FIRST_TOKENS = 2
 
 
 class Stopwatch:
-    """Adds up the time spent in one function."""
+    """Adds up the time during which a function runs, in however many threads."""
 
     def __init__(self) -> None:
         self.seconds, self.calls = 0.0, 0
+        self._running, self._started, self._lock = 0, 0.0, threading.Lock()
 
     def watch(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, timed."""
 
         def timed(*arguments: Any, **named: Any) -> Any:
-            started = time.perf_counter()
+            with self._lock:
+                if not self._running:
+                    self._started = time.perf_counter()
+                self._running += 1
             try:
                 return function(*arguments, **named)
             finally:
-                self.seconds += time.perf_counter() - started
-                self.calls += 1
+                with self._lock:
+                    self._running -= 1
+                    self.calls += 1
+                    if not self._running:
+                        self.seconds += time.perf_counter() - self._started
 
         return timed
 
