@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import logging
 import sys
 import warnings
@@ -23,10 +22,10 @@ from fairseq_openvino.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_PARTIAL,
-    AudioError,
     FairseqOpenVINOError,
     OptionError,
 )
+from fairseq_openvino.transcribe import add_arguments as add_transcribe_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="fairseq-openvino verify FAIRSEQ_GENERATE_ARGUMENTS... [--ov-FLAG ...]",
     )  # fmt: skip
     verify.set_defaults(run=_verify)
-    _add_transcribe_arguments(commands.add_parser("transcribe", help="audio files to text"))
+    add_transcribe_arguments(commands.add_parser("transcribe", help="audio files to text"))
     add_benchmark_arguments(commands.add_parser("benchmark", help="against every alternative"))
     doctor = commands.add_parser("doctor", help="versions, shims, devices, precision in use")
     doctor.set_defaults(run=_doctor)
@@ -86,24 +85,6 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--model-overrides", default="{}", help="dictionary of model arguments, as Fairseq's"
     )
     parser.set_defaults(run=_export)
-
-
-def _add_transcribe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
-    parser.add_argument("--model", required=True, metavar="BUNDLE")
-    parser.add_argument("--beam", type=int, default=5)
-    parser.add_argument("--nbest", type=int, default=1)
-    parser.add_argument("--lenpen", type=float, default=1.0)
-    parser.add_argument("--max-len-a", type=float, default=0.0)
-    parser.add_argument("--max-len-b", type=int, default=200)
-    parser.add_argument("--language", help="target language of a multilingual model")
-    parser.add_argument("--format", choices=("text", "jsonl"), default="text")
-    parser.add_argument("--batch-size", type=int, default=8, help="files decoded together")
-    parser.add_argument("--device", default="CPU")
-    parser.add_argument("--precision", default="f32")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--cache-dir", metavar="DIR", help="directory for compiled models")
-    parser.set_defaults(run=_transcribe)
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> int:
@@ -148,67 +129,6 @@ def _verify(_: argparse.Namespace, arguments: list[str]) -> int:
     comparison = compare(eager, engine)
     print(report(eager, engine, comparison))
     return EXIT_OK if comparison.passed else EXIT_PARTIAL
-
-
-def _transcribe(options: argparse.Namespace, _: list[str]) -> int:
-    """Files that fail are reported on stderr; the others are not lost."""
-    from fairseq_openvino.runtime import load_model
-    from fairseq_openvino.search import SearchOptions
-
-    model = load_model(
-        options.model,
-        device=options.device,
-        precision=options.precision,
-        threads=options.threads,
-        cache_dir=options.cache_dir,
-    )
-    search = SearchOptions(
-        options.beam, options.max_len_a, options.max_len_b, lenpen=options.lenpen
-    )
-    failed, size = 0, max(options.batch_size, 1)
-    for start in range(0, len(options.files), size):
-        for transcript in _readable(model, options, search, options.files[start : start + size]):
-            if transcript is None:
-                failed += 1
-            else:
-                print(_format(transcript, options.format), flush=True)
-    if failed:
-        print(f"{failed} of {len(options.files)} files failed", file=sys.stderr)
-    return EXIT_PARTIAL if failed else EXIT_OK
-
-
-def _readable(model: Any, options: argparse.Namespace, search: Any, paths: list[str]) -> list[Any]:
-    """Transcripts of a batch, None for a file that cannot be used."""
-    try:
-        return list(model.transcribe_batch(paths, search, options.nbest, options.language))
-    except AudioError as error:
-        if len(paths) == 1:
-            print(f"error: {error}", file=sys.stderr)
-            return [None]
-    # one of several files: a result does not depend on the batch, so take them one by one
-    return [each for path in paths for each in _readable(model, options, search, [path])]
-
-
-def _format(transcript: Any, kind: str) -> str:
-    if kind == "text":
-        texts = [text for text, _ in transcript.hypotheses]
-        return "\n".join(f"{transcript.path}\t{text}" for text in texts)
-    content = {
-        "path": transcript.path,
-        "text": transcript.text,
-        "score": transcript.score,
-        "seconds": round(transcript.seconds, 3),
-        "hypotheses": [
-            {
-                "text": text,
-                "score": hypothesis.score,
-                "tokens": hypothesis.tokens.tolist(),
-                "positional_scores": [float(x) for x in hypothesis.positional_scores],
-            }
-            for text, hypothesis in transcript.hypotheses
-        ],
-    }
-    return json.dumps(content, ensure_ascii=False)
 
 
 def _doctor(_: argparse.Namespace, __: list[str]) -> int:

@@ -7,7 +7,8 @@ closed and never used again. Search never touches keys and values: reordering be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -54,6 +55,50 @@ class Hypothesis:
     """Length-normalised log-probability, base e."""
     positional_scores: np.ndarray
     """Log-probability of each token, shape (n,), float32."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One audio file, ready for the encoder."""
+
+    path: str
+    features: np.ndarray
+    """Shape (T, F), float32."""
+    seconds: float
+    """Duration of the audio."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech between two timestamps."""
+
+    start: float
+    """Seconds from the start of the audio."""
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What one audio file became."""
+
+    path: str
+    text: str
+    """Detokenised text of the best hypothesis."""
+    score: float
+    """Its length-normalised log-probability, base e."""
+    seconds: float
+    """Duration of the audio."""
+    hypotheses: tuple[tuple[str, Hypothesis], ...]
+    """Text and tokens of the n best, best first."""
+    language: str | None = None
+    """Code of the spoken language, where the model knows it."""
+    language_probabilities: Mapping[str, float] = field(default_factory=dict)
+    """By code, most probable first; empty unless the language was detected."""
+    no_speech_probability: float | None = None
+    """Probability that nobody speaks, where the model has a token for it."""
+    segments: tuple[Segment, ...] = ()
+    """With timestamps only."""
 
 
 class DecoderSession(Protocol):

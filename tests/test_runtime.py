@@ -54,7 +54,8 @@ def test_features_equal_fairseqs_dataset(model: Any) -> None:
 
     for clip in CLIPS[:20]:
         expected = UtteranceCMVN()(get_features_or_waveform(str(clip)))
-        found, seconds = model.read(clip)
+        read = model.read(clip)
+        found, seconds = read.features, read.seconds
         assert found.shape == expected.shape and seconds > 0.3
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -64,8 +65,7 @@ def test_hypotheses_equal_the_plugins(model: Any, bundle: Path) -> None:
         MINI, "--gen-subset", "test_st_en_de", "--batch-size", "1", "--beam", "5", "--nbest", "3",
         config="config_st_en_de.yaml", path=str(bundle),
     )  # fmt: skip
-    options = SearchOptions(beam=5)
-    found = model.transcribe_batch(CLIPS[:24], options, nbest=3)
+    found = model.transcribe_batch(CLIPS[:24], beam=5, nbest=3)
     names = [
         row.split("\t")[1] for row in (MINI / "test_st_en_de.tsv").read_text().splitlines()[1:]
     ]
@@ -90,7 +90,7 @@ def test_results_do_not_depend_on_the_batch(model: Any) -> None:
 def test_repeated_and_interleaved_sessions_are_independent(model: Any) -> None:
     encoded = []
     for clip in CLIPS[:2]:
-        x, _ = model.read(clip)
+        x = model.read(clip).features
         encoded.append(model.encode(x[None], np.array([len(x)])))
     tokens = np.full((2, 1), 2)
     order = np.arange(2)
@@ -118,7 +118,7 @@ def test_parallel_parts_give_the_result_of_one_request(model: Any) -> None:
     """The whole batch keeps its padding, so splitting it changes no hypothesis."""
     from fairseq_openvino.search import decode_batch
 
-    features = [model.read(clip)[0] for clip in CLIPS[:24]]
+    features = [model.read(clip).features for clip in CLIPS[:24]]
     lengths = np.array([len(x) for x in features])
     batch = np.zeros((len(features), max(lengths), 80), np.float32)
     for row, x in zip(batch, features, strict=True):
@@ -133,7 +133,7 @@ def test_parallel_parts_give_the_result_of_one_request(model: Any) -> None:
 
 
 def test_a_session_that_raised_is_not_reused(model: Any) -> None:
-    x, _ = model.read(CLIPS[0])
+    x = model.read(CLIPS[0]).features
     encoded = model.encode(x[None], np.array([len(x)]))
     with model.open(encoded, 2) as session:
         expected = session.step(np.full((2, 1), 2), np.arange(2)).copy()
@@ -154,7 +154,7 @@ def test_keeping_utterances_continues_their_rows(
     model = load_model(bundle, precision=precision)
     parts = []
     for clip in CLIPS[:3]:
-        x, _ = model.read(clip)
+        x = model.read(clip).features
         parts.append(model.encode(x[None], np.array([len(x)])))
     batch = concatenate(parts)
     random = np.random.default_rng(0)
@@ -174,7 +174,7 @@ def test_keeping_utterances_continues_their_rows(
 
 
 def test_several_tokens_in_one_call_equal_single_steps(model: Any) -> None:
-    x, _ = model.read(CLIPS[0])
+    x = model.read(CLIPS[0]).features
     encoded = model.encode(x[None], np.array([len(x)]))
     tokens = np.random.default_rng(0).integers(4, 100, (2, 7))
     with model.open(encoded, 2) as session:

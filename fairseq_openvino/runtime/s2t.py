@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from os import PathLike
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
 from fairseq_openvino import features as feature_functions
-from fairseq_openvino.audio import read_audio
 from fairseq_openvino.bundle import Bundle, FeatureConfig
 from fairseq_openvino.errors import AudioError, ModelError, OptionError, UtteranceTooLongError
-from fairseq_openvino.model import EncoderOutput, Hypothesis
-from fairseq_openvino.runtime.engine import Engine, EngineOptions, Variant
+from fairseq_openvino.model import Clip, EncoderOutput, Hypothesis, Transcript
+from fairseq_openvino.runtime.engine import EngineOptions, Variant
 from fairseq_openvino.runtime.plan import (
     MIN_UTTERANCES_PER_STREAM,
     Plan,
@@ -22,38 +21,25 @@ from fairseq_openvino.runtime.plan import (
     plan_batch,
 )
 from fairseq_openvino.runtime.session import Session, concatenate, encode
+from fairseq_openvino.runtime.transcriber import Transcriber, check_nbest, transcript
 from fairseq_openvino.search import SearchOptions, TokenIds, generate
 from fairseq_openvino.vocabulary import Vocabulary, check_size, load_dictionary
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Transcript:
-    """What one audio file became."""
-
-    path: str
-    text: str
-    """Detokenised text of the best hypothesis."""
-    score: float
-    """Its length-normalised log-probability, base e."""
-    seconds: float
-    """Duration of the audio."""
-    hypotheses: tuple[tuple[str, Hypothesis], ...]
-    """Text and tokens of the n best, best first."""
-
-
-class S2TModel:
+class S2TModel(Transcriber):
     """A `SpeechModel` over a Fairseq S2T bundle."""
 
+    options = ("nbest", "language", *(field.name for field in fields(SearchOptions)))
+
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
-        self.bundle, self.manifest = bundle, bundle.manifest
+        super().__init__(bundle, options)
         text = self.manifest.text
         path = bundle.path(text.dictionary)
         symbols = load_dictionary(path)
         check_size(path, symbols, self.manifest.dimensions.vocabulary_size)
         self.vocabulary = Vocabulary(symbols, text.bpe)
-        self.engine = Engine(bundle, options)
         self._cmvn = _load_cmvn(bundle)
 
     def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
@@ -129,84 +115,44 @@ class S2TModel:
         ids = self.manifest.tokens
         return TokenIds(pad=ids.pad, eos=ids.eos, unk=ids.unk)
 
-    def read(self, path: str | PathLike[str]) -> tuple[np.ndarray, float]:
-        """Features (T, F) of an audio file and its duration in seconds.
-
-        Audio of another rate than the training features is resampled.
-        """
-        waveform, rate_hz = read_audio(path, self.manifest.features.sample_rate_hz)
-        try:
-            return self.features(waveform, rate_hz), len(waveform) / rate_hz
-        except AudioError as error:
-            raise type(error)(f"{path}: {error}") from error
-
-    def transcribe(
+    def transcribe_clips(
         self,
-        audio: str | PathLike[str],
+        clips: Sequence[Clip],
         *,
-        beam: int = 5,
         nbest: int = 1,
         language: str | None = None,
-        lenpen: float = 1.0,
-        max_len_a: float = 0.0,
-        max_len_b: int = 200,
-    ) -> Transcript:
-        """One audio file to text.
+        **options: Any,
+    ) -> list[Transcript]:
+        """Clips that were read before, decoded together.
+
+        Each clip is encoded alone, so its result does not depend on the others.
 
         Args:
-            audio: path of a WAV, FLAC, OGG or MP3 file.
-            beam: beams (K).
+            clips: results of `read` or `clip`.
             nbest: hypotheses to return, at most `beam`.
             language: target language of a multilingual model (`<lang:xx>`).
-            lenpen: length penalty, as Fairseq's.
-            max_len_a: longest output = max_len_a * frames + max_len_b tokens.
-            max_len_b: see max_len_a.
+            options: fields of `SearchOptions`.
 
         Raises:
-            AudioError: the file cannot be used.
             OptionError: the options contradict each other or the model.
         """
-        options = SearchOptions(beam, max_len_a, max_len_b, lenpen=lenpen)
-        return self.transcribe_batch([audio], options, nbest, language)[0]
-
-    def transcribe_batch(
-        self,
-        paths: Sequence[str | PathLike[str]],
-        options: SearchOptions | None = None,
-        nbest: int = 1,
-        language: str | None = None,
-    ) -> list[Transcript]:
-        """Several files, decoded together, in the order given.
-
-        Each file is encoded alone, so its result does not depend on the other files.
-
-        Raises:
-            AudioError: a file cannot be used.
-            OptionError: the options contradict each other or the model.
-        """
-        options = options or SearchOptions()
-        if not 1 <= nbest <= options.beam:
-            raise OptionError(
-                f"Transcribing failed in --nbest: expected 1 to --beam {options.beam}, got {nbest}. "
-                "Raise --beam or lower --nbest."
-            )
+        search = SearchOptions(**options)
+        check_nbest(nbest, search.beam)
         prefix = self._language_prefix(language)
-        loaded = [self.read(path) for path in paths]
-        encoded = [self.encode(x[None], np.array([len(x)])) for x, _ in loaded]
+        frames = [len(clip.features) for clip in clips]
+        encoded = [
+            self.encode(clip.features[None], np.array([len(clip.features)])) for clip in clips
+        ]
         found: list[list[Hypothesis]] = []
-        for group in _same_limit([len(x) for x, _ in loaded], options):
+        for group in _same_limit(frames, search):
             batch = concatenate([encoded[i] for i in group])
             forced = None if prefix is None else np.repeat(prefix, len(group), axis=0)
-            frames = len(loaded[group[0]][0])
-            found += generate(self, batch, frames, options, self.token_ids(), forced)
+            found += generate(self, batch, frames[group[0]], search, self.token_ids(), forced)
+        best = [hypotheses[:nbest] for hypotheses in found]
         return [
-            self._transcript(str(path), seconds, hypotheses[:nbest])
-            for path, (_, seconds), hypotheses in zip(paths, loaded, found, strict=True)
+            transcript(clip, [self.vocabulary.text(h.tokens) for h in hypotheses], hypotheses)
+            for clip, hypotheses in zip(clips, best, strict=True)
         ]
-
-    def _transcript(self, path: str, seconds: float, hypotheses: list[Hypothesis]) -> Transcript:
-        texts = tuple((self.vocabulary.text(h.tokens), h) for h in hypotheses)
-        return Transcript(path, texts[0][0], hypotheses[0].score, seconds, texts)
 
     def _language_prefix(self, language: str | None) -> np.ndarray | None:
         """Token id of the language tag, shape (1, 1)."""
