@@ -39,6 +39,11 @@ class Dimensions:
     vocabulary_size: int
     subsampling: int
 
+    @classmethod
+    def of(cls, graphs: Any) -> Dimensions:
+        """From an object with attributes of the same names."""
+        return cls(**{entry.name: int(getattr(graphs, entry.name)) for entry in fields(cls)})
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -68,7 +73,7 @@ class FeatureConfig:
     """Rate the features were computed at; `None` if the training configuration does not say, then
     audio is used at its own rate, as Fairseq does."""
     transforms: tuple[str, ...]
-    """In order: `utterance_cmvn`, `global_cmvn`."""
+    """In order: `utterance_cmvn`, `global_cmvn` over filter banks, or `log_mel` alone."""
     global_cmvn: str | None = None
     """File with `mean` and `std`, (F,) each."""
 
@@ -77,14 +82,48 @@ class FeatureConfig:
 class TextConfig:
     """How token ids become text."""
 
-    dictionary: str
-    """Fairseq dictionary file."""
-    bpe: str | None
-    """`sentencepiece`, or `None` if tokens are words."""
+    dictionary: str | None = None
+    """Fairseq dictionary file (S2T)."""
+    bpe: str | None = None
+    """`sentencepiece`, or `None` if tokens are words (S2T)."""
     sentencepiece: str | None = None
     """SentencePiece model file."""
     prepend_language_tag: bool = False
     """The first target token is a `<lang:xx>` tag that must be forced."""
+    tokenizer: str | None = None
+    """File of the `tokenizers` library (Whisper)."""
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Special tokens and rules of a Whisper checkpoint, from its generation configuration."""
+
+    start: int
+    """<|startoftranscript|>."""
+    previous: int | None
+    """<|startofprev|>, before a prompt."""
+    no_speech: int
+    """<|nospeech|>."""
+    no_timestamps: int
+    """<|notimestamps|>; the timestamps follow it, `timestamp_seconds` apart."""
+    languages: dict[str, int]
+    """Token of each language code; empty if the model knows English only."""
+    tasks: dict[str, int]
+    """Tokens of `transcribe` and `translate`; empty if the model can only transcribe."""
+    suppressed: tuple[int, ...]
+    """Tokens that are never generated."""
+    suppressed_at_start: tuple[int, ...]
+    """Tokens that are never generated first."""
+    max_initial_timestamp: int | None
+    """Largest index of the first timestamp."""
+    max_tokens: int
+    """Longest sequence, prompt included."""
+    timestamp_seconds: float = 0.02
+
+    @property
+    def first_timestamp(self) -> int:
+        """<|0.00|>."""
+        return self.no_timestamps + 1
 
 
 @dataclass(frozen=True)
@@ -107,6 +146,7 @@ class Manifest:
     tokens: SpecialTokens
     features: FeatureConfig
     text: TextConfig
+    whisper: WhisperConfig | None = None
     parity: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -121,9 +161,9 @@ class Bundle:
     directory: Path
     manifest: Manifest
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str | None) -> Path:
         """Path of a file that the manifest lists."""
-        if name not in self.manifest.files:
+        if name is None or name not in self.manifest.files:
             raise BundleError(
                 f"Opening a bundle failed in {str(self.directory)!r}: expected a file {name!r}, "
                 "got a manifest without it. Export the bundle again."
@@ -191,11 +231,19 @@ def _parse(root: Path, content: dict[str, Any]) -> Manifest:
             "tokens": _build(SpecialTokens, content["tokens"]),
             "features": FeatureConfig(**features),
             "text": TextConfig(**content["text"]),
+            "whisper": _whisper(content.get("whisper")),
             "files": {name: File(**entry) for name, entry in content["files"].items()},
         }
         return Manifest(**(content | parts))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _fail(root, "a complete manifest", f"{type(error).__name__}: {error}") from error
+
+
+def _whisper(content: dict[str, Any] | None) -> WhisperConfig | None:
+    if content is None:
+        return None
+    lists = {name: tuple(content[name]) for name in ("suppressed", "suppressed_at_start")}
+    return WhisperConfig(**(content | lists))
 
 
 def _build(kind: type[Any], content: dict[str, Any]) -> Any:

@@ -90,14 +90,15 @@ _NUMPY_STAND_INS: dict[str, Callable[..., Any]] = {
 }
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Load a Fairseq checkpoint onto the CPU without running code from it.
+def load_checkpoint(path: str | os.PathLike[str], key: str = "model") -> dict[str, Any]:
+    """Load a checkpoint onto the CPU without running code from it.
 
     Args:
         path: a file written by `fairseq-train`, `torch.save` or the averaging script.
+        key: where the weights are: `model`, or `model_state_dict` in OpenAI's files.
 
     Returns:
-        The stored dict, with at least the key `"model"`: parameter name to tensor.
+        The stored dict, with at least the key `key`: parameter name to tensor.
 
     Raises:
         UnsafeCheckpointError: the file needs globals outside `ALLOWED_GLOBALS`.
@@ -120,11 +121,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         state = _load(name, weights_only=False)
     else:
         raise _refusal(name, refused)
-    if not isinstance(state, dict) or "model" not in state:
+    if not isinstance(state, dict) or key not in state:
         got = f"the keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state)
         raise CheckpointError(
-            f"Loading a checkpoint failed in {name!r}: expected a dict with the key 'model', "
-            f"got {got}. Pass a checkpoint written by fairseq-train."
+            f"Loading a checkpoint failed in {name!r}: expected a dict with the key {key!r}, "
+            f"got {got}. Pass a checkpoint of the kind named."
         )
     return state
 

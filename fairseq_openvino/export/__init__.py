@@ -90,13 +90,8 @@ def export_checkpoint(
         raise unknown_architecture(loaded.architecture)
     graphs = ARCHITECTURES[loaded.architecture](loaded.model, loaded.arguments)
     with staged_directory(output, options.overwrite) as stage:
-        onnx.export_onnx(graphs, stage)
-        if options.ir:
-            _write_ir(graphs, stage, options)
-        report = parity.check(loaded.model, graphs, stage, options.precision, options.ir)
-        if options.ir and not options.keep_onnx:
-            for path in stage.glob("*.onnx*"):
-                path.unlink()
+        reference = parity.FairseqReference(loaded.model)
+        report = write_graphs(graphs, stage, options, reference)
         text, features = data.copy_into(stage)
         manifest = _manifest(loaded, graphs, options, report)
         write_manifest(stage, replace(manifest, text=text, features=features))
@@ -124,10 +119,28 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def _write_ir(graphs: Graphs, stage: Path, options: ExportOptions) -> None:
-    encoder, decoder = ir.convert(stage / onnx.ENCODER_ONNX, stage / onnx.DECODER_ONNX, graphs)
-    ir.save(encoder, stage / ENCODER_IR, options.precision)
-    ir.save(decoder, stage / DECODER_IR, options.precision)
+def write_graphs(
+    graphs: Graphs,
+    stage: Path,
+    options: ExportOptions,
+    reference: parity.Reference,
+    cases: parity.Cases = parity.CASES,
+) -> parity.Report:
+    """ONNX and IR files of a model into a directory, compared with the reference.
+
+    Raises:
+        ParityError: a graph does not reproduce the reference.
+    """
+    onnx.export_onnx(graphs, stage)
+    if options.ir:
+        encoder, decoder = ir.convert(stage / onnx.ENCODER_ONNX, stage / onnx.DECODER_ONNX, graphs)
+        ir.save(encoder, stage / ENCODER_IR, options.precision)
+        ir.save(decoder, stage / DECODER_IR, options.precision)
+    report = parity.check(reference, graphs, stage, options.precision, options.ir, cases)
+    if options.ir and not options.keep_onnx:
+        for path in stage.glob("*.onnx*"):
+            path.unlink()
+    return report
 
 
 def _manifest(
@@ -138,15 +151,7 @@ def _manifest(
         family="s2t",
         architecture=graphs.architecture,
         precision=options.precision,
-        dimensions=Dimensions(
-            layers=graphs.layers,
-            heads=graphs.heads,
-            head_width=graphs.head_width,
-            model_width=graphs.model_width,
-            feature_bins=graphs.feature_bins,
-            vocabulary_size=graphs.vocabulary_size,
-            subsampling=graphs.subsampling,
-        ),
+        dimensions=Dimensions.of(graphs),
         limits=Limits(graphs.max_source_frames, graphs.max_target_tokens),
         tokens=SpecialTokens(bos=0, pad=1, eos=2, unk=3),
         features=data.feature_config(),

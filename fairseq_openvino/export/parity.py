@@ -1,4 +1,4 @@
-"""The gate: the Fairseq model itself against the ONNX and IR graphs, step by step.
+"""The gate: the original model itself against the ONNX and IR graphs, step by step.
 
 Each case encodes a padded batch and decodes forced random tokens with random beam reordering, one
 token a step, and the same tokens once more in a single call.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -24,18 +24,56 @@ from fairseq_openvino.runtime.engine import compile_properties
 TOLERANCE = {"f32": 1e-4, "f16": 5e-2}
 """Largest accepted absolute logit error, by stored weight precision."""
 BEAM = 2
-CASES: tuple[tuple[tuple[int, ...], int], ...] = (
+Cases = tuple[tuple[tuple[int, ...], int], ...]
+"""(T of each utterance, steps) of each case."""
+CASES: Cases = (
     ((37,), 4),
     ((96, 53), 8),
     ((260, 259, 120, 17), 12),
     ((550, 301), 16),
 )
-"""(T of each utterance, steps)."""
+"""For features of any length."""
+
+
+class Reference(Protocol):
+    """The original model."""
+
+    name: str
+
+    def start(self, features: np.ndarray, lengths: np.ndarray, beam: int) -> None:
+        """Encode (N, T, F), (N,) for rows r of utterance r // beam."""
+        ...
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """tokens (R, L) -> logits (R, L, V), computed from scratch."""
+        ...
+
+
+class FairseqReference:
+    """A Fairseq encoder-decoder model in eval mode."""
+
+    name = "Fairseq"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def start(self, features: np.ndarray, lengths: np.ndarray, beam: int) -> None:
+        """See `Reference`."""
+        encoder = self.model.encoder
+        encoded = encoder(torch.from_numpy(features), torch.from_numpy(lengths))
+        order = torch.arange(len(features)).repeat_interleave(beam)
+        self.encoded = encoder.reorder_encoder_out(encoded, order)
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """See `Reference`."""
+        found = self.model.decoder(torch.from_numpy(tokens), encoder_out=self.encoded)[0]
+        logits: np.ndarray = found.numpy()
+        return logits
 
 
 @dataclass(frozen=True)
 class Row:
-    """Maximum absolute errors of one case against the Fairseq model."""
+    """Maximum absolute errors of one case against the original model."""
 
     frames: tuple[int, ...]
     steps: int
@@ -59,6 +97,8 @@ class Report:
 
     tolerance: float
     rows: tuple[Row, ...]
+    reference: str = "Fairseq"
+    """Name of the original's library."""
 
     @property
     def passed(self) -> bool:
@@ -82,20 +122,28 @@ class Report:
             lines.append(f"| {frames} | {row.steps} | {onnx} | {ir[0]} | {ir[1]} |")
         verdict = "passed" if self.passed else "FAILED"
         lines.append(
-            f"max abs logit error against Fairseq, tolerance {self.tolerance:g}: {verdict}"
+            f"max abs logit error against {self.reference}, tolerance {self.tolerance:g}: {verdict}"
         )
         return "\n".join(lines)
 
 
-def check(model: Any, graphs: Graphs, directory: Path, precision: str, ir: bool) -> Report:
+def check(
+    reference: Reference,
+    graphs: Graphs,
+    directory: Path,
+    precision: str,
+    ir: bool,
+    cases: Cases = CASES,
+) -> Report:
     """Run all cases on the files of `directory`.
 
     Args:
-        model: the Fairseq model, in eval mode.
+        reference: the original model.
         graphs: its graphs (for the dimensions).
         directory: where encoder.onnx, decoder.onnx and, with `ir`, the IR files are.
         precision: stored weight precision, f32 or f16.
         ir: whether there are IR files.
+        cases: what to run.
 
     Raises:
         ParityError: an error exceeds the tolerance or is not a number.
@@ -103,12 +151,12 @@ def check(model: Any, graphs: Graphs, directory: Path, precision: str, ir: bool)
     runners: list[Callable[[], Any]] = [lambda: OnnxRunner(directory, graphs)]
     if ir:
         runners.append(lambda: IrRunner(directory))
-    errors = [_errors(model, graphs, make()) for make in runners]
+    errors = [_errors(reference, graphs, make(), cases) for make in runners]
     rows = []
-    for i, (frames, steps) in enumerate(CASES):
+    for i, (frames, steps) in enumerate(cases):
         measured = errors[1][i] if ir else (None, None)
         rows.append(Row(frames, steps, *errors[0][i], *measured))
-    report = Report(TOLERANCE[precision], tuple(rows))
+    report = Report(TOLERANCE[precision], tuple(rows), reference.name)
     if not report.passed:
         raise ParityError(
             f"The parity gate failed in {graphs.architecture!r}: expected logit errors up to "
@@ -173,14 +221,17 @@ class IrRunner:
         return logits
 
 
-def _errors(model: Any, graphs: Graphs, runner: Any) -> list[tuple[float, float]]:
+def _errors(
+    reference: Reference, graphs: Graphs, runner: Any, cases: Cases
+) -> list[tuple[float, float]]:
     """(step-wise, whole-sequence) maximum logit error of each case."""
     random = np.random.default_rng(0)
-    return [_case_errors(model, graphs, runner, random, *case) for case in CASES]
+    with torch.no_grad():
+        return [_case_errors(reference, graphs, runner, random, *case) for case in cases]
 
 
 def _case_errors(
-    model: Any,
+    reference: Reference,
     graphs: Graphs,
     runner: Any,
     random: np.random.Generator,
@@ -194,26 +245,20 @@ def _case_errors(
         features[row, length:] = 0
     rows = len(frames) * BEAM
     runner.encode(features, lengths, rows)
+    reference.start(features, lengths, BEAM)
     step_error = 0.0
-    with torch.no_grad():
-        encoded = model.encoder(torch.from_numpy(features), torch.from_numpy(lengths))
-        order = torch.arange(len(frames)).repeat_interleave(BEAM)
-        encoded = model.encoder.reorder_encoder_out(encoded, order)
-        state: dict[str, Any] = {}
-        tokens = torch.full((rows, 1), 2)
-        beam_idx = np.arange(rows, dtype=np.int32)
-        for step in range(steps):
-            expected = model.decoder(tokens, encoder_out=encoded, incremental_state=state)[0]
-            found = runner.step(tokens[:, -1:].numpy(), beam_idx, step)
-            step_error = _worst(step_error, found, expected)
-            beam_idx = _random_beams(random, len(frames))
-            model.decoder.reorder_incremental_state_scripting(state, torch.from_numpy(beam_idx))
-            new = random.integers(4, graphs.vocabulary_size, (rows, 1))
-            tokens = torch.cat([tokens[beam_idx.astype(np.int64)], torch.from_numpy(new)], 1)
-        expected = model.decoder(tokens, encoder_out=encoded)[0]
-        runner.encode(features, lengths, rows)
-        found = runner.step(tokens.numpy(), np.arange(rows, dtype=np.int32), 0)
-        return step_error, _worst(0.0, found, expected)
+    tokens = np.full((rows, 1), 2)
+    beam_idx = np.arange(rows, dtype=np.int32)
+    for step in range(steps):
+        expected = reference.logits(tokens)
+        found = runner.step(tokens[:, -1:], beam_idx, step)
+        step_error = _worst(step_error, found, expected[:, -1:])
+        beam_idx = _random_beams(random, len(frames))
+        new = random.integers(4, graphs.vocabulary_size, (rows, 1))
+        tokens = np.concatenate([tokens[beam_idx], new], 1)
+    runner.encode(features, lengths, rows)
+    found = runner.step(tokens, np.arange(rows, dtype=np.int32), 0)
+    return step_error, _worst(0.0, found, reference.logits(tokens))
 
 
 def _random_beams(random: np.random.Generator, utterances: int) -> np.ndarray:
@@ -222,6 +267,6 @@ def _random_beams(random: np.random.Generator, utterances: int) -> np.ndarray:
     return (first + random.integers(0, BEAM, (utterances, BEAM))).reshape(-1).astype(np.int32)
 
 
-def _worst(so_far: float, found: np.ndarray, expected: torch.Tensor) -> float:
+def _worst(so_far: float, found: np.ndarray, expected: np.ndarray) -> float:
     """Larger of the two; a NaN stays NaN and fails the gate."""
-    return float(np.maximum(so_far, np.abs(found - expected.numpy()).max()))
+    return float(np.maximum(so_far, np.abs(found - expected).max()))
