@@ -127,6 +127,16 @@ class WhisperConfig:
 
 
 @dataclass(frozen=True)
+class RuntimePrecision:
+    """What a bundle is meant to be run and compared at; `load_model` takes it by default."""
+
+    inference: str = "f32"
+    """Of everything that is not quantized."""
+    kv_cache: str = "f32"
+    """Of the self-attention cache."""
+
+
+@dataclass(frozen=True)
 class File:
     """Size in bytes and SHA-256 of one file."""
 
@@ -147,6 +157,9 @@ class Manifest:
     features: FeatureConfig
     text: TextConfig
     whisper: WhisperConfig | None = None
+    runtime: RuntimePrecision = field(default_factory=RuntimePrecision)
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """Modes, alphas, calibration and every trial of the quality gate; empty if not quantized."""
     parity: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -232,6 +245,7 @@ def _parse(root: Path, content: dict[str, Any]) -> Manifest:
             "features": FeatureConfig(**features),
             "text": TextConfig(**content["text"]),
             "whisper": _whisper(content.get("whisper")),
+            "runtime": RuntimePrecision(**content.get("runtime", {})),
             "files": {name: File(**entry) for name, entry in content["files"].items()},
         }
         return Manifest(**(content | parts))

@@ -1,6 +1,8 @@
-"""Waveforms to the features Fairseq trains on: Kaldi log-mel filter banks and CMVN. Pure functions."""
+"""Waveforms to features: Kaldi filter banks with CMVN (Fairseq), log-mel (Whisper). Pure functions."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import kaldi_native_fbank as knf
 import numpy as np
@@ -10,6 +12,10 @@ PCM16_SCALE = 2.0**15
 FRAME_LENGTH_MS = 25.0
 FRAME_SHIFT_MS = 10.0
 CMVN_VARIANCE_FLOOR = 1e-10
+WHISPER_RATE_HZ, FFT_SAMPLES, HOP_SAMPLES = 16_000, 400, 160
+SMALLEST_POWER, DECADES = 1e-10, 8.0
+"""Whisper's floor of the mel power, and the range kept below a window's maximum."""
+BREAK_HERTZ, BREAK_MEL, MEL_PER_LOG_HERTZ = 1000.0, 15.0, 27.0 / np.log(6.4)
 
 
 def fbank(waveform: np.ndarray, sample_rate_hz: int, bins: int = 80) -> np.ndarray:
@@ -62,3 +68,61 @@ def global_cmvn(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.n
     Source: Fairseq `data/audio/feature_transforms/global_cmvn.py`.
     """
     return np.divide(np.subtract(features, mean), std)
+
+
+def log_mel(waveform: np.ndarray, bins: int, window_frames: int) -> np.ndarray:
+    """Whisper's log-mel spectrogram of a window, zero-padded.
+
+    Args:
+        waveform: shape (samples,), in [-1, 1], at 16 kHz, at most the window.
+        bins: F.
+        window_frames: T, frames of 10 ms.
+
+    Returns:
+        Shape (T, F), float32. Equal to transformers' `WhisperFeatureExtractor` within 1e-5; frames
+        that hold padding only are not computed but filled in.
+
+    Source: openai-whisper `audio.py:log_mel_spectrogram`.
+    """
+    half = FFT_SAMPLES // 2
+    frames = min(window_frames, -(-(len(waveform) + half) // HOP_SAMPLES))
+    padded = np.zeros(window_frames * HOP_SAMPLES)
+    padded[: len(waveform)] = waveform
+    padded = np.pad(padded, half, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, FFT_SAMPLES)[::HOP_SAMPLES][:frames]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT_SAMPLES) / FFT_SAMPLES)
+    power = np.abs(np.fft.rfft(windows * hann)) ** 2  # (frames, 201)
+    mel = np.full((window_frames, bins), SMALLEST_POWER)
+    mel[:frames] = np.maximum(power @ mel_filters(bins), SMALLEST_POWER)
+    decades = np.log10(mel)
+    decades = np.maximum(decades, decades.max(initial=np.log10(SMALLEST_POWER)) - DECADES)
+    return ((decades + 4.0) / 4.0).astype(np.float32)
+
+
+@cache
+def mel_filters(bins: int) -> np.ndarray:
+    """Triangular filters of unit area on Slaney's mel scale up to 8 kHz, shape (201, F).
+
+    Source: librosa `filters.mel` with its defaults, which Whisper was trained with.
+    """
+    top = _mel(np.array(WHISPER_RATE_HZ / 2))
+    edges = _hertz(np.linspace(0.0, top, bins + 2))
+    frequencies = np.linspace(0.0, WHISPER_RATE_HZ / 2, FFT_SAMPLES // 2 + 1)
+    slopes = edges[None] - frequencies[:, None]  # (201, F + 2)
+    widths = np.diff(edges)
+    rising, falling = -slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]
+    area = 2.0 / (edges[2:] - edges[:-2])
+    filters: np.ndarray = np.maximum(0.0, np.minimum(rising, falling)) * area
+    return filters
+
+
+def _mel(hertz: np.ndarray) -> np.ndarray:
+    """Slaney's scale: linear below 1 kHz, logarithmic above."""
+    above = BREAK_MEL + np.log(np.maximum(hertz, BREAK_HERTZ) / BREAK_HERTZ) * MEL_PER_LOG_HERTZ
+    return np.where(hertz < BREAK_HERTZ, hertz * BREAK_MEL / BREAK_HERTZ, above)
+
+
+def _hertz(mel: np.ndarray) -> np.ndarray:
+    """Inverse of `_mel`."""
+    above = BREAK_HERTZ * np.exp((np.maximum(mel, BREAK_MEL) - BREAK_MEL) / MEL_PER_LOG_HERTZ)
+    return np.where(mel < BREAK_MEL, mel * BREAK_HERTZ / BREAK_MEL, above)

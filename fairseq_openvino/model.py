@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from fairseq_openvino.bundle import Manifest
-from fairseq_openvino.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Candidates:
     """Biased log-probabilities, shape (R, C), float32."""
     tokens: np.ndarray
     """Token ids, shape (R, C)."""
+    probed: np.ndarray | None = None
+    """Log-probabilities of the tokens the session was asked to watch, shape (R, G)."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,17 @@ class DecoderSession(Protocol):
         """
         ...
 
-    def candidates(self, tokens: np.ndarray, beam_idx: np.ndarray, bias: np.ndarray) -> Candidates:
-        """As `step` with l = 1; returns the C best tokens under log-prob + bias, (1 or R, V)."""
+    def candidates(
+        self,
+        tokens: np.ndarray,
+        beam_idx: np.ndarray,
+        bias: np.ndarray,
+        bounds: np.ndarray | None = None,
+    ) -> Candidates:
+        """As `step`; returns the C best tokens after the last one under log-prob + bias.
+
+        `bias` is (1 or R, V); `bounds`, (R, 3), see `whisper_search.Rules.bounds`.
+        """
         ...
 
     def keep(self, utterances: np.ndarray) -> None:
@@ -133,7 +143,8 @@ class SpeechModel(Protocol):
     """A loaded model of any family."""
 
     manifest: Manifest
-    vocabulary: Vocabulary
+    vocabulary: Any
+    """The family's own; `text(tokens)` gives the detokenised text."""
 
     def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         """Waveform (samples,) in [-1, 1] to encoder input (T, F)."""

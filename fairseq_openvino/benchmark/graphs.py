@@ -81,8 +81,14 @@ class GraphSession:
         """See `model.DecoderSession.step`."""
         return _log_softmax(self.logits(tokens, beam_idx)[:, -tokens.shape[1] :])
 
-    def candidates(self, tokens: np.ndarray, beam_idx: np.ndarray, bias: np.ndarray) -> Candidates:
-        """See `model.DecoderSession.candidates`."""
+    def candidates(
+        self,
+        tokens: np.ndarray,
+        beam_idx: np.ndarray,
+        bias: np.ndarray,
+        bounds: np.ndarray | None = None,
+    ) -> Candidates:
+        """See `model.DecoderSession.candidates`; there are no bounds in this family."""
         scores = _log_softmax(self.logits(tokens, beam_idx)[:, -1]) + bias
         last = scores.shape[1] - self.count
         best = np.argpartition(scores, last, axis=1)[:, last:] if last else _all(scores)

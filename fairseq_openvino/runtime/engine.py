@@ -71,6 +71,10 @@ class Variant:
     """C of a decoder for `candidates()`, 0 for one with log-probabilities."""
     beam: int = 0
     """K of a decoder for one utterance with static shapes, 0 for dynamic shapes."""
+    first_timestamp: int = 0
+    """Apply Whisper's timestamp rules from this token on; 0: there are none."""
+    probed: tuple[int, ...] = ()
+    """Tokens whose log-probabilities every call reports, as the extra output `probed` (R, G)."""
 
 
 def compile_properties(
@@ -126,7 +130,8 @@ class Engine:
 
         The encoder maps features, lengths to encoder_lengths and the cross tensors. The stateful
         decoder has the output `log_probs` (R, l, V), or, with C candidates, `scores` and `best`
-        (R, C) of the last token under the extra input `bias` (1 or R, V).
+        (R, C) of the last token under the extra input `bias` (1 or R, V) and, with timestamps,
+        `bounds` (R, 3).
         """
         with self._lock:
             idle = self._idle[variant]
@@ -180,7 +185,9 @@ class Engine:
             if variant.precision == "bf16":
                 rewrite.keep_cross_attention(model)
         if variant.candidates:
-            rewrite.append_candidates(model, variant.candidates)
+            rewrite.append_candidates(
+                model, variant.candidates, variant.first_timestamp, variant.probed
+            )
         else:
             rewrite.append_log_probs(model)
         if variant.beam:

@@ -74,6 +74,7 @@ class Session:
         self._request.reset_state()
         self._release = weakref.finalize(self, lease.release)
         self._encoded = encoded  # keeps the memory of the tensors alive
+        self._probing, self.has_bounds = bool(variant.probed), bool(variant.first_timestamp)
         self._length = 0  # L
         self._inputs: dict[str, np.ndarray] = {}  # the request reads this memory
         for name, tensor in encoded.tensors.items():
@@ -85,9 +86,17 @@ class Session:
         log_probs: np.ndarray = self._request.get_tensor("log_probs").data
         return log_probs
 
-    def candidates(self, tokens: np.ndarray, beam_idx: np.ndarray, bias: np.ndarray) -> Candidates:
-        """tokens (R, 1), beam_idx (R,), bias (1 or R, V) -> the C best of each row."""
+    def candidates(
+        self,
+        tokens: np.ndarray,
+        beam_idx: np.ndarray,
+        bias: np.ndarray,
+        bounds: np.ndarray | None = None,
+    ) -> Candidates:
+        """tokens (R, l), beam_idx (R,), bias (1 or R, V), bounds (R, 3) -> the C best of each row."""
         self._set("bias", bias, np.float32)
+        if bounds is not None:
+            self._set("bounds", bounds, np.int32)
         self._infer(tokens, beam_idx)
         scores = self._request.get_tensor("scores").data
         if np.isnan(scores).any():
@@ -97,7 +106,8 @@ class Session:
                 "Check the features and weights, or use --ov-precision f32.",
                 tuple(rows),
             )
-        return Candidates(scores, self._request.get_tensor("best").data)
+        probed = self._request.get_tensor("probed").data if self._probing else None
+        return Candidates(scores, self._request.get_tensor("best").data, probed)
 
     def keep(self, utterances: np.ndarray) -> None:
         """Keep these utterances, indices into the current batch; their rows follow by beam_idx."""

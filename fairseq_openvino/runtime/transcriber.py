@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -12,27 +11,21 @@ import numpy as np
 from fairseq_openvino.audio import read_audio
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import AudioError, OptionError
-from fairseq_openvino.model import Clip, Hypothesis, Transcript
+from fairseq_openvino.model import Clip, Hypothesis, SpeechModel, Transcript
 from fairseq_openvino.runtime.engine import Engine, EngineOptions
 
 
-class Transcriber(ABC):
+class Transcriber(SpeechModel):
     """A `SpeechModel` that reads audio and writes text."""
 
     options: ClassVar[tuple[str, ...]]
     """Keywords of `transcribe_clips`."""
+    transcribe_clips: Callable[..., list[Transcript]]
+    """Clips that were read before, decoded together, in the order given."""
 
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest
         self.engine = Engine(bundle, options)
-
-    @abstractmethod
-    def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-        """Waveform (samples,) in [-1, 1] to encoder input (T, F)."""
-
-    @abstractmethod
-    def transcribe_clips(self, clips: Sequence[Clip], **options: Any) -> list[Transcript]:
-        """Clips that were read before, decoded together, in the order given."""
 
     def read(self, path: str | PathLike[str]) -> Clip:
         """An audio file as features; another sample rate than the training data's is resampled.
