@@ -57,7 +57,7 @@ class OpenVINOGenerator:
         except NumericsError as error:
             affected = [int(sample["id"][i]) for i in error.indices]
             raise NumericsError(f"{error} Utterances: {affected}.", error.indices) from error
-        return [[_as_fairseq(hypothesis) for hypothesis in best] for best in found]
+        return [[as_fairseq(hypothesis) for hypothesis in best] for best in found]
 
 
 def replaces(generator: Any) -> bool:
@@ -77,7 +77,8 @@ def replaces(generator: Any) -> bool:
     )
 
 
-def _as_fairseq(hypothesis: Hypothesis) -> dict[str, Any]:
+def as_fairseq(hypothesis: Hypothesis) -> dict[str, Any]:
+    """The dictionary Fairseq's generators return for a hypothesis."""
     return {
         "tokens": torch.from_numpy(hypothesis.tokens),
         "score": torch.tensor(hypothesis.score),

@@ -1,4 +1,4 @@
-"""Export a Fairseq checkpoint to a bundle: ONNX graphs, OpenVINO IR, parity report, manifest."""
+"""Export a Fairseq or Whisper checkpoint to a bundle: ONNX graphs, OpenVINO IR, parity report, manifest."""
 
 import sys
 

@@ -94,6 +94,10 @@ def load_model_ensemble_and_task(
             f"Loading a bundle failed in --path {filenames}: expected the task speech_to_text or "
             f"speech_to_text_openvino, got {type(task).__name__}. Set --task."
         )
+    if hasattr(task, "model"):  # a WhisperTask has loaded its bundle already
+        from fairseq_openvino.models.whisper_openvino import WhisperOpenVINOModel
+
+        return [WhisperOpenVINOModel(task.model)], Namespace(task=arguments), task
     check_options(arguments)
     chosen = _choose(filenames, arguments)
     overrides = dict(arg_overrides or {})
@@ -101,7 +105,7 @@ def load_model_ensemble_and_task(
     for name, source in zip(filenames, chosen, strict=True):
         bundle = _bundle(Path(name), Path(source), arguments, overrides)
         _check_fit(bundle, task)
-        models.append(_model(bundle, arguments, task))
+        models.append(S2TOpenVINOModel(_load(bundle, arguments), task.target_dictionary))
     return models, Namespace(task=arguments, model=Namespace(arch="s2t_openvino")), task
 
 
@@ -144,6 +148,11 @@ def _check_fit(bundle: Bundle, task: Any) -> None:
     """The data directory's dictionary and features must be the bundle's."""
     from fairseq_openvino.vocabulary import load_dictionary
 
+    if bundle.manifest.family != "s2t":
+        raise OptionError(
+            f"Loading a bundle failed in {str(bundle.directory)!r}: expected the family s2t, got "
+            f"{bundle.manifest.family!r}. Set --task speech_to_text_openvino."
+        )
     symbols = load_dictionary(bundle.path(bundle.manifest.text.dictionary))
     if tuple(task.target_dictionary.symbols) != symbols:
         raise ModelError(
@@ -160,12 +169,12 @@ def _check_fit(bundle: Bundle, task: Any) -> None:
         )
 
 
-def _model(bundle: Bundle, arguments: Namespace, task: Any) -> S2TOpenVINOModel:
+def _load(bundle: Bundle, arguments: Namespace) -> Any:
     def option(name: str, default: Any) -> Any:
         return getattr(arguments, name, default)
 
     precision, device = option("ov_precision", "f32"), option("ov_device", "CPU")
-    speech_model = load_model(
+    speech_model: Any = load_model(
         bundle,
         device=device,
         precision=precision,
@@ -178,7 +187,7 @@ def _model(bundle: Bundle, arguments: Namespace, task: Any) -> S2TOpenVINOModel:
         f"OpenVINO engine: {bundle.manifest.architecture} from {bundle.directory} on {device}, "
         f"--ov-precision {precision}: encoder {plan.encoder}, decoder {plan.decoder} ({plan.reason})"
     )
-    return S2TOpenVINOModel(speech_model, task.target_dictionary)
+    return speech_model
 
 
 def build_generator(
@@ -216,10 +225,18 @@ SpeechToTextTask.add_args = classmethod(add_args)
 
 @register_task("speech_to_text_openvino")
 class SpeechToTextOpenVINOTask(SpeechToTextTask):  # type: ignore[misc]
-    """`speech_to_text` that always generates with OpenVINO."""
+    """`speech_to_text` that always generates with OpenVINO, with Whisper bundles too."""
 
     @classmethod
-    def setup_task(cls, args: Namespace, **kwargs: Any) -> SpeechToTextOpenVINOTask:
-        """As the parent, with --ov-engine on."""
+    def setup_task(cls, args: Namespace, **kwargs: Any) -> SpeechToTextTask:
+        """As the parent, with --ov-engine on; for a Whisper bundle as --path, its own task."""
         args.ov_engine = True
+        path = getattr(args, "ov_model", None) or getattr(args, "path", None) or ""
+        if is_bundle(path):
+            bundle = open_bundle(path)
+            if bundle.manifest.family == "whisper":
+                from fairseq_openvino.whisper_task import WhisperTask
+
+                check_options(args)
+                return WhisperTask(args, _load(bundle, args))
         return super().setup_task(args, **kwargs)
