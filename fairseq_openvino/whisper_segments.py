@@ -49,21 +49,20 @@ class Progress:
             self.language = codes[order[0]]
 
     def add(self, found: list[Hypothesis], frames: int, rules: Rules, *, timestamps: bool) -> None:
-        """The n best of a window of `frames` frames, of which those from `seek` on are the clip's."""
-        if not timestamps:
-            self._windows.append(found)
-            self.seek = frames
-            return
+        """The n best of a window of `frames` frames, of which those from `seek` on are the clip's.
+
+        As in transformers, a pair of timestamps ends the window even where none were asked for.
+        """
         best = found[0]
         ended = len(best.tokens) and best.tokens[-1] == rules.eos
         tokens = best.tokens[:-1] if ended else best.tokens
         segments, used, advanced = split(tokens, self.seek, frames - self.seek, rules)
-        self.segments += segments
-        kept = len(best.tokens) if used == len(tokens) else used
-        self._windows.append(
-            [Hypothesis(best.tokens[:kept], best.score, best.positional_scores[:kept])]
-        )
         self.seek += advanced
+        if timestamps:
+            self.segments += segments
+        if used < len(tokens):
+            found = [Hypothesis(best.tokens[:used], best.score, best.positional_scores[:used])]
+        self._windows.append(found)
 
     def hypotheses(self) -> list[Hypothesis]:
         """The n best of the clip; several windows are joined."""

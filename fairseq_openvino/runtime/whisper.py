@@ -144,7 +144,7 @@ class WhisperModel(Transcriber):
             task: transcribe, or translate to English.
             timestamps: find segments.
             prompt: text that precedes the audio: spelling and style follow it.
-            prefix: beginning of the output.
+            prefix: beginning of the text; not part of the tokens.
             temperature: above 0, tokens are drawn from the distribution (beam is ignored).
             seed: of the drawing.
             min_tokens: fewest tokens of the output.
@@ -168,7 +168,8 @@ class WhisperModel(Transcriber):
             active.sort(key=lambda i: frames[i])  # windows of one length are encoded together
             windows = [_window(clips[i].features[: frames[i]], progress[i].seek) for i in active]
             self._decode(windows, [progress[i] for i in active], request)
-        return [self._transcript(*pair) for pair in zip(clips, progress, strict=True)]
+        pairs = zip(clips, progress, strict=True)
+        return [self._transcript(clip, each, request.prefix) for clip, each in pairs]
 
     def _frames(self, clip: Clip, request: Request) -> int:
         """T that is encoded of a clip."""
@@ -246,9 +247,9 @@ class WhisperModel(Transcriber):
         for each, log_probs in zip(progress, probed[::beam], strict=True):
             each.detected(float(np.exp(log_probs[0])), log_probs[1:], list(self.config.languages))
 
-    def _transcript(self, clip: Clip, progress: Progress) -> Transcript:
+    def _transcript(self, clip: Clip, progress: Progress, prefix: tuple[int, ...]) -> Transcript:
         found = progress.hypotheses()
-        texts = [self.vocabulary.text(hypothesis.tokens) for hypothesis in found]
+        texts = [self.vocabulary.text((*prefix, *hypothesis.tokens)) for hypothesis in found]
         return replace(
             transcript(clip, texts, found),
             language=progress.language,

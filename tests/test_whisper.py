@@ -1,0 +1,360 @@
+"""The Whisper family against transformers: features, tokens, segments, languages, bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from whisper_models import TEXT_TOKENS, Layout, waveforms, write_whisper
+
+from fairseq_openvino import load_model
+from fairseq_openvino.errors import OptionError, UtteranceTooLongError
+from fairseq_openvino.model import Clip
+
+LAYOUTS = {
+    "multilingual": Layout(),
+    "ending": Layout(mels=128, languages=100, seed=40, ending=4.0),
+    "english": Layout(languages=0, seed=7, ending=3.0),
+}
+
+
+class Pair:
+    """A transformers model and our bundle of it, with clips."""
+
+    def __init__(self, directory: Path, layout: Layout) -> None:
+        import torch
+
+        from fairseq_openvino.compat_transformers import transformers
+        from fairseq_openvino.export.whisper import export_whisper
+
+        self.layout, self.directory = layout, write_whisper(directory / "source", layout)
+        self.bundle, self.report = export_whisper(self.directory, directory / "bundle")
+        self.model: Any = load_model(self.bundle)
+        self.original = transformers.WhisperForConditionalGeneration.from_pretrained(
+            self.directory, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.waveforms = waveforms(3, layout.positions / 50, seed=3)
+        self.clips: list[Clip] = [self.model.clip(each, 16000) for each in self.waveforms]
+
+    def expected(self, clips: Sequence[Clip], **options: Any) -> dict[str, Any]:
+        """transformers' `generate` with segments."""
+        import torch
+
+        features = torch.from_numpy(np.stack([clip.features for clip in clips])).transpose(1, 2)
+        if not self.layout.languages:
+            options = {k: v for k, v in options.items() if k not in ("language", "task")}
+        with torch.no_grad():
+            found: dict[str, Any] = self.original.generate(
+                features, return_segments=True, **options
+            )
+        return found
+
+    def without_end(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens up to <|endoftext|>."""
+        kept = [int(token) for token in tokens]
+        while kept and kept[-1] == TEXT_TOKENS:
+            kept.pop()
+        return kept
+
+
+@pytest.fixture(scope="module", params=list(LAYOUTS))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(tmp_path_factory.mktemp(request.param), LAYOUTS[request.param])
+
+
+@pytest.fixture(scope="module")
+def multilingual(pair: Pair) -> Pair:
+    """For what does not differ between members: the first of them only."""
+    if pair.layout is not LAYOUTS["multilingual"]:
+        pytest.skip("tested with the first model")
+    return pair
+
+
+def assert_same(pair: Pair, found: list[Any], expected: dict[str, Any], timestamps: bool) -> None:
+    for i, transcript in enumerate(found):
+        tokens = transcript.hypotheses[0][1].tokens
+        assert pair.without_end(tokens) == pair.without_end(expected["sequences"][i])
+        if timestamps:
+            segments = [(float(s["start"]), float(s["end"])) for s in expected["segments"][i]]
+            ours = [(segment.start, segment.end) for segment in transcript.segments]
+            np.testing.assert_allclose(ours, segments, atol=1e-6)
+
+
+def test_parity_gate(pair: Pair) -> None:
+    assert pair.report.passed and all(row.worst < 1e-4 for row in pair.report.rows)
+    assert pair.report.reference == "transformers" and len(pair.report.rows) == 4
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+@pytest.mark.parametrize("beam", [1, 2, 5])
+def test_tokens_and_segments_equal_transformers(pair: Pair, beam: int, timestamps: bool) -> None:
+    for language in ("de", None):
+        expected = pair.expected(
+            pair.clips, num_beams=beam, return_timestamps=timestamps, language=language,
+            task="transcribe",
+        )  # fmt: skip
+        code = language if pair.layout.languages else None
+        found = pair.model.transcribe_clips(
+            pair.clips, beam=beam, timestamps=timestamps, language=code
+        )
+        assert_same(pair, found, expected, timestamps)
+
+
+def test_prompt_task_and_length_equal_transformers(multilingual: Pair) -> None:
+    import torch
+
+    previous = (TEXT_TOKENS + 104, *multilingual.model.vocabulary.tokens("Mr. Quilter"))
+    assert multilingual.model.vocabulary.token(previous[0]) == "<|startofprev|>"
+    expected = multilingual.expected(
+        multilingual.clips, num_beams=3, language="fr", task="translate", max_new_tokens=20,
+        prompt_ids=torch.tensor(previous),
+    )  # fmt: skip
+    found = multilingual.model.transcribe_clips(
+        multilingual.clips, beam=3, language="fr", task="translate", prompt="Mr. Quilter",
+        max_tokens=20,
+    )  # fmt: skip
+    for i, transcript in enumerate(found):
+        kept = multilingual.without_end(expected["sequences"][i])
+        assert multilingual.without_end(transcript.hypotheses[0][1].tokens) == kept
+        assert len(transcript.hypotheses[0][1].tokens) <= 20
+
+
+def test_all_hypotheses_and_scores_equal_transformers(pair: Pair) -> None:
+    """Against the search itself: Whisper's own `generate` returns the best one n times."""
+    import torch
+    from transformers.generation.utils import GenerationMixin
+
+    config = pair.model.config
+    start = [config.start]
+    if config.languages:
+        start += [config.languages["en"], config.tasks["transcribe"]]
+    start.append(config.no_timestamps)
+    features = torch.from_numpy(np.stack([clip.features for clip in pair.clips])).transpose(1, 2)
+    with torch.no_grad():
+        expected = GenerationMixin.generate(
+            pair.original, features, decoder_input_ids=torch.tensor([start] * len(pair.clips)),
+            num_beams=4, num_return_sequences=4, length_penalty=0.6, output_scores=True,
+            return_dict_in_generate=True, max_length=pair.layout.targets,
+        )  # fmt: skip
+    found = pair.model.transcribe_clips(
+        pair.clips, beam=4, nbest=4, lenpen=0.6, language="en" if config.languages else None
+    )
+    hypotheses = [hypothesis for each in found for _, hypothesis in each.hypotheses]
+    scores = [hypothesis.score for hypothesis in hypotheses]
+    assert scores == pytest.approx(expected["sequences_scores"].tolist(), abs=1e-4)
+    for hypothesis, sequence in zip(hypotheses, expected["sequences"], strict=True):
+        assert pair.without_end(hypothesis.tokens) == pair.without_end(sequence[len(start) :])
+        total = hypothesis.positional_scores.sum() / len(hypothesis.tokens) ** 0.6
+        assert hypothesis.score == pytest.approx(total, abs=1e-4)
+
+
+def test_language_probabilities(multilingual: Pair) -> None:
+    import torch
+
+    features = torch.from_numpy(multilingual.clips[0].features.T[None])
+    start = torch.tensor([[TEXT_TOKENS + 1]])
+    with torch.no_grad():
+        logits = multilingual.original(features, decoder_input_ids=start).logits[0, 0]
+    languages = multilingual.original.generation_config.lang_to_id
+    share = torch.softmax(logits[list(languages.values())], 0)
+    for options in ({"beam": 1}, {"beam": 3, "prompt": "hello"}, {"temperature": 0.5}):
+        found = multilingual.model.transcribe_clips(multilingual.clips[:2], max_tokens=3, **options)
+        probabilities = found[0].language_probabilities
+        assert (
+            found[0].language
+            == next(iter(probabilities))
+            == max(probabilities, key=lambda code: probabilities[code])
+        )
+        for name, expected in zip(languages, share.tolist(), strict=True):
+            assert probabilities[name.strip("<|>")] == pytest.approx(expected, abs=1e-5)
+        silence = torch.softmax(logits, 0)[TEXT_TOKENS + 105]
+        assert found[0].no_speech_probability == pytest.approx(float(silence), abs=1e-6)
+
+
+def test_results_do_not_depend_on_the_batch(pair: Pair) -> None:
+    for options in (
+        {"beam": 1}, {"beam": 3, "nbest": 3}, {"beam": 2, "timestamps": True},
+        {"beam": 2, "audio_context": "auto"}, {"temperature": 0.7, "seed": 5},
+    ):  # fmt: skip
+        together = pair.model.transcribe_clips(pair.clips, **options)
+        for clip, batched in zip(pair.clips, together, strict=True):
+            alone = pair.model.transcribe_clips([clip], **options)[0]
+            assert [h.tokens.tolist() for _, h in alone.hypotheses] == [
+                h.tokens.tolist() for _, h in batched.hypotheses
+            ]
+            assert alone.score == pytest.approx(batched.score, abs=1e-4)
+            assert alone.segments == batched.segments and alone.language == batched.language
+
+
+def reference_greedy(
+    pair: Pair, clip: Clip, tokens: list[int], frames: int, count: int
+) -> list[int]:
+    """Greedy continuation of a prompt by the reference, without a cache."""
+    import torch
+
+    from fairseq_openvino.export.whisper import Reference
+
+    reference, rules, tokens = Reference(pair.original), pair.model.rules, list(tokens)
+    with torch.no_grad():
+        reference.start(clip.features[None, :frames], np.array([frames]), 1)
+        for step in range(count):
+            bias = rules.later if step else rules.first
+            logits = reference.logits(np.array([tokens]))[0, -1]
+            tokens.append(int(np.argmax(logits + bias[0])))
+    return tokens[-count:]
+
+
+START = [TEXT_TOKENS + 1, TEXT_TOKENS + 2, TEXT_TOKENS + 102, TEXT_TOKENS + 106]
+"""<|startoftranscript|><|en|><|transcribe|><|notimestamps|> of the multilingual model."""
+
+
+def test_audio_context_is_a_shorter_encoder(multilingual: Pair) -> None:
+    """The window cut to 70 positions equals the reference encoder with its position table cut."""
+    short = multilingual.model.clip(multilingual.waveforms[0][: 16000 * 13 // 10], 16000)
+    found = multilingual.model.transcribe_clips(
+        [short], beam=1, language="en", audio_context=70, max_tokens=12
+    )[0]
+    expected = reference_greedy(multilingual, short, START, 140, 12)
+    assert found.hypotheses[0][1].tokens.tolist() == expected
+    full = multilingual.model.transcribe_clips([short], beam=1, language="en", max_tokens=12)[0]
+    assert full.score != found.score
+
+
+def test_prefix_begins_the_text(multilingual: Pair) -> None:
+    clip, forced = multilingual.clips[0], multilingual.model.vocabulary.tokens("ab")
+    found = multilingual.model.transcribe_clips(
+        [clip], beam=1, language="en", prefix="ab", max_tokens=8
+    )[0]
+    expected = reference_greedy(multilingual, clip, [*START, *forced], len(clip.features), 8)
+    assert found.hypotheses[0][1].tokens.tolist() == expected
+    assert found.text.startswith("ab")
+
+
+def test_sampling_follows_the_distribution(multilingual: Pair) -> None:
+    clip = multilingual.clips[0]
+    cold = multilingual.model.transcribe_clips([clip], temperature=1e-4, language="en")[0]
+    best = multilingual.model.transcribe_clips([clip], beam=1, language="en")[0]
+    assert cold.hypotheses[0][1].tokens.tolist() == best.hypotheses[0][1].tokens.tolist()
+    temperature, draws = 0.3, 300
+    encoded = multilingual.model.encode(clip.features[None], np.array([len(clip.features)]))
+    with multilingual.model.open(encoded, 1) as session:
+        log_probs = session.step(np.array([START]), np.arange(1))[0, -1].copy()
+    scaled = (log_probs + multilingual.model.rules.first[0]) / temperature
+    share = np.exp(scaled - scaled.max())
+    share /= share.sum()
+    count = np.zeros(len(share))
+    for seed in range(draws):
+        found = multilingual.model.transcribe_clips(
+            [clip], temperature=temperature, language="en", max_tokens=1, seed=seed
+        )[0]
+        count[found.hypotheses[0][1].tokens[0]] += 1
+    likely = np.argsort(-share)[:10]
+    deviation = np.sqrt(share[likely] * (1 - share[likely]) / draws)
+    assert (np.abs(count[likely] / draws - share[likely]) < 4 * deviation + 1e-9).all()
+    assert not count[share == 0].any()
+
+
+def test_timestamp_rules_equal_transformers() -> None:
+    """On random histories, in numpy; the graph is compared with numpy below."""
+    import torch
+    from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
+
+    from fairseq_openvino.bundle import WhisperConfig
+    from fairseq_openvino.compat_transformers import transformers
+    from fairseq_openvino.whisper_search import Rules, apply_rules
+
+    random = np.random.default_rng(0)
+    size, first, end = 60, 40, 30
+    config = WhisperConfig(31, None, 38, first - 1, {}, {}, (), (), 5, 99)
+    options = transformers.GenerationConfig(
+        no_timestamps_token_id=first - 1, eos_token_id=end, max_initial_timestamp_index=5
+    )
+    processor = WhisperTimeStampLogitsProcessor(options, begin_index=2)
+    rules = Rules(config, end, size)
+    for length in list(range(6)) * 20:
+        history = random.integers(0, end, (4, length))
+        marks = np.sort(random.integers(first, size, (4, length)), axis=1)
+        history = np.where(random.random((4, length)) < 0.5, marks, history)
+        scores = random.normal(0, 3, (4, size)).astype(np.float32)
+        scores[:, first - 1] = -np.inf
+        prompt = np.full((4, 2), 31)
+        expected = processor(
+            torch.from_numpy(np.concatenate([prompt, history], 1)), torch.from_numpy(scores)
+        ).numpy()
+        found = apply_rules(scores, rules.bounds(history), first)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_the_graph_applies_the_rules_as_numpy_does(multilingual: Pair, rows: int) -> None:
+    from fairseq_openvino.whisper_search import apply_rules
+
+    model, random = multilingual.model, np.random.default_rng(rows)
+    encoded = model._encode_windows([clip.features for clip in multilingual.clips[:rows]])
+    beam = rows // encoded.utterances if rows % encoded.utterances == 0 else 1
+    total = encoded.utterances * beam
+    first, size = model.config.first_timestamp, model.manifest.dimensions.vocabulary_size
+    for _ in range(5):
+        tokens = random.integers(0, size, (total, 3))
+        bias = random.normal(0, 3, (1, size)).astype(np.float32)
+        bounds = np.stack(
+            [
+                random.choice([0, TEXT_TOKENS, first], total),
+                random.integers(first, first + 900, total),
+                random.integers(first + 950, size, total),
+            ],
+            axis=1,
+        ).astype(np.int32)
+        order = np.arange(total, dtype=np.int32)
+        with model.open(encoded, beam) as session:
+            log_probs = session.step(tokens, order)[:, -1].copy()
+        with model.open(encoded, beam, 7, timestamps=True) as session:
+            found = session.candidates(tokens, order, bias, bounds)
+            scores, best = found.scores.copy(), found.tokens.copy()
+        expected = apply_rules(log_probs + bias, bounds, first)
+        ranked = np.argsort(-expected, axis=1, kind="stable")[:, :7]
+        np.testing.assert_array_equal(best, ranked)
+        np.testing.assert_allclose(scores, np.take_along_axis(expected, ranked, 1), atol=2e-5)
+
+
+BAD_OPTIONS: dict[str, dict[str, Any]] = {
+    "language": {"language": "xx"}, "task": {"task": "sing"}, "beam": {"beam": 0},
+    "nbest": {"beam": 2, "nbest": 3}, "temperature": {"temperature": -1.0},
+    "max-tokens": {"max_tokens": 500}, "min-tokens": {"max_tokens": 3, "min_tokens": 4},
+    "prompt": {"prompt": "long " * 40}, "prefix": {"prefix": "a", "timestamps": True},
+    "audio-context": {"audio_context": 500},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", list(BAD_OPTIONS))
+def test_options_that_cannot_work(multilingual: Pair, flag: str) -> None:
+    with pytest.raises(OptionError, match=f"--{flag}.*expected .*got") as error:
+        multilingual.model.transcribe_clips(multilingual.clips[:1], **BAD_OPTIONS[flag])
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("context", ["half", 0, -3, 10, 101])
+def test_audio_contexts_that_cannot_work(multilingual: Pair, context: Any) -> None:
+    with pytest.raises(OptionError, match="--audio-context"):
+        multilingual.model.transcribe_clips(multilingual.clips[:1], audio_context=context)
+
+
+def test_english_models_refuse_other_languages(pair: Pair) -> None:
+    english = pair
+    if pair.layout.languages:
+        pytest.skip("multilingual")
+    for options, flag in (({"language": "de"}, "language"), ({"task": "translate"}, "task")):
+        with pytest.raises(OptionError, match=f"--{flag}.*English-only"):
+            english.model.transcribe_clips(english.clips[:1], **options)
+    assert english.model.transcribe_clips(english.clips[:1])[0].language == "en"
+    assert english.model.transcribe_clips(english.clips[:1])[0].language_probabilities == {}
+
+
+def test_audio_longer_than_the_window(multilingual: Pair) -> None:
+    with pytest.raises(UtteranceTooLongError, match=r"at most 2 s.*got 2\.50 s.*Split"):
+        multilingual.model.clip(np.zeros(40000, np.float32), 16000)
+    exact = multilingual.model.clip(np.zeros(32000, np.float32), 16000)
+    assert exact.features.shape == (200, 80)
