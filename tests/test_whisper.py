@@ -358,3 +358,239 @@ def test_audio_longer_than_the_window(multilingual: Pair) -> None:
         multilingual.model.clip(np.zeros(40000, np.float32), 16000)
     exact = multilingual.model.clip(np.zeros(32000, np.float32), 16000)
     assert exact.features.shape == (200, 80)
+
+
+def audio_files(directory: Path) -> dict[str, Path]:
+    """Unusual and broken files, by name."""
+    import soundfile
+
+    random, tone = np.random.default_rng(0), 0.3 * np.sin(np.arange(16000) / 8)
+    made: dict[str, tuple[np.ndarray, int]] = {
+        "zero": (np.zeros(0), 16000), "stereo": (np.stack([tone, tone], 1), 16000),
+        "eight": (np.stack([tone] * 8, 1), 16000), "8k": (tone[:8000], 8000),
+        "192k": (np.repeat(tone, 12), 192000), "silence": (np.zeros(16000), 16000),
+        "noise": (random.normal(0, 0.2, 16000), 16000), "clipped": (np.clip(9 * tone, -1, 1), 16000),
+        "nan": (np.where(np.arange(16000) == 99, np.nan, tone), 16000), "1hz": (tone[:3], 1),
+        "10mhz": (tone, 10_000_000), "long": (np.zeros(16000 * 3), 16000),
+    }  # fmt: skip
+    paths = {name: directory / f"{name}.wav" for name in made}
+    for name, (samples, rate) in made.items():
+        soundfile.write(paths[name], samples, rate, subtype="FLOAT")
+    paths["text"] = directory / "text.wav"
+    paths["text"].write_bytes(b"this is no audio")
+    beyond = bytearray(paths["stereo"].read_bytes())
+    position = beyond.index(b"data") + 4
+    beyond[position : position + 4] = (1 << 30).to_bytes(4, "little")
+    paths["beyond"] = directory / "beyond.wav"
+    paths["beyond"].write_bytes(bytes(beyond))
+    return paths
+
+
+UNUSABLE = ("zero", "nan", "1hz", "10mhz", "text", "long")
+
+
+def test_unusual_audio_is_transcribed_and_broken_audio_is_named(
+    multilingual: Pair, tmp_path: Path
+) -> None:
+    from fairseq_openvino.errors import AudioError
+
+    for name, path in audio_files(tmp_path).items():
+        if name in UNUSABLE:
+            with pytest.raises(AudioError, match=f"{name}.wav.*expected .*got"):
+                multilingual.model.transcribe(path, beam=1)
+        else:
+            found = multilingual.model.transcribe(path, beam=1, max_tokens=5)
+            assert found.seconds == pytest.approx(1.0) and found.no_speech_probability < 1
+    one, eight, rate = (
+        multilingual.model.read(tmp_path / f"{name}.wav").features
+        for name in ("stereo", "eight", "8k")
+    )
+    np.testing.assert_allclose(one, eight, atol=1e-5)
+    assert one.shape == rate.shape
+
+
+def test_a_bad_file_does_not_lose_the_others(
+    multilingual: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    from fairseq_openvino.cli import main
+
+    paths = audio_files(tmp_path)
+    files = [str(paths[name]) for name in ("noise", "nan", "stereo", "text")]
+    words = ["transcribe", *files, "--model", str(multilingual.bundle.directory), "--beam", "2"]
+    assert main([*words, "--format", "jsonl", "--timestamps", "--language", "en"]) == 1
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [line["path"] for line in lines] == [files[0], files[2]]
+    assert all({"segments", "language", "no_speech_probability"} <= set(line) for line in lines)
+    assert "nan.wav" in captured.err and "text.wav" in captured.err and "2 of 4" in captured.err
+    assert main([*words, "--max-len-a", "1"]) == 2 and "--max-len-a" in capsys.readouterr().err
+    assert main([*words, "--language", "xx"]) == 2
+
+
+def test_features_equal_the_reference(tmp_path: Path) -> None:
+    """Within 1e-4 of transformers' extractor, which takes 32-bit transforms where torch is there."""
+    from fairseq_openvino.compat_transformers import transformers
+    from fairseq_openvino.features import log_mel
+
+    for bins, seconds in ((80, 30), (128, 30), (80, 2)):
+        extractor = transformers.WhisperFeatureExtractor(feature_size=bins, chunk_length=seconds)
+        kinds = [*waveforms(2, seconds), np.zeros(8000, np.float32), np.ones(7, np.float32)]
+        kinds.append(waveforms(1, 10 * seconds)[0][: 16000 * seconds])  # the whole window
+        for waveform in kinds:
+            expected = extractor(waveform, sampling_rate=16000, return_tensors="np")
+            found = log_mel(waveform, bins, 100 * seconds)
+            np.testing.assert_allclose(found.T, expected["input_features"][0], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def openai(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The layout of openai-whisper: `dims`, other names, a tiktoken file; 51,865 tokens."""
+    import base64
+
+    import torch
+
+    from fairseq_openvino.compat_transformers import transformers
+
+    directory = tmp_path_factory.mktemp("openai")
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(
+        d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=128, decoder_ffn_dim=128,
+        max_source_positions=50, max_target_positions=32,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config)
+    torch.save(model, directory / "unsafe.pt")
+    names = {
+        "layers": "blocks", "fc1": "mlp.0", "fc2": "mlp.2", "final_layer_norm": "mlp_ln",
+        "encoder_attn_layer_norm": "cross_attn_ln", "self_attn_layer_norm": "attn_ln",
+        "encoder_attn": "cross_attn", "self_attn": "attn", "q_proj": "query", "k_proj": "key",
+        "v_proj": "value", "out_proj": "out", "embed_tokens": "token_embedding",
+        "embed_positions.weight": "positional_embedding", "encoder.layer_norm": "encoder.ln_post",
+        "decoder.layer_norm": "decoder.ln",
+    }  # fmt: skip
+    state = {}
+    for original, weights in model.model.state_dict().items():
+        name = original
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        state[name] = weights
+    dims = {
+        "n_mels": 80, "n_vocab": 51865, "n_audio_ctx": 50, "n_audio_state": 32, "n_audio_head": 2,
+        "n_audio_layer": 1, "n_text_ctx": 32, "n_text_state": 32, "n_text_head": 2,
+        "n_text_layer": 1,
+    }  # fmt: skip
+    torch.save({"dims": dims, "model_state_dict": state}, directory / "small.pt")
+    tokens = [bytes([i]) for i in range(256)]
+    tokens += [bytes([i, j]) for i in range(256) for j in range(256)][: 50257 - 256]
+    lines = [base64.b64encode(t) + b" " + str(i).encode() for i, t in enumerate(tokens)]
+    (directory / "multilingual.tiktoken").write_bytes(b"\n".join(lines))
+    return directory
+
+
+def test_openai_checkpoints(openai: Path, tmp_path: Path) -> None:
+    import torch
+
+    from fairseq_openvino.errors import CheckpointError, ModelError, UnsafeCheckpointError
+    from fairseq_openvino.export.whisper import export_whisper
+
+    bundle, report = export_whisper(openai / "small.pt", tmp_path / "bundle")
+    rules = bundle.manifest.whisper
+    assert report.passed and rules is not None
+    assert (rules.start, rules.no_timestamps, rules.no_speech) == (50258, 50363, 50362)
+    assert rules.languages["su"] == 50357 and rules.tasks["transcribe"] == 50359
+    assert {50258, 50360, 50361, 50362} <= set(rules.suppressed)
+    model = load_model(bundle)
+    found = model.transcribe_clips([model.clip(waveforms(1, 1.0)[0], 16000)], beam=2, language="de")
+    assert found[0].language == "de" and len(found[0].hypotheses[0][1].tokens) > 0
+    assert model.vocabulary.tokens("ab")[0] > 255  # a merged pair
+    with pytest.raises(UnsafeCheckpointError):
+        export_whisper(openai / "unsafe.pt", tmp_path / "x")
+    torch.save({"model_state_dict": {}}, tmp_path / "nodims.pt")
+    with pytest.raises(CheckpointError, match="dims"):
+        export_whisper(tmp_path / "nodims.pt", tmp_path / "x", None, openai)
+    content = torch.load(openai / "small.pt")
+    content["model_state_dict"].popitem()
+    torch.save(content, tmp_path / "part.pt")
+    with pytest.raises(CheckpointError, match="missing"):
+        export_whisper(tmp_path / "part.pt", tmp_path / "x", None, openai)
+    with pytest.raises(ModelError, match="--tokenizer"):
+        torch.save(torch.load(openai / "small.pt"), tmp_path / "alone.pt")
+        export_whisper(tmp_path / "alone.pt", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_sources_that_cannot_be_exported(multilingual: Pair, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    from fairseq_openvino.errors import CheckpointError, ModelError
+    from fairseq_openvino.export.whisper import export_whisper
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(multilingual.directory, tmp_path / name))
+
+    cases: list[tuple[Path | str, type[Exception], str]] = [
+        (tmp_path / "absent", CheckpointError, "no such file"),
+    ]
+    for name, kind, reason in (
+        ("tokenizer.json", ModelError, "--tokenizer"),
+        ("model.safetensors", CheckpointError, "model.safetensors"),
+        ("config.json", CheckpointError, "config.json"),
+    ):
+        directory = copy(f"without-{name}")
+        (directory / name).unlink()
+        cases.append((directory, kind, reason))
+    truncated = copy("truncated")
+    weights = truncated / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    cases.append((truncated, CheckpointError, "complete weights"))
+    other = copy("other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    cases.append((other, ModelError, "bert"))
+    rules = copy("rules")
+    (rules / "generation_config.json").write_text("{}")
+    cases.append((rules, CheckpointError, "no_timestamps_token_id"))
+    front = copy("front")
+    settings = json.loads((front / "preprocessor_config.json").read_text())
+    (front / "preprocessor_config.json").write_text(json.dumps(settings | {"hop_length": 200}))
+    cases.append((front, ModelError, "hop_length"))
+    for source, kind, reason in cases:
+        with pytest.raises(kind, match=reason):
+            export_whisper(source, tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+
+
+def test_fairseq_generate_reads_a_manifest_of_audio_files(
+    multilingual: Pair, tmp_path: Path
+) -> None:
+    from conftest import generate
+
+    paths = audio_files(tmp_path)
+    rows = ["id\taudio\tn_frames\ttgt_text\tsrc_lang\ttgt_lang"]
+    for name, languages in (("noise", "de\ten"), ("stereo", "en\ten"), ("silence", "\t")):
+        rows.append(f"{name}\t{paths[name]}\t100\tthe dog\t{languages}")
+    (tmp_path / "test.tsv").write_text("\n".join(rows) + "\n")
+    run = generate(
+        tmp_path, "--task", "speech_to_text_openvino", "--ov-engine", "--beam", "3", "--nbest", "2",
+        "--scoring", "wer", "--required-batch-size-multiple", "1", "--max-len-b", "20",
+        path=str(multilingual.bundle.directory),
+    )  # fmt: skip
+    model = multilingual.model
+    for i, (name, options) in enumerate(
+        (("noise", {"language": "de", "task": "translate"}), ("stereo", {"language": "en"}),
+         ("silence", {}))
+    ):  # fmt: skip
+        clip = model.read(paths[name])
+        expected = model.transcribe_clips([clip], beam=3, nbest=2, max_tokens=20, **options)[0]
+        found = run.hypotheses[i]
+        assert [line.text for line in found] == [text for text, _ in expected.hypotheses]
+        for line, (_, hypothesis) in zip(found, expected.hypotheses, strict=True):
+            assert line.score == pytest.approx(hypothesis.score, abs=1e-3)
+    with pytest.raises(OptionError, match="--sampling"):
+        generate(
+            tmp_path, "--task", "speech_to_text_openvino", "--sampling",
+            path=str(multilingual.bundle.directory),
+        )  # fmt: skip
