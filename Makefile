@@ -1,13 +1,16 @@
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup peers demo test lint bench bench-whisper clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## create .venv with the tested versions (instant when up to date)
 	@.ci/install.sh
+
+peers: ## create .venv-peers with the other engines for Whisper (instant when up to date)
+	@.ci/install_peers.sh
 
 demo: setup ## translate the shipped clips, eagerly and with OpenVINO, and compare
 	@$(PYTHON) scripts/demo.py
@@ -23,6 +26,9 @@ lint: setup ## ruff and mypy
 bench: setup ## measure Fairseq, OpenVINO and the alternatives (15 minutes)
 	@.venv/bin/fairseq-openvino benchmark
 
-clean: ## remove .venv, caches and build files
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+bench-whisper: setup peers ## measure Whisper against every other engine (10 minutes)
+	@.venv/bin/fairseq-openvino benchmark --whisper base
+
+clean: ## remove .venv, .venv-peers, caches and build files
+	@rm -rf .venv .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

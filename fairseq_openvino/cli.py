@@ -1,4 +1,4 @@
-"""`fairseq-openvino export|verify|transcribe|benchmark|doctor`.
+"""`fairseq-openvino export|verify|transcribe|quantize|evaluate|benchmark|doctor`.
 
 Exit codes: 0 done; 1 done, but some utterances failed or a comparison did not hold; 2 wrong usage;
 3 model, bundle or data damaged or not fitting; 4 unsafe input refused; 5 dependency, device,
@@ -23,8 +23,11 @@ from fairseq_openvino.errors import (
     EXIT_OK,
     EXIT_PARTIAL,
     FairseqOpenVINOError,
+    MissingDependencyError,
     OptionError,
 )
+from fairseq_openvino.evaluate.arguments import add_arguments as add_evaluate_arguments
+from fairseq_openvino.quantize.arguments import add_arguments as add_quantize_arguments
 from fairseq_openvino.transcribe import add_arguments as add_transcribe_arguments
 
 
@@ -60,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     verify.set_defaults(run=_verify)
     add_transcribe_arguments(commands.add_parser("transcribe", help="audio files to text"))
+    add_quantize_arguments(commands.add_parser("quantize", help="smaller and faster, gated"))
+    add_evaluate_arguments(commands.add_parser("evaluate", help="accuracy and time on a corpus"))
     add_benchmark_arguments(commands.add_parser("benchmark", help="against every alternative"))
     doctor = commands.add_parser("doctor", help="versions, shims, devices, precision in use")
     doctor.set_defaults(run=_doctor)
@@ -68,10 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `export`, which is also `scripts/export_onnx.py`."""
-    parser.add_argument(
-        "--path", type=Path, required=True, metavar="CKPT", help="Fairseq checkpoint"
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data directory")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--path", type=Path, metavar="CKPT", help="Fairseq checkpoint")
+    source.add_argument(
+        "--whisper", metavar="SOURCE",
+        help="Whisper: Hugging Face directory, OpenAI .pt file, or hub name",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data directory of --path")
     parser.add_argument("--config-yaml", default="config.yaml", help="YAML in the data directory")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="BUNDLE", help="directory to create"
@@ -84,6 +92,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-overrides", default="{}", help="dictionary of model arguments, as Fairseq's"
     )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE",
+        help="of --whisper: tokenizer.json, *.tiktoken or a directory (default: beside the source)",
+    )  # fmt: skip
     parser.set_defaults(run=_export)
 
 
@@ -92,18 +104,34 @@ def _export(options: argparse.Namespace, _: list[str]) -> int:
     from fairseq_openvino.export import ExportOptions, export_checkpoint
     from fairseq_openvino.export.data import DataDirectory
 
-    bundle, report = export_checkpoint(
-        options.path,
-        DataDirectory(options.data, options.config_yaml),
-        options.output,
-        ExportOptions(options.precision, not options.onnx_only, True, options.overwrite),
-        _overrides(options.model_overrides),
-    )
+    wanted = ExportOptions(options.precision, not options.onnx_only, True, options.overwrite)
+    if options.whisper is not None:
+        bundle, report = _export_whisper(options, wanted)
+    elif options.data is None:
+        raise OptionError(
+            "Exporting failed in --data: expected the data directory of --path, got none. "
+            "Name the directory the model was trained with."
+        )
+    else:
+        data = DataDirectory(options.data, options.config_yaml)
+        overrides = _overrides(options.model_overrides)
+        bundle, report = export_checkpoint(options.path, data, options.output, wanted, overrides)
     print(report.table())
     print(f"\n{bundle.manifest.architecture} exported to {bundle.directory}")
     for name, file in bundle.manifest.files.items():
         print(f"  {name:<14} {file.bytes / 1e6:8.2f} MB")
     return EXIT_OK
+
+
+def _export_whisper(options: argparse.Namespace, wanted: Any) -> tuple[Any, Any]:
+    try:
+        from fairseq_openvino.export.whisper import export_whisper
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Exporting failed in --whisper: expected the package transformers, got {error}. "
+            "Install fairseq-openvino[whisper-export]."
+        ) from error
+    return export_whisper(options.whisper, options.output, wanted, options.tokenizer)
 
 
 def _overrides(text: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Every message follows one grammar: `<what failed> in <where>: expected <X>, got 
 
 from __future__ import annotations
 
+from typing import Any
+
 EXIT_OK = 0
 """Everything asked for was done."""
 EXIT_PARTIAL = 1
@@ -76,6 +78,15 @@ class BundleError(ModelError):
 
 class ParityError(ModelError):
     """An exported graph does not compute what the torch model computes; nothing was published."""
+
+
+class QualityError(FairseqOpenVINOError):
+    """A quantized bundle is worse than allowed; nothing was published, `trials` says what was tried."""
+
+    def __init__(self, message: str, trials: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.trials = trials
+        """`quantize.gate.Trial`, in order."""
 
 
 class MissingDependencyError(FairseqOpenVINOError, ImportError):

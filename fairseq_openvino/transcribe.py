@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "jsonl"), default="text")
     parser.add_argument("--batch-size", type=int, default=8, help="files decoded together")
     parser.add_argument("--device", default="CPU")
-    parser.add_argument("--precision", default="f32")
+    parser.add_argument("--precision", help="default: the bundle's own, f32 unless quantized")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cache-dir", metavar="DIR", help="directory for compiled models")
     search = parser.add_argument_group("search")

@@ -46,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beams", metavar="LIST", help="default: 5")
     parser.add_argument("--engines", metavar="LIST", help="default: all, see --list-engines")
     parser.add_argument("--list-engines", action="store_true", help="names and meanings, no run")
-    parser.add_argument("--rounds", type=int, help="default: 5")
-    parser.add_argument("--tokens", type=int, help="of each random hypothesis (default: 60)")
+    parser.add_argument("--rounds", type=int, help="default: 5; Whisper: 3")
+    parser.add_argument(
+        "--tokens", type=int, help="of each random hypothesis (default: 60; Whisper: 64)"
+    )
     parser.add_argument("--threads", type=int, help="of every engine (default: all cores)")
     parser.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="for one load or run (default: 180)"
@@ -56,10 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="for benchmark.md, .json, .png (default: benchmark)",
+        help="for benchmark.* or whisper.* (.md, .json, .png; default: benchmark)",
     )
     parser.add_argument(
-        "--work-dir", type=Path, metavar="DIR", help="keep models and caches (default: temporary)"
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep models and caches (default: temporary; Whisper: in --output)",
     )
     parser.add_argument(
         "--model-overrides", metavar="DICT", help="arguments of the random models to replace"
@@ -67,21 +72,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="1 and 8 utterances, 2 rounds, 20 tokens"
     )
+    parser.add_argument(
+        "--whisper",
+        nargs="+",
+        metavar="SIZE",
+        help="instead: Whisper against its other engines (random weights: tiny, base, small)",
+    )
+    parser.add_argument(
+        "--whisper-memory", action="store_true", help="instead: memory over 2000 Whisper clips"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, _: list[str]) -> int:
     """Measure, print, write; the exit code is 1 if an engine failed and 130 after Ctrl-C."""
-    if arguments.list_engines:
-        print("\n".join(f"{name:<20} {meaning}" for name, meaning in known_engines().items()))
-        return EXIT_OK
-    options = parse(arguments)
-    _check_packages()
     started = time.monotonic()
 
     def progress(line: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
 
+    if arguments.whisper or arguments.whisper_memory:
+        from fairseq_openvino.benchmark.whisper.command import run as run_whisper
+
+        return run_whisper(arguments, progress)
+    if arguments.list_engines:
+        print("\n".join(f"{name:<20} {meaning}" for name, meaning in known_engines().items()))
+        return EXIT_OK
+    options = parse(arguments)
+    _check_packages()
     results = run_benchmark(options, progress)
     print(markdown(results))
     written = write(results, options.output)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,30 +24,21 @@ class EngineFailed(Exception):  # noqa: N818  not an error of this program: a fi
     """An engine could not do what it was asked; the text is its error line."""
 
 
-class Process:
-    """One child; `ask` blocks until it answers."""
+class Conversation:
+    """One child that answers JSON lines with JSON lines; `ask` blocks until it does."""
 
     def __init__(
-        self, engine: str, case: Case, options: Options, work_dir: Path, cache: Path
+        self, command: list[str], environment: Mapping[str, str], log: Path, timeout: float
     ) -> None:
-        self.engine, self.timeout = engine, options.timeout
-        settings = {
-            "engine": engine,
-            "case": asdict(case),
-            "options": _plain(options),
-            "work_dir": str(work_dir),
-            "cache": str(cache),
-        }
-        logs = work_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        self.log = logs / f"{engine}-{case.cache}-{case.utterances}.log"
-        with open(self.log, "ab") as log:
+        self.log, self.timeout = log, timeout
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fairseq_openvino.benchmark.child", json.dumps(settings)],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
-                env=_environment(options, cache),
+                stderr=file,
+                env=environment,
                 start_new_session=True,  # Ctrl-C is the parent's to handle
             )
         self._unread = b""
@@ -112,6 +104,28 @@ class Process:
         return f"ended with {how}: {lines[-1] if lines else 'no message'}"
 
 
+class Process(Conversation):
+    """The child of one engine in one configuration."""
+
+    def __init__(
+        self, engine: str, case: Case, options: Options, work_dir: Path, cache: Path
+    ) -> None:
+        self.engine = engine
+        settings = {
+            "engine": engine,
+            "case": asdict(case),
+            "options": _plain(options),
+            "work_dir": str(work_dir),
+            "cache": str(cache),
+        }
+        command = [sys.executable, "-m", "fairseq_openvino.benchmark.child", json.dumps(settings)]
+        log = work_dir / "logs" / f"{engine}-{case.cache}-{case.utterances}.log"
+        environment = package_environment(options.threads) | {
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")
+        }
+        super().__init__(command, environment, log, options.timeout)
+
+
 def _plain(options: Options) -> dict[str, Any]:
     """Options as JSON; what only the parent uses is left out."""
     plain = asdict(options)
@@ -120,11 +134,11 @@ def _plain(options: Options) -> dict[str, Any]:
     return plain
 
 
-def _environment(options: Options, cache: Path) -> dict[str, str]:
+def package_environment(threads: int) -> dict[str, str]:
+    """Environment of a child that imports this package."""
     root = str(Path(__file__).parent.parent.parent)
     path = os.environ.get("PYTHONPATH")
     return os.environ | {
         "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
-        "OMP_NUM_THREADS": str(options.threads),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "OMP_NUM_THREADS": str(threads),
     }

@@ -107,10 +107,17 @@ def _export(
     outputs: list[str],
     axes: dict[str, dict[int, str]],
 ) -> None:
+    before = set(path.parent.iterdir())
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter announces its own deprecation
         torch.onnx.export(
             module, example, str(path), input_names=inputs, output_names=outputs,
             dynamic_axes=axes, opset_version=OPSET, dynamo=False,
         )  # fmt: skip
+    parts = set(path.parent.iterdir()) - before - {path}
+    if parts:  # above 2 GB the exporter writes each weight to a file of its own
+        model = onnx.load(path)
+        for part in parts:
+            part.unlink()
+        onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=False)

@@ -176,8 +176,8 @@ class Engine:
         """The graph of a variant as it is compiled."""
         encoder = variant.graph == "encoder"
         model = self._core.read_model(self.bundle.path(ENCODER_IR if encoder else DECODER_IR))
-        if variant.precision == "int8":
-            rewrite.quantize_weights(model)
+        if variant.precision == "int8" and not self.bundle.manifest.quantization:
+            rewrite.quantize_weights(model)  # else `quantize` has decided about every layer
         if encoder:
             return model
         if self.on_cpu:

@@ -1,0 +1,185 @@
+"""Markdown, JSON and the chart of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fairseq_openvino.benchmark.whisper.plan import BASELINE, SECONDS, Workload
+from fairseq_openvino.benchmark.whisper.results import (
+    Loaded,
+    Results,
+    Row,
+    baseline,
+    fastest_of_ours,
+    fastest_peer,
+)
+from fairseq_openvino.benchmark.whisper.rounds import SLOW_SECONDS
+from fairseq_openvino.errors import StorageError
+
+LEGEND = f"""\
+Random weights at true size: speed only. time: from samples at 16 kHz to tokens, log-mel included,
+median of the rounds; vs ...: median of the ratios within each round; context: full encodes the
+window of 30 s, short the clip and 1 s behind it (ours: `audio_context="auto"`; faster-whisper:
+unpadded features, which its API does not offer; whisper.cpp: `audio_ctx`); tokens: generated for
+each clip, counted in what the engine returned (openvino-genai: by its own metrics); same text:
+clips with the text of `{BASELINE}`: below f32 and with a short context random weights decide many
+near-ties differently, and faster-whisper pads features, not audio; rounds: what takes longer than
+{SLOW_SECONDS:g} s is measured once, by its warm-up; load: to the first two tokens
+without imports, cold: with an empty cache of compiled models, warm: in a second process; peak:
+resident memory of the process after all workloads."""
+MAX_ERROR_CHARACTERS = 200
+
+
+def write(results: Results, directory: Path) -> list[Path]:
+    """Write whisper.md, whisper.json and, if matplotlib is installed, whisper.png.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        paths = [directory / "whisper.md", directory / "whisper.json"]
+        paths[0].write_text(markdown(results) + "\n", encoding="utf-8")
+        paths[1].write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
+        if draw(results, directory / "whisper.png"):
+            paths.append(directory / "whisper.png")
+    except OSError as error:
+        raise StorageError(
+            f"Writing the benchmark failed in {str(directory)!r}: expected a writable directory, got "
+            f"{error}. Give another --output."
+        ) from error
+    return paths
+
+
+def markdown(results: Results) -> str:
+    """Summary, all tables, provenance."""
+    options = results.options
+    parts = [
+        "# Whisper benchmark",
+        "",
+        f"Clips of {SECONDS} s, {options.tokens} tokens each, {options.rounds} interleaved rounds, "
+        f"{options.threads} threads for every engine.",
+    ]
+    if results.interrupted:
+        parts += ["", "**Interrupted: incomplete.**"]
+    parts += ["", *_summary(results)]
+    for size, workload, rows in results.tables():
+        parts += ["", f"## whisper-{size}: {workload.title}", "", *_table(workload, rows)]
+    for size in options.sizes:
+        loaded = [each for each in results.loaded if each.size == size]
+        if loaded:
+            parts += ["", f"## whisper-{size}: load and memory", "", *_loads(loaded)]
+    provenance = "; ".join(f"{name} {value}" for name, value in results.provenance.items())
+    return "\n".join([*parts, "", LEGEND, "", provenance])
+
+
+def draw(results: Results, path: Path) -> bool:
+    """Bar chart of the speed against the baseline; False without matplotlib or baseline."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return False
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    tables = [table for table in results.tables() if baseline(table[2]) is not None]
+    if not tables:
+        return False
+    figure, axes = pyplot.subplots(
+        1, len(tables), figsize=(4.6 * len(tables), 7.0), squeeze=False, layout="constrained"
+    )
+    for axis, (size, workload, rows) in zip(axes[0], tables, strict=True):
+        measured = [row for row in rows if row.rounds][::-1]
+        speeds = [row.speed_against(baseline(rows)) or 0.0 for row in measured]
+        colors = ["C1" if row.ours else "C0" for row in measured]
+        bars = axis.barh([row.name for row in measured], speeds, color=colors)
+        axis.bar_label(bars, [f"{speed:.1f}" for speed in speeds], fontsize=7)
+        axis.tick_params(axis="y", labelsize=7)
+        axis.set_title(f"whisper-{size}: {workload.title}", fontsize=9)
+        axis.set_xlabel(f"speed, {BASELINE} = 1")
+    title = f"{results.provenance.get('cpu', '')}, {results.options.threads} threads"
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return True
+
+
+def _summary(results: Results) -> list[str]:
+    lines = [
+        f"| model | workload | fastest peer | ours, full context | ours, short context | {BASELINE} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size, workload, rows in results.tables():
+        peer, reference = fastest_peer(rows), baseline(rows)
+        cells = [f"whisper-{size}", workload.title, _timed(peer)]
+        for context in ("full", "short"):
+            ours = fastest_of_ours(rows, context)
+            speed = ours.speed_against(peer) if ours else None
+            cells.append(f"{_timed(ours)}: **{speed:.2f}x**" if speed else _timed(ours))
+        lines.append("| " + " | ".join([*cells, _timed(reference)]) + " |")
+    return lines
+
+
+def _table(workload: Workload, rows: list[Row]) -> list[str]:
+    peer, reference = fastest_peer(rows), baseline(rows)
+    columns = [
+        "engine", "context", "time, ms [min-max]", f"vs {peer.name if peer else 'fastest peer'}",
+        f"vs {BASELINE}", "tokens", "same text", "rounds",
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    notes = []
+    for row in rows:
+        cells = _cells(row, peer, reference)
+        if row.workload.clips > 1 and not row.engine.batches and row.rounds:
+            cells[0] += " (one by one)"
+        if row.rounds and not row.exact:
+            notes.append(
+                f"`{row.name}` could not be held to {row.tokens} tokens: its time is scaled by "
+                f"{row.tokens} / its tokens."
+            )
+        lines.append("| " + " | ".join([*cells, *[""] * (len(columns) - len(cells))]) + " |")
+    if any("one by one" in line for line in lines):
+        notes.append("one by one: the engine has no batches; its clips run one after the other.")
+    return [*lines, "", *notes] if notes else lines
+
+
+def _cells(row: Row, peer: Row | None, reference: Row | None) -> list[str]:
+    error = "" if row.error is None else _one_line(row.error)
+    if not row.rounds:
+        return [f"`{row.engine.name}`", row.context, f"failed: {error}" if error else "not run"]
+    times = [1e3 * seconds for seconds in row.seconds]
+    spread = f"{1e3 * row.median:.0f} [{min(times):.0f}-{max(times):.0f}]"
+    if error:
+        spread += f", then: {error}"
+    speeds = [row.speed_against(other) for other in (peer, reference)]
+    share = row.same_text(reference)
+    return [
+        f"`{row.engine.name}`",
+        row.context,
+        spread,
+        *("-" if speed is None else f"{speed:.2f}x" for speed in speeds),
+        "-".join(str(count) for count in (row.counts[0], row.counts[-1])[: len(row.counts)]),
+        "-" if share is None else f"{share:.0%}",
+        str(len(row.rounds)),
+    ]
+
+
+def _loads(loaded: list[Loaded]) -> list[str]:
+    lines = ["| engine | precision | load cold / warm, s | peak, MB |", "|---|---|---|---|"]
+    for each in loaded:
+        name = f"`{each.engine.name}`"
+        if each.warm_seconds is None:
+            lines.append(f"| {name} | failed: {_one_line(each.error or '')} | | |")
+            continue
+        load = f"{each.cold_seconds:.1f} / {each.warm_seconds:.1f}"
+        lines.append(f"| {name} | {each.precision} | {load} | {each.peak_mb:.0f} |")
+    return lines
+
+
+def _timed(row: Row | None) -> str:
+    return "-" if row is None else f"`{row.engine.name}` {1e3 * row.median:.0f} ms"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())[:MAX_ERROR_CHARACTERS]

@@ -1,0 +1,201 @@
+"""Encoder and decoder in every form that was asked for, each made once."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle, write_manifest
+from fairseq_openvino.quantize import compress
+from fairseq_openvino.quantize.divergence import divergence
+from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, Options
+from fairseq_openvino.quantize.progress import bar
+from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples, Samples
+from fairseq_openvino.runtime.engine import Engine, EngineOptions
+
+ENCODER, DECODER = "encoder", "decoder"
+IR = {ENCODER: ENCODER_IR, DECODER: DECODER_IR}
+BITS = {INT8_WEIGHTS: 8, INT4_WEIGHTS: 4}
+RANKING_UTTERANCES = 4
+"""Held-out utterances on which every quantizer is judged."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What becomes of one graph."""
+
+    kind: str
+    """int8, int8-weights or int4-weights."""
+    excluded_share: float = 0.0
+    """Share of the quantizers of activations, worst first, whose layers stay in f32."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A graph in one form."""
+
+    name: str
+    """encoder or decoder."""
+    form: Form
+    directory: Path
+    """Holds its two files."""
+    alpha: float | None = None
+    """SmoothQuant's, chosen by divergence."""
+    curve: dict[float, float] = field(default_factory=dict)
+    """Divergence on the held-out utterances, in nats a token, of each alpha."""
+    excluded: tuple[str, ...] = ()
+    """Layers that stay in f32."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest; a divergence that is not a number becomes null."""
+        if self.form.kind != INT8:
+            return {"kind": self.form.kind}
+        curve = {f"{a:g}": kl if math.isfinite(kl) else None for a, kl in self.curve.items()}
+        return {
+            "kind": self.form.kind,
+            "smooth_quant_alpha": self.alpha,
+            "divergence_by_alpha": curve,
+            "layers_in_f32": list(self.excluded),
+        }
+
+
+class Components:
+    """Makes forms of the graphs of one bundle.
+
+    Args:
+        bundle: the original.
+        calibration: recordings for the ranges.
+        held_out: recordings for alpha and for the ranking of layers.
+        options: of the quantization.
+        scratch: directory for graphs.
+        announce: receives a line about each decision.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        calibration: Sequence[Path],
+        held_out: Sequence[Path],
+        options: Options,
+        scratch: Path,
+        announce: Callable[[str], None],
+    ) -> None:
+        self._bundle, self._options, self._announce = bundle, options, announce
+        self._calibration, self._held_out, self._scratch = calibration, held_out, scratch
+        self._reference = Engine(bundle, EngineOptions(threads=options.threads))
+        self._made: dict[tuple[str, Form], Component] = {}
+        self._ranking: list[tuple[float, tuple[str, ...]]] | None = None
+
+    def make(self, name: str, form: Form) -> Component:
+        """A graph in a form."""
+        key = (name, form)
+        if key not in self._made:
+            if form.kind in BITS:
+                found = self._save(
+                    compress.compress(self._graph(name), BITS[form.kind]), name, form
+                )
+            elif form.excluded_share:
+                found = self._with_exclusions(name, form)
+            else:
+                found = self._with_best_alpha(name, form)
+            self._made[key] = found
+        return self._made[key]
+
+    def bundle_with(self, *components: Component) -> Bundle:
+        """The original with these graphs in place of its own, as a directory in scratch."""
+        directory = self._scratch / "candidate"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        replaced = {component.name: component.directory for component in components}
+        for name in self._bundle.manifest.files:
+            if ".onnx" not in name:  # those are the graphs before quantization
+                source = replaced.get(Path(name).stem, self._bundle.directory) / name
+                _link(source, directory / name)
+        write_manifest(directory, self._bundle.manifest)
+        return Bundle(directory, self._bundle.manifest)
+
+    def _with_best_alpha(self, name: str, form: Form) -> Component:
+        samples = self._samples(name)
+        curve: dict[float, float] = {}
+        best: Component | None = None
+        for alpha in self._options.alphas:
+            total = len(samples) * compress.passes(alpha)
+            with bar(f"{name}: {_smoothing(alpha)}", total, "samples") as shown:
+                graph = compress.quantize(self._graph(name), samples, alpha, (), shown.update)
+            found = replace(self._save(graph, name, form, f"{alpha:g}"), alpha=alpha)
+            curve[alpha] = self._divergence(found, self._held_out)
+            self._announce(f"{name}: {_smoothing(alpha)}: {curve[alpha]:.3g} nats a token")
+            is_best = min(curve, key=lambda tried: curve[tried]) == alpha
+            worse, best = (best, found) if is_best else (found, best)
+            if worse is not None:
+                shutil.rmtree(worse.directory)
+        assert best is not None  # Options has at least one alpha
+        return replace(best, curve=curve)
+
+    def _with_exclusions(self, name: str, form: Form) -> Component:
+        full = self.make(name, Form(INT8))
+        if self._ranking is None:
+            self._ranking = self._rank(full)
+        count = max(1, round(len(self._ranking) * form.excluded_share))
+        excluded = tuple(sorted({layer for _, fed in self._ranking[:count] for layer in fed}))
+        self._announce(f"{name}: {len(excluded)} layers stay in f32: {', '.join(excluded)}")
+        samples = self._samples(name)
+        alpha = compress.NO_SMOOTHING if full.alpha is None else full.alpha
+        with bar(f"{name} without them", len(samples) * compress.passes(alpha), "samples") as shown:
+            graph = compress.quantize(self._graph(name), samples, alpha, excluded, shown.update)
+        found = self._save(graph, name, form, f"{form.excluded_share:g}")
+        return replace(found, alpha=alpha, curve=full.curve, excluded=excluded)
+
+    def _rank(self, full: Component) -> list[tuple[float, tuple[str, ...]]]:
+        """Layers by the divergence that is left without their quantizer, worst layers first."""
+        path = full.directory / IR[full.name]
+        quantizers = compress.layers(ov.Core().read_model(path))
+        ranking = []
+        with bar(f"{full.name}: ranking layers", len(quantizers), "quantizers") as shown:
+            for quantizer, fed in quantizers.items():
+                graph = ov.Core().read_model(path)
+                compress.bypass(graph, quantizer)
+                found = self._save(graph, full.name, full.form, "ranking")
+                ranking.append((self._divergence(found, self._held_out[:RANKING_UTTERANCES]), fed))
+                shown.update()
+        return sorted(ranking, key=lambda entry: entry[0])
+
+    def _divergence(self, component: Component, paths: Sequence[Path]) -> float:
+        options = EngineOptions(
+            precision=self._options.original_precision, threads=self._options.threads
+        )
+        return divergence(self._reference, Engine(self.bundle_with(component), options), paths)
+
+    def _samples(self, name: str) -> Samples:
+        if name == ENCODER:
+            return EncoderSamples(self._calibration)
+        return DecoderSamples(self._calibration, self._reference)
+
+    def _graph(self, name: str) -> ov.Model:
+        return ov.Core().read_model(self._bundle.path(IR[name]))
+
+    def _save(self, graph: ov.Model, name: str, form: Form, label: str = "") -> Component:
+        directory = self._scratch / f"{name}-{form.kind}-{form.excluded_share:g}-{label}"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        ov.save_model(graph, directory / IR[name], compress_to_fp16=False)
+        return Component(name, form, directory)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where that is not possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _smoothing(alpha: float) -> str:
+    return "no smoothing" if alpha < 0 else f"alpha {alpha:g}"

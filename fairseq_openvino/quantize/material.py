@@ -1,0 +1,60 @@
+"""Which utterances calibrate, choose alpha and validate: disjoint sets, if from one corpus."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairseq_openvino.errors import OptionError
+from fairseq_openvino.evaluate import corpus
+from fairseq_openvino.evaluate.corpus import Utterance
+from fairseq_openvino.quantize.options import Options
+
+
+@dataclass(frozen=True)
+class Material:
+    """Utterances of one quantization, each list in the order of its corpus."""
+
+    calibration: tuple[Utterance, ...]
+    held_out: tuple[Utterance, ...]
+    """For alpha."""
+    validation: tuple[Utterance, ...]
+    """For the gate."""
+    kind: str
+    """Layout of the validation corpus."""
+
+
+def draw(manifest: Path, options: Options) -> Material:
+    """Draw utterances with `options.seed`; the same corpus and options give the same ones.
+
+    Raises:
+        ModelError: a corpus cannot be read.
+        OptionError: the corpus is too small to calibrate, hold out and validate.
+    """
+    utterances = list(corpus.read(manifest, options.config_yaml, options.text_column))
+    wanted = options.calibration_size + options.held_out_size if options.calibrated else 0
+    spare = 1 if options.validation is None else 0
+    if len(utterances) < wanted + spare:
+        raise OptionError(
+            f"Quantizing failed in --calibration {str(manifest)!r}: expected at least "
+            f"{wanted + spare} utterances ({options.calibration_size} to calibrate, "
+            f"{options.held_out_size} to choose alpha, the rest to validate), got "
+            f"{len(utterances)}. Lower --calibration-size or give --validation."
+        )
+    generator = random.Random(options.seed)
+    order = generator.sample(range(len(utterances)), len(utterances))
+    calibration = sorted(order[: min(wanted, options.calibration_size)])
+    held_out = sorted(order[options.calibration_size : wanted])
+    if options.validation is not None:
+        pool = list(corpus.read(options.validation, options.config_yaml, options.text_column))
+        generator = random.Random(options.seed)
+        rest = generator.sample(range(len(pool)), len(pool))
+    else:
+        pool, rest = utterances, order[wanted:]
+    return Material(
+        tuple(utterances[i] for i in calibration),
+        tuple(utterances[i] for i in held_out),
+        tuple(pool[i] for i in sorted(rest[: options.validation_size])),
+        corpus.kind_of(options.validation or manifest),
+    )

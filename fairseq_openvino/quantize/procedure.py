@@ -1,0 +1,160 @@
+"""From bundle to bundle: record, quantize, judge, publish."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fairseq_openvino.atomic import sha256, staged_directory
+from fairseq_openvino.bundle import (
+    MANIFEST,
+    Bundle,
+    Manifest,
+    RuntimePrecision,
+    open_bundle,
+    write_manifest,
+)
+from fairseq_openvino.errors import ModelError, OptionError, QualityError
+from fairseq_openvino.evaluate.corpus import Utterance
+from fairseq_openvino.quantize import compress, recording, report
+from fairseq_openvino.quantize.components import Components
+from fairseq_openvino.quantize.gate import Gate, Trial, climb, transcriber
+from fairseq_openvino.quantize.material import Material, draw
+from fairseq_openvino.quantize.options import Options
+from fairseq_openvino.quantize.progress import bar
+from fairseq_openvino.runtime.engine import EngineOptions, compile_properties
+
+SCRATCH = "scratch-"
+DEVICE = "CPU"
+"""Where the gate runs."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was published."""
+
+    bundle: Bundle
+    trials: tuple[Trial, ...]
+    table: str
+    """Of the trials, Markdown."""
+
+
+def quantize_bundle(
+    source: Path,
+    calibration: Path,
+    output: Path,
+    options: Options | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Quantize a bundle and publish it if its texts hold up.
+
+    Args:
+        source: the bundle, in floating point.
+        calibration: a corpus, see `evaluate.corpus`.
+        output: the bundle to create.
+        options: what to quantize and how much worse it may be.
+        announce: receives a line about each decision.
+
+    Raises:
+        QualityError: every trial was worse than allowed; nothing is published.
+        OptionError: the output exists, or the corpus is too small.
+        ModelError, AudioError: the bundle, a corpus or a clip cannot be used.
+        MissingDependencyError: NNCF or the package of the metric is missing.
+        StorageError: a file could not be written; nothing is left under the output's name.
+    """
+    options = options or Options()
+    compress.load_nncf()
+    bundle = open_bundle(source)
+    if bundle.manifest.quantization:
+        raise ModelError(
+            f"Quantizing failed in {str(source)!r}: expected a bundle in floating point, got one "
+            f"quantized as {bundle.manifest.quantization.get('mode')!r}. Give the bundle it came from."
+        )
+    if output.resolve() == source.resolve():
+        raise OptionError(
+            f"Quantizing failed in --output: expected another directory than the bundle, got "
+            f"{str(output)!r}. Give a new name."
+        )
+    material = draw(calibration, options)
+    work = options.work_dir or output.absolute().with_name(f".{output.name}.work")
+    with staged_directory(output, options.overwrite) as stage:
+        spoken = (*material.calibration, *material.held_out)
+        paths = _record(bundle, spoken, work, options)
+        with TemporaryDirectory(prefix=SCRATCH, dir=_created(work)) as scratch:
+            gate = Gate(bundle, material, options)
+            announce(f"original: {gate.metric} {gate.baseline_score.value:.2f}")
+            size = len(material.calibration)
+            components = Components(
+                bundle, paths[:size], paths[size:], options, Path(scratch), announce
+            )
+            found, trials = _climb(gate, components, announce)
+            for name in found.manifest.files:
+                if (found.directory / name).is_file():  # the ONNX graphs are left behind
+                    shutil.copyfile(found.directory / name, stage / name)
+        write_manifest(stage, _manifest(bundle, gate, trials, material))
+    if options.work_dir is None:
+        shutil.rmtree(work, ignore_errors=True)
+    return Result(open_bundle(output), tuple(trials), report.table(gate, trials))
+
+
+def _climb(
+    gate: Gate, components: Components, announce: Callable[[str], None]
+) -> tuple[Bundle, list[Trial]]:
+    try:
+        return climb(gate, components, announce)
+    except QualityError as error:
+        raise QualityError(f"{error}\n{report.table(gate, error.trials)}", error.trials) from None
+
+
+def _record(
+    bundle: Bundle, utterances: Sequence[Utterance], work: Path, options: Options
+) -> list[Path]:
+    """Recordings of the utterances, made at f32 by greedy decoding."""
+    if not utterances:
+        return []
+    recorder = recording.Recorder()
+    pipeline = transcriber(bundle, options, "f32", beam=1)
+    pipeline.model.engine = recording.RecordingEngine(
+        bundle, EngineOptions(threads=options.threads), recorder
+    )
+
+    def decode(utterance: Utterance) -> list[recording.EncoderCall]:
+        pipeline.generate([pipeline.read(utterance.path)], utterance.language)
+        return recorder.take()
+
+    def shown(items: Iterable[Utterance]) -> Iterator[Utterance]:
+        with bar("recording", len(utterances)) as progress:
+            for item in items:
+                yield item
+                progress.update()
+
+    directory = work / recording.directory_name(bundle, options.language)
+    paths = recording.collect(utterances, directory, decode, shown)
+    if not any(call.sequences for path in paths for call in recording.read(path)):
+        raise ModelError(
+            f"Recording failed in {str(bundle.directory)!r}: expected decoder steps of "
+            f"{len(utterances)} utterances, got none. Use clips of one window each."
+        )
+    return paths
+
+
+def _created(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _manifest(bundle: Bundle, gate: Gate, trials: list[Trial], material: Material) -> Manifest:
+    inference = gate.options.inference_precision
+    properties = compile_properties(inference, DEVICE)
+    return replace(
+        bundle.manifest,
+        precision=trials[-1].kind,
+        runtime=RuntimePrecision(inference, properties["KV_CACHE_PRECISION"]),
+        quantization=report.to_json(gate, trials, material),
+        source=bundle.manifest.source | {"bundle": sha256(bundle.directory / MANIFEST)},
+        versions=bundle.manifest.versions | {"nncf": version("nncf")},
+    )
