@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from whisper_models import Layout, write_whisper
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fairseq_openvino"
@@ -45,6 +46,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny")
     write_checkpoint(directory, "s2t_transformer_s", vocabulary=60, **TINY)
     write_data(directory, utterances=21, frames=(30, 260))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Whisper of 8 s as a Hugging Face directory; it writes text only."""
+    directory = tmp_path_factory.mktemp("whisper")
+    write_whisper(directory, Layout(positions=400, targets=64, text_only=True))
+    (directory / "normalizer.json").write_text('{"colour": "color"}')
     return directory
 
 

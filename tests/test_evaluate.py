@@ -699,52 +699,6 @@ def test_an_output_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
 # --- Whisper ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Whisper of 8 s with a vocabulary of bytes, as a Hugging Face directory."""
-    import torch
-    from tokenizers import pre_tokenizers
-
-    from fairseq_openvino.compat_transformers import transformers
-
-    path = tmp_path_factory.mktemp("whisper")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = transformers.WhisperTokenizer(
-        vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[],
-        pad_token="<|endoftext|>",
-        extra_special_tokens=[
-            f"<|{name}|>" for name in ("startoftranscript", "en", "de", "translate", "transcribe",
-                                       "startofprev", "nospeech", "notimestamps")
-        ],
-    )  # fmt: skip
-    ids = tokenizer.convert_tokens_to_ids
-    end, start = ids("<|endoftext|>"), ids("<|startoftranscript|>")
-    tokenizer.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(401)])
-    torch.manual_seed(0)
-    config = transformers.WhisperConfig(
-        vocab_size=len(tokenizer), d_model=32, encoder_layers=2, encoder_attention_heads=2,
-        encoder_ffn_dim=64, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=64,
-        max_source_positions=400, max_target_positions=64, bos_token_id=end, eos_token_id=end,
-        pad_token_id=end, decoder_start_token_id=start, init_std=0.3,
-    )  # fmt: skip
-    model = transformers.WhisperForConditionalGeneration(config)
-    generation = transformers.GenerationConfig(
-        bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=start,
-        max_length=24, suppress_tokens=list(range(start, len(tokenizer))), begin_suppress_tokens=[end],
-    )  # fmt: skip
-    generation.is_multilingual, generation.return_timestamps = True, False
-    generation.lang_to_id = {f"<|{code}|>": ids(f"<|{code}|>") for code in ("en", "de")}
-    generation.task_to_id = {task: ids(f"<|{task}|>") for task in ("translate", "transcribe")}
-    generation.no_timestamps_token_id = ids("<|notimestamps|>")
-    generation.prev_sot_token_id = ids("<|startofprev|>")
-    model.generation_config = generation
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    transformers.WhisperFeatureExtractor(chunk_length=8).save_pretrained(path)
-    (path / "normalizer.json").write_text(json.dumps({"colour": "color"}))
-    return path
-
-
 def test_whisper_in_pytorch_is_generate(whisper: Path, tmp_path: Path) -> None:
     import torch
 

@@ -15,7 +15,6 @@ import pytest
 import soundfile
 from conftest import MINI
 from openvino import opset13 as ops
-from test_evaluate import whisper  # noqa: F401  a fixture
 
 from fairseq_openvino import cli, load_model
 from fairseq_openvino.bundle import (
@@ -194,7 +193,7 @@ def test_the_other_modes(source: Bundle, work: Path, tmp_path: Path, mode: str) 
     assert not compress.layers(graph)  # activations are as they were
 
 
-def test_every_family_goes_through_the_contract(whisper: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_every_family_goes_through_the_contract(whisper: Path, tmp_path: Path) -> None:
     from fairseq_openvino.export.whisper import export_whisper
 
     original = export_whisper(whisper, tmp_path / "bundle")[0]

@@ -25,6 +25,8 @@ class Layout:
     seed: int = 0
     ending: float = 1.0
     """Scale of the embedding of <|endoftext|>: hypotheses of several lengths."""
+    text_only: bool = False
+    """Suppress every special token but <|endoftext|>."""
 
 
 def write_whisper(directory: Path, layout: Layout) -> Path:
@@ -72,6 +74,8 @@ def write_whisper(directory: Path, layout: Layout) -> Path:
         tasks = ("translate", "transcribe")
         options["task_to_id"] = {task: ids[f"<|{task}|>"] for task in tasks}
         options["suppress_tokens"] += [ids[f"<|{task}|>"] for task in tasks]
+    if layout.text_only:
+        options["suppress_tokens"] = [1, 2, 7, *range(start, TEXT_TOKENS + len(special))]
     model.generation_config = transformers.GenerationConfig(**options)
     model.save_pretrained(directory)
     chunk = layout.positions // 50
