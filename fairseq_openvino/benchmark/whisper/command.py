@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace, progress: Callable[[str], None]) -> int:
     progress(f"written: {', '.join(map(str, write(results, options.output)))}")
     if results.interrupted:
         return EXIT_INTERRUPTED
-    failed = any(each.error for each in results.loaded)
+    failed = any(row.error for row in results.rows)
     return EXIT_PARTIAL if failed else EXIT_OK
 
 

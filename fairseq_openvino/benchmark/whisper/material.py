@@ -36,7 +36,13 @@ DIGEST_DIGITS = 8
 CONVERSION_SECONDS = 900.0
 MAX_ERROR_CHARACTERS = 300
 NOISE_SEED = 3
-PEER_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+PEER_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""No network, and a log that ends with what went wrong."""
 FORMATS = {
     "bundle": ["-m", "fairseq_openvino.benchmark.whisper.own_child", "export", "{source}", "{target}"],
     "openvino": ["-I", "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model",

@@ -25,8 +25,8 @@ unpadded features, which its API does not offer; whisper.cpp: `audio_ctx`); toke
 each clip, counted in what the engine returned (openvino-genai: by its own metrics); same text:
 clips with the text of `{BASELINE}`: below f32 and with a short context random weights decide many
 near-ties differently, and faster-whisper pads features, not audio; rounds: what takes longer than
-{SLOW_SECONDS:g} s is measured once, by its warm-up; load: to the first two tokens
-without imports, cold: with an empty cache of compiled models, warm: in a second process; peak:
+{SLOW_SECONDS:g} s, or stops after its warm-up, is measured once, by the warm-up; load: to the first two
+tokens without imports, cold: with an empty cache of compiled models, warm: in a second process; peak:
 resident memory of the process after all workloads."""
 MAX_ERROR_CHARACTERS = 200
 

@@ -34,7 +34,7 @@ class Loaded:
     peak_mb: float = 0.0
     """Peak resident memory over all workloads, MB."""
     error: str | None = None
-    """Why it did not load, or why it stopped."""
+    """Why it did not load."""
 
 
 @dataclass

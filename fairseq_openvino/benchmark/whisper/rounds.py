@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ class _Measurement:
     results: Results
     progress: Progress
     children: dict[Engine, Conversation] = field(default_factory=dict)
+    settings: dict[Engine, dict[str, Any]] = field(default_factory=dict)
+    """What each child was started with; a child that ended is started again with them."""
+    ended: set[Engine] = field(default_factory=set)
     spelled: dict[int, str] = field(
         default_factory=lambda: {number: token for token, number in text_tokens().items()}
     )
@@ -109,7 +113,8 @@ class _Measurement:
         """Stop all children."""
         for child in self.children.values():
             child.stop()
-        self.children.clear()
+        for known in (self.children, self.settings, self.ended):
+            known.clear()
 
     def _load(self, loaded: Loaded, material: Material) -> None:
         """Twice, in two processes: the first with an empty cache of compiled models."""
@@ -129,23 +134,23 @@ class _Measurement:
             "format": str(path), "clips": str(material.clips), "threads": self.options.threads,
             "tokens": self.options.tokens, "cache": str(cache),
         }  # fmt: skip
-        first = self._start(engine, settings)
+        self.settings[engine] = settings
+        first = self._start(engine)
         loaded.cold_seconds = float(first.ask("load")["load_seconds"])
         first.stop()
-        answer = self._start(engine, settings).ask("load")
+        answer = self._start(engine).ask("load")
         loaded.warm_seconds = float(answer["load_seconds"])
         loaded.precision, loaded.versions = answer["precision"], answer["versions"]
 
-    def _start(self, engine: Engine, settings: dict[str, Any]) -> Conversation:
+    def _start(self, engine: Engine) -> Conversation:
         if engine.package == OURS:
             command = [sys.executable, "-m", "fairseq_openvino.benchmark.whisper.own_child"]
         else:
             command = [str(PEERS_PYTHON), "-I", peer_child.__file__]
         environment = package_environment(self.options.threads) | PEER_ENVIRONMENT
         log = self.options.material / "logs" / f"{engine.name}.log"
-        child = Conversation(
-            [*command, json.dumps(settings)], environment, log, self.options.timeout
-        )
+        command.append(json.dumps(self.settings[engine]))
+        child = Conversation(command, environment, log, self.options.timeout)
         self.children[engine] = child
         return child
 
@@ -157,7 +162,9 @@ class _Measurement:
             for context in loaded.engine.contexts
         ]
         self.results.rows += rows
+        self._restart()
         slow: set[str] = set()
+        warm_ups: dict[str, dict[str, Any]] = {}
         for number in range(-1, self.options.rounds):  # -1 is the warm-up
             name = "warm-up" if number < 0 else f"round {number + 1} of {self.options.rounds}"
             self.progress(f"{size}: {workload.title}: {name}")
@@ -166,32 +173,39 @@ class _Measurement:
             for row in turns[shift:] + turns[:shift]:
                 measured = self._run(row)
                 if measured is None:
+                    if not row.rounds and row.name in warm_ups:
+                        row.rounds.append(warm_ups[row.name])
                     continue
+                if number < 0:
+                    warm_ups[row.name] = measured
                 if measured["seconds"] > SLOW_SECONDS and number < 0:
                     slow.add(row.name)
                 if number >= 0 or row.name in slow:
                     row.rounds.append(measured)
                     self.results.order.append((size, workload.name, number, row.name))
 
+    def _restart(self) -> None:
+        """Load again what ended in the workload before; where that fails, turns fail too."""
+        for engine in sorted(self.ended, key=lambda engine: engine.name):
+            self.progress(f"loading {engine.name} again")
+            with suppress(EngineFailed):
+                self._start(engine).ask("load")
+        self.ended.clear()
+
     def _run(self, row: Row) -> dict[str, Any] | None:
         """One turn; None after noting the error in the row."""
         time.sleep(PAUSE_SECONDS)
-        loaded = next(
-            each
-            for each in self.results.loaded
-            if (each.size, each.engine) == (row.size, row.engine)
-        )
-        if loaded.error is not None:
-            row.error = loaded.error
-            return None
         request = {"clips": row.workload.clips, "beam": row.workload.beam}
         try:
             answer = self.children[row.engine].ask("run", **request, short=row.context == "short")
         except EngineFailed as error:
-            row.error = loaded.error = str(error)
+            row.error = str(error)
+            self.ended.add(row.engine)
             self.progress(f"{row.size}: {row.name} failed: {error}")
             return None
-        loaded.peak_mb = max(loaded.peak_mb, float(answer["peak_mb"]))
+        for loaded in self.results.loaded:
+            if (loaded.size, loaded.engine) == (row.size, row.engine):
+                loaded.peak_mb = max(loaded.peak_mb, float(answer["peak_mb"]))
         return round_of(answer, self.spelled)
 
 
