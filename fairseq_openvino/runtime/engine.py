@@ -25,6 +25,8 @@ LOCK = ".lock"
 """Lock file in a directory of compiled models."""
 DYNAMIC_QUANTIZATION_GROUP = "32"
 """Activations that share a scale under int8."""
+INT8_BF16 = "int8-bf16"
+"""A variant's precision that `fast` may choose: 8-bit weights, everything else in bf16."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Variant:
     graph: str
     """encoder or decoder."""
     precision: str
-    """f32, bf16, f16 or int8."""
+    """f32, bf16, f16, int8 or INT8_BF16."""
     streams: int
     candidates: int = 0
     """C of a decoder for `candidates()`, 0 for one with log-probabilities."""
@@ -89,12 +91,12 @@ def compile_properties(
 
     The cache precision is set too: left alone, the CPU plugin stores keys and values in 8 bits and
     an "f32" model is wrong in the third digit. The same holds for dynamic quantization, which is on
-    for int8 only and needs the f32 hint.
+    for 8-bit weights only.
     """
-    compute = "f32" if precision == "int8" else precision
+    compute = {"int8": "f32", INT8_BF16: "bf16"}.get(precision, precision)
     properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": compute}
     if device.upper().startswith("CPU"):
-        group = DYNAMIC_QUANTIZATION_GROUP if precision == "int8" else "0"
+        group = DYNAMIC_QUANTIZATION_GROUP if precision in ("int8", INT8_BF16) else "0"
         properties |= {"KV_CACHE_PRECISION": compute, "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
@@ -148,6 +150,8 @@ class Engine:
         properties = compile_properties(
             variant.precision, options.device, options.threads, variant.streams
         )
+        if variant.precision == INT8_BF16 and variant.beam == 1:  # one row: nothing to amortise it
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
         if options.profile:
             properties["PERF_COUNT"] = "YES"
         model = self.model(variant)
@@ -178,7 +182,7 @@ class Engine:
         """The graph of a variant as it is compiled."""
         encoder = variant.graph == "encoder"
         model = self._core.read_model(self.bundle.path(ENCODER_IR if encoder else DECODER_IR))
-        if variant.precision == "int8" and not self.bundle.manifest.quantization:
+        if variant.precision in ("int8", INT8_BF16) and not self.bundle.manifest.quantization:
             rewrite.quantize_weights(model)  # else `quantize` has decided about every layer
         if encoder:
             if self.on_cpu and variant.precision == "bf16":
@@ -188,7 +192,7 @@ class Engine:
             rewrite.narrow_cross_inputs(model)
         if self.on_cpu:
             rewrite.fold_causal_mask(model)
-            if variant.narrow or variant.precision == "bf16":
+            if variant.narrow or variant.precision in ("bf16", INT8_BF16):
                 rewrite.keep_cross_attention(model)
         if variant.candidates:
             rewrite.append_candidates(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from fairseq_openvino.runtime.engine import EngineOptions
+from fairseq_openvino.runtime.engine import INT8_BF16, EngineOptions
 
 MIN_UTTERANCES_PER_STREAM = 8
 """Fewer utterances keep one request on all threads busy; more run better on a thread each."""
 FEW_UTTERANCES = 2
-"""Up to here a decoder step waits for weights, not for arithmetic: 8-bit weights win on any CPU."""
+"""Up to here a decoder step waits for weights, not for arithmetic: 8-bit weights win even on AMX."""
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -23,7 +23,7 @@ class Plan:
     encoder: str
     """Precision of the encoder: f32, bf16, f16 or int8."""
     decoder: str
-    """Precision of the decoder."""
+    """Precision of the decoder; also INT8_BF16."""
     streams: int
     """Requests that run at the same time, each on its share of the threads."""
     reason: str
@@ -48,10 +48,10 @@ def plan_batch(options: EngineOptions, utterances: int, flags: frozenset[str]) -
         return Plan(options.precision, options.precision, streams, "as asked")
     if not options.device.upper().startswith("CPU"):
         return Plan("f16", "f16", streams, "16 bits on an accelerator")
+    if "amx_bf16" in flags and utterances > FEW_UTTERANCES:
+        return Plan("bf16", "bf16", streams, "this CPU multiplies bf16 in tiles")
     if flags & {"amx_bf16", "avx512_bf16"}:
-        if utterances <= FEW_UTTERANCES:
-            return Plan("bf16", "int8", streams, "bf16 encoder; few rows wait for weights: 8 bits")
-        return Plan("bf16", "bf16", streams, "this CPU multiplies bf16 natively")
+        return Plan("bf16", INT8_BF16, streams, "bf16, and decoder weights in 8 bits")
     if flags & {"avx512_vnni", "avx_vnni"}:
         return Plan("int8", "int8", streams, "this CPU multiplies 8 bits natively")
     return Plan("f32", "int8", streams, "no 16- or 8-bit products; smaller decoder weights")

@@ -1,0 +1,148 @@
+"""The shipped micro-Whisper: real speech, against transformers and against the references."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from fairseq_openvino import load_model
+from fairseq_openvino.model import Clip
+
+MINI = ROOT / "examples" / "covost" / "whisper" / "mini"
+SECONDS = 8.0
+
+
+def rows(language: str, kind: str = "single") -> list[dict[str, str]]:
+    """Lines of test.tsv."""
+    with open(MINI / "test.tsv", encoding="utf-8", newline="") as file:
+        table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [row for row in table if row["language"] == language and row["kind"] == kind]
+
+
+def wer(model: Any, wanted: list[dict[str, str]], column: str = "text", **options: Any) -> float:
+    """Word error rate in percent, lower-cased and without punctuation."""
+    plain = jiwer.Compose(
+        [
+            jiwer.ToLowerCase(),
+            jiwer.RemovePunctuation(),
+            jiwer.Strip(),
+            jiwer.ReduceToListOfListOfWords(),
+        ]
+    )
+    found = model.transcribe_batch([MINI / row["path"] for row in wanted], **options)
+    return 100 * float(
+        jiwer.wer(
+            [row[column] for row in wanted], [each.text for each in found],
+            reference_transform=plain, hypothesis_transform=plain,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from fairseq_openvino.export.whisper import export_whisper
+
+    path = tmp_path_factory.mktemp("whisper-mini") / "bundle"
+    assert export_whisper(MINI, path)[1].passed
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Any:
+    return load_model(bundle)
+
+
+@pytest.fixture(scope="module")
+def original() -> Any:
+    import torch
+
+    from fairseq_openvino.compat_transformers import transformers
+
+    return transformers.WhisperForConditionalGeneration.from_pretrained(
+        MINI, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+@pytest.mark.parametrize(("language", "kind"), [("en", "single"), ("de", "single")])
+@pytest.mark.parametrize("timestamps", [False, True])
+@pytest.mark.parametrize("beam", [1, 5])
+def test_tokens_and_segments_equal_transformers(
+    model: Any, original: Any, beam: int, timestamps: bool, language: str, kind: str
+) -> None:
+    import torch
+
+    clips: list[Clip] = [model.read(MINI / row["path"]) for row in rows(language, kind)[:24]]
+    features = torch.from_numpy(np.stack([clip.features for clip in clips])).transpose(1, 2)
+    with torch.no_grad():
+        expected = original.generate(
+            features, num_beams=beam, return_timestamps=timestamps, language=language,
+            task="transcribe", return_segments=True,
+        )  # fmt: skip
+    found = model.transcribe_clips(clips, beam=beam, timestamps=timestamps, language=language)
+    end = model.manifest.tokens.eos
+    for transcript, sequence, segments in zip(
+        found, expected["sequences"], expected["segments"], strict=True
+    ):
+        tokens = [token for token in transcript.hypotheses[0][1].tokens if token != end]
+        assert tokens == [token for token in sequence.tolist() if token != end]
+        if timestamps:
+            times = [(float(s["start"]), float(s["end"])) for s in segments]
+            np.testing.assert_allclose(
+                [(s.start, s.end) for s in transcript.segments], times, atol=1e-6
+            )
+
+
+def test_held_out_sentences_are_understood(model: Any) -> None:
+    english = rows("en")
+    assert len(english) == 100
+    assert wer(model, english, language="en") < 10
+    assert wer(model, english, language="en", audio_context="auto") < 20
+
+
+def test_languages_are_detected(model: Any) -> None:
+    wanted = rows("en")[:20] + rows("de")[:20]
+    found = model.transcribe_batch([MINI / row["path"] for row in wanted], beam=1)
+    right = sum(each.language == row["language"] for each, row in zip(found, wanted, strict=True))
+    assert right >= 38
+    for each in found:
+        assert sum(each.language_probabilities.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_timestamps_are_where_the_speech_is(model: Any) -> None:
+    import json
+
+    wanted = rows("en")[:40]
+    found = model.transcribe_batch(
+        [MINI / row["path"] for row in wanted], language="en", timestamps=True
+    )
+    errors = []
+    for each, row in zip(found, wanted, strict=True):
+        start, end, _ = json.loads(row["segments"])[0]
+        errors.append(abs(each.segments[0].start - start) + abs(each.segments[-1].end - end))
+        assert all(0 <= s.start <= s.end <= SECONDS for s in each.segments)
+    assert np.median(errors) < 0.5
+
+
+def test_low_precision_keeps_the_texts(model: Any, bundle: Path) -> None:
+    english = rows("en")
+    expected = wer(model, english, language="en")
+    for precision in ("bf16", "int8", "fast"):
+        low = load_model(bundle, precision=precision)
+        assert abs(wer(low, english, language="en") - expected) < 1.0
+
+
+def test_silence_is_not_speech(model: Any) -> None:
+    """Documented result: the model's own text, with a high no-speech probability beside it."""
+    random = np.random.default_rng(0)
+    silence = model.clip(np.zeros(48000, np.float32), 16000)
+    noise = model.clip(random.normal(0, 0.003, 48000).astype(np.float32), 16000)
+    speech = model.read(MINI / rows("en")[0]["path"])
+    quiet, hiss, spoken = model.transcribe_clips([silence, noise, speech], beam=1, language="en")
+    assert spoken.no_speech_probability < 0.2
+    assert quiet.no_speech_probability > 0.5 and hiss.no_speech_probability > 0.5
