@@ -18,6 +18,9 @@ def _hide_broken_torchaudio() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
             del sys.modules[name]
         sys.modules["torchaudio"] = None  # type: ignore[assignment]  # "not installed" to importlib
+        known = sys.modules.get("transformers.utils.import_utils")
+        if known is not None:  # Fairseq has imported transformers before: it remembers the answer
+            known.is_torchaudio_available.cache_clear()
 
 
 _hide_broken_torchaudio()

@@ -52,7 +52,9 @@ def _row(arch: str, convolution: str) -> bool:
         ir.save(decoder, directory / "decoder.xml", "f32")
         del encoder, decoder
         try:
-            rows = parity.check(model, graphs, directory, "f32", ir=True).rows
+            rows = parity.check(
+                parity.FairseqReference(model), graphs, directory, "f32", ir=True
+            ).rows
         except ParityError as error:
             print(
                 f"| {arch} | {convolution} | {parameters:.1f} M | | | FAILED |\n{error}", flush=True

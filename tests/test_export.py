@@ -38,7 +38,7 @@ def measure(model: Any, arguments: Any, directory: Path) -> parity.Report:
     encoder, decoder = ir.convert(directory / "encoder.onnx", directory / "decoder.onnx", graphs)
     ir.save(encoder, directory / "encoder.xml", "f32")
     ir.save(decoder, directory / "decoder.xml", "f32")
-    return parity.check(model, graphs, directory, "f32", ir=True)
+    return parity.check(parity.FairseqReference(model), graphs, directory, "f32", ir=True)
 
 
 @pytest.mark.parametrize("size", FAMILY)

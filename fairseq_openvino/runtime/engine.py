@@ -77,8 +77,6 @@ class Variant:
     """Apply Whisper's timestamp rules from this token on; 0: there are none."""
     probed: tuple[int, ...] = ()
     """Tokens whose log-probabilities every call reports, as the extra output `probed` (R, G)."""
-    narrow: bool = False
-    """A decoder whose cross-attention inputs are bf16, as a bf16 encoder on the CPU emits them."""
 
 
 def compile_properties(
@@ -185,14 +183,10 @@ class Engine:
         if variant.precision in ("int8", INT8_BF16) and not self.bundle.manifest.quantization:
             rewrite.quantize_weights(model)  # else `quantize` has decided about every layer
         if encoder:
-            if self.on_cpu and variant.precision == "bf16":
-                rewrite.narrow_cross_outputs(model)
             return model
-        if variant.narrow:
-            rewrite.narrow_cross_inputs(model)
         if self.on_cpu:
             rewrite.fold_causal_mask(model)
-            if variant.narrow or variant.precision in ("bf16", INT8_BF16):
+            if variant.precision in ("bf16", INT8_BF16):
                 rewrite.keep_cross_attention(model)
         if variant.candidates:
             rewrite.append_candidates(

@@ -11,8 +11,6 @@ from openvino.op.util import Variable, VariableInfo
 MIN_QUANTIZED_WEIGHTS = 1 << 12
 """Smaller matrices stay in floating point: they cost nothing and hold little redundancy."""
 INT8_LEVELS = 127
-CROSS = ("cross_key", "cross_value")
-"""Names of cross-attention tensors begin so."""
 
 
 def fold_causal_mask(model: ov.Model) -> None:
@@ -32,52 +30,21 @@ def fold_causal_mask(model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def narrow_cross_outputs(model: ov.Model) -> None:
-    """Emit cross-attention keys and values in bf16, converted before they are transposed."""
-    for result in model.get_results():
-        name = result.input_value(0).get_any_name()
-        if not name.startswith(CROSS):
-            continue
-        consumer = result.input_value(0).get_node()
-        while consumer.input_value(0).get_node().get_type_name() in ("Reshape", "Transpose"):
-            consumer = consumer.input_value(0).get_node()
-        narrow = ops.convert(consumer.input_value(0), "bf16")
-        consumer.input(0).replace_source_output(narrow.output(0))
-    model.validate_nodes_and_infer_types()
-
-
-def narrow_cross_inputs(model: ov.Model) -> None:
-    """Take cross-attention keys and values in bf16."""
-    for parameter in model.get_parameters():
-        if not parameter.output(0).get_any_name().startswith(CROSS):
-            continue
-        consumers = parameter.output(0).get_target_inputs()
-        wide = ops.convert(parameter, "f32")
-        for consumer in consumers:
-            consumer.replace_source_output(wide.output(0))
-        parameter.set_element_type(ov.Type.bf16)
-    model.validate_nodes_and_infer_types()
-
-
 def keep_cross_attention(model: ov.Model) -> None:
     """Store cross-attention keys and values as state, read from the inputs at the first step only.
 
-    Where the inputs have another precision they are converted once for each utterance, not at each
-    step.
+    In low precision the inputs are converted once for each utterance instead of at each step.
     """
     for parameter in model.get_parameters():
         name = parameter.output(0).get_any_name()
-        if not name.startswith(CROSS):
+        if not name.startswith(("cross_key", "cross_value")):
             continue
-        source, consumers = parameter, parameter.output(0).get_target_inputs()
-        if parameter.get_element_type() != ov.Type.f32:
-            source = next(iter(consumers)).get_node()  # the conversion
-            consumers = source.output(0).get_target_inputs()
+        consumers = parameter.output(0).get_target_inputs()
         info = VariableInfo()
-        info.variable_id, info.data_type = name, source.get_output_element_type(0)
-        info.data_shape = source.get_output_partial_shape(0)
+        info.variable_id, info.data_type = name, parameter.get_element_type()
+        info.data_shape = parameter.get_partial_shape()
         variable = Variable(info)
-        read = op.read_value(source, variable)
+        read = op.read_value(parameter, variable)
         for consumer in consumers:
             consumer.replace_source_output(read.output(0))
         model.add_variables([variable])

@@ -50,7 +50,7 @@ def concatenate(outputs: list[EncoderOutput]) -> EncoderOutput:
         axis = 3 if bias else 2
         shape = [utterances, *first.shape[1:]]
         shape[axis] = frames
-        joined = np.full(shape, MASKED if bias else 0.0, first.data.dtype)
+        joined = np.full(shape, MASKED if bias else 0.0, np.float32)
         row = 0
         for output in outputs:
             part = output.tensors[name].data
@@ -58,7 +58,7 @@ def concatenate(outputs: list[EncoderOutput]) -> EncoderOutput:
             target = joined[row : row + len(part)]
             (target[..., :valid] if bias else target[:, :, :valid])[...] = part
             row += len(part)
-        tensors[name] = _like(first, joined)
+        tensors[name] = ov.Tensor(joined, shared_memory=True)
     return EncoderOutput(np.concatenate([output.lengths for output in outputs]), tensors)
 
 
@@ -69,8 +69,7 @@ class Session:
     """
 
     def __init__(self, engine: Engine, variant: Variant, encoded: EncoderOutput) -> None:
-        narrow = encoded.tensors["cross_key.0"].element_type == ov.Type.bf16
-        lease = engine.lease(replace(variant, narrow=narrow))
+        lease = engine.lease(variant)
         self._request = lease.request
         self._request.reset_state()
         self._release = weakref.finalize(self, lease.release)
@@ -113,7 +112,7 @@ class Session:
     def keep(self, utterances: np.ndarray) -> None:
         """Keep these utterances, indices into the current batch; their rows follow by beam_idx."""
         kept = {
-            name: _like(tensor, np.ascontiguousarray(tensor.data[utterances]))
+            name: ov.Tensor(np.ascontiguousarray(tensor.data[utterances]), shared_memory=True)
             for name, tensor in self._encoded.tensors.items()
         }
         self._encoded = replace(
@@ -124,7 +123,7 @@ class Session:
         if self._length:  # a variant that holds cross-attention as state reads the inputs only once
             for state in self._request.query_state():
                 if state.name in kept:
-                    state.state = _widened(kept[state.name])
+                    state.state = kept[state.name]
 
     def __enter__(self) -> Session:
         return self
@@ -160,18 +159,3 @@ class Session:
 
 def _tensor(array: np.ndarray | np.generic, dtype: type[np.generic]) -> ov.Tensor:
     return ov.Tensor(np.asarray(array, dtype, order="C"), shared_memory=True)
-
-
-def _like(tensor: ov.Tensor, array: np.ndarray) -> ov.Tensor:
-    """An array as a tensor of the element type of another; numpy shows bf16 as another 16-bit type."""
-    if tensor.element_type == ov.Type.bf16:
-        return ov.Tensor(array, ov.Shape(array.shape), ov.Type.bf16)
-    return ov.Tensor(array, shared_memory=True)
-
-
-def _widened(tensor: ov.Tensor) -> ov.Tensor:
-    """In f32, the type of the state."""
-    if tensor.element_type != ov.Type.bf16:
-        return tensor
-    bits = tensor.data.view(np.uint16).astype(np.uint32) << 16
-    return ov.Tensor(bits.view(np.float32))
