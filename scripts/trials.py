@@ -53,11 +53,12 @@ def _bundle(model: str, work_dir: Path) -> Path:
     trained = model == TRAINED
     case = Case(model, None if trained else 250, None if trained else 1, BEAM)
     found = source(case, work_dir)
-    if not (work_dir / model).is_dir():
+    bundle = work_dir / f"{model}-bundle"
+    if not bundle.is_dir():
         prepare(case, Options(), work_dir, onnx=False)
         data = DataDirectory(found.data, found.config_yaml)
-        export_checkpoint(found.checkpoint, data, work_dir / model)
-    return work_dir / model
+        export_checkpoint(found.checkpoint, data, bundle)
+    return bundle
 
 
 def _load(bundle: Path, precision: str = "f32", streams: int | None = None) -> Any:

@@ -26,7 +26,7 @@ from fairseq_openvino.runtime import load_model
 
 MICRO = ROOT / "examples" / "covost" / "whisper" / "mini"
 """The trained micro-Whisper, where it is shipped."""
-CLIPS, WARM_UP, EVERY = 2000, 200, 20
+CLIPS, WARM_UP, EVERY = 2000, 500, 20
 """Transcriptions after the warm-up, before it, and between two samples."""
 PRECISION = "bf16"
 MB = 1e6
