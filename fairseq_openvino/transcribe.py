@@ -130,6 +130,7 @@ def _format(transcript: Any, kind: str) -> str:
             {
                 "text": text,
                 "score": hypothesis.score,
+                "average_log_probability": float(hypothesis.positional_scores.mean()),
                 "tokens": hypothesis.tokens.tolist(),
                 "positional_scores": [float(x) for x in hypothesis.positional_scores],
             }

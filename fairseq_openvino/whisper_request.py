@@ -80,17 +80,22 @@ class Request:
         return request._with_limit(config, positions, max_tokens)
 
     def after_start(self, language: str | None, config: WhisperConfig) -> tuple[int, ...]:
-        """Tokens between <|startoftranscript|> and the first one generated."""
+        """Tokens between <|startoftranscript|> and the first one generated.
+
+        While the language is None the model's first one stands for it: their number is the same.
+        """
         tokens: tuple[int, ...] = ()
         if config.languages:
-            tokens = (config.languages[language or ENGLISH], config.tasks[self.task])
+            tokens = (config.languages[language or next(iter(config.languages))],)
+        if config.tasks:
+            tokens = (*tokens, config.tasks[self.task])
         if not self.search.timestamps:
             tokens = (*tokens, config.no_timestamps)
         return (*tokens, *self.prefix)
 
     def _with_limit(self, config: WhisperConfig, positions: int, max_tokens: int | None) -> Request:
         """With the number of tokens there is room for."""
-        length = len(self.previous) + 1 + len(self.after_start(ENGLISH, config))
+        length = len(self.previous) + 1 + len(self.after_start(self.language, config))
         room = positions - length
         if room < 1 or (max_tokens or 0) > room:
             raise _fail(

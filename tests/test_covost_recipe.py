@@ -374,7 +374,7 @@ def test_splits_share_no_sentence() -> None:
 
 
 def test_missing_espeak_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthesize.shutil, "which", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependencyError, match="apt-get install espeak-ng"):
         synthesize.write_corpus(tmp_path, synthesize.plan(1, 1, 1, 1))
 

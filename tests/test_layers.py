@@ -22,7 +22,7 @@ FLOORS = [
      "export.onnx", "export.ir", "export.parity", "export.loading", "export", "export.cache"},
     {"models.s2t_openvino", "models.whisper_openvino", "whisper_task", "models", "generator",
      "generation", "tasks", "tasks.speech_to_text_openvino"},
-    {"verify", "doctor", "transcribe", "benchmark", "benchmark.arguments", "benchmark.child",
+    {"verify", "doctor", "transcribe", "reporting", "benchmark", "benchmark.arguments", "benchmark.child",
      "benchmark.engines", "benchmark.graphs", "benchmark.material", "benchmark.plan",
      "benchmark.process", "benchmark.profile", "benchmark.provenance", "benchmark.report",
      "benchmark.results", "benchmark.rounds", "benchmark.workload", "benchmark.whisper",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,21 @@ class Pair:
         return kept
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    """Each layout's pair, made when it is first asked for."""
+    return cache(lambda name: Pair(tmp_path_factory.mktemp(name), LAYOUTS[name]))
+
+
 @pytest.fixture(scope="module", params=list(LAYOUTS))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return Pair(tmp_path_factory.mktemp(request.param), LAYOUTS[request.param])
+def pair(request: pytest.FixtureRequest, pairs: Callable[[str], Pair]) -> Pair:
+    return pairs(request.param)
 
 
 @pytest.fixture(scope="module")
-def multilingual(pair: Pair) -> Pair:
-    """For what does not differ between members: the first of them only."""
-    if pair.layout is not LAYOUTS["multilingual"]:
-        pytest.skip("tested with the first model")
-    return pair
+def multilingual(pairs: Callable[[str], Pair]) -> Pair:
+    """For what does not differ between layouts."""
+    return pairs("multilingual")
 
 
 def assert_same(pair: Pair, found: list[Any], expected: dict[str, Any], timestamps: bool) -> None:
@@ -120,6 +125,20 @@ def test_prompt_task_and_length_equal_transformers(multilingual: Pair) -> None:
         kept = multilingual.without_end(expected["sequences"][i])
         assert multilingual.without_end(transcript.hypotheses[0][1].tokens) == kept
         assert len(transcript.hypotheses[0][1].tokens) <= 20
+
+
+def test_prompt_goes_before_every_window(multilingual: Pair) -> None:
+    import torch
+
+    previous = (TEXT_TOKENS + 104, *multilingual.model.vocabulary.tokens("Mr. Quilter"))
+    expected = multilingual.expected(
+        multilingual.clips, num_beams=1, return_timestamps=True, task="transcribe",
+        prompt_ids=torch.tensor(previous), language=None,
+    )  # fmt: skip
+    found = multilingual.model.transcribe_clips(
+        multilingual.clips, beam=1, timestamps=True, prompt="Mr. Quilter"
+    )
+    assert_same(multilingual, found, expected, True)
 
 
 def test_all_hypotheses_and_scores_equal_transformers(pair: Pair) -> None:
@@ -342,10 +361,8 @@ def test_audio_contexts_that_cannot_work(multilingual: Pair, context: Any) -> No
         multilingual.model.transcribe_clips(multilingual.clips[:1], audio_context=context)
 
 
-def test_english_models_refuse_other_languages(pair: Pair) -> None:
-    english = pair
-    if pair.layout.languages:
-        pytest.skip("multilingual")
+def test_english_models_refuse_other_languages(pairs: Callable[[str], Pair]) -> None:
+    english = pairs("english")
     for options, flag in (({"language": "de"}, "language"), ({"task": "translate"}, "task")):
         with pytest.raises(OptionError, match=f"--{flag}.*English-only"):
             english.model.transcribe_clips(english.clips[:1], **options)
@@ -424,6 +441,9 @@ def test_a_bad_file_does_not_lose_the_others(
     lines = [json.loads(line) for line in captured.out.splitlines()]
     assert [line["path"] for line in lines] == [files[0], files[2]]
     assert all({"segments", "language", "no_speech_probability"} <= set(line) for line in lines)
+    for hypothesis in (line["hypotheses"][0] for line in lines):
+        mean = np.mean(hypothesis["positional_scores"])
+        assert hypothesis["average_log_probability"] == pytest.approx(mean, rel=1e-5)
     assert "nan.wav" in captured.err and "text.wav" in captured.err and "2 of 4" in captured.err
     assert main([*words, "--max-len-a", "1"]) == 2 and "--max-len-a" in capsys.readouterr().err
     assert main([*words, "--language", "xx"]) == 2

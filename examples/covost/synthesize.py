@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 
 import grammar
+import numpy as np
 import soundfile
 from covost_corpus import write_rows
 
@@ -137,11 +138,6 @@ def plan(train: int, dev: int, test: int, seed: int) -> list[Clip]:
 
 def write_corpus(root: Path, clips: list[Clip]) -> None:
     """Speak the clips that are not there yet and write both TSV files."""
-    if shutil.which("espeak-ng") is None:
-        raise MissingDependencyError(
-            "Synthesising speech failed in PATH: expected the program espeak-ng, got none. "
-            "Run `apt-get install espeak-ng`."
-        )
     directory = root / "en"
     (directory / "clips").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -160,32 +156,45 @@ def _validated(clip: Clip) -> tuple[str, ...]:
     return (speaker.client_id, clip.path, clip.sentence, *votes, "", speaker.gender, speaker.accent)
 
 
-def _speak(clip: Clip, directory: Path) -> None:
-    """One espeak-ng process, resampled to 16 kHz and encoded as MP3; atomic per clip."""
-    target = directory / clip.path
-    if target.exists():
-        return
-    speaker = clip.speaker
+def espeak(speaker: Speaker, sentence: str) -> np.ndarray:
+    """Samples in [-1, 1], [T], at 16 kHz, from one espeak-ng process.
+
+    Raises:
+        MissingDependencyError: espeak-ng is missing or failed.
+    """
     voice = ["-v", speaker.voice, "-s", str(speaker.words_per_minute), "-p", str(speaker.pitch)]
     with tempfile.TemporaryDirectory() as scratch:
         wave = os.path.join(scratch, "speech.wav")
-        command = ["espeak-ng", *voice, "-z", "-w", wave, clip.sentence]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
+        command = ["espeak-ng", *voice, "-z", "-w", wave, sentence]
+        try:
+            subprocess.run(command, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
             raise MissingDependencyError(
-                f"Synthesising speech failed in {clip.path}: expected exit code 0 from espeak-ng, "
-                f"got {run.returncode} ({run.stderr.strip()}). Check `espeak-ng --voices=en`."
-            )
-        waveform, _ = read_audio(wave, SAMPLE_RATE_HZ)
-    partial = target.with_suffix(".partial")
+                f"Synthesising speech failed in {sentence!r}: expected exit code 0 from espeak-ng, "
+                f"got {error}. Run `apt-get install espeak-ng` and check `espeak-ng --voices`."
+            ) from error
+        return read_audio(wave, SAMPLE_RATE_HZ)[0]
+
+
+def write_mp3(file: Path | io.BytesIO, waveform: np.ndarray) -> None:
+    """Samples [T] at 16 kHz as MP3 with a constant bit rate of 24 kbit/s."""
     soundfile.write(
-        partial,
+        file,
         waveform,
         SAMPLE_RATE_HZ,
         format="MP3",
         bitrate_mode="CONSTANT",
         compression_level=MP3_COMPRESSION,
     )
+
+
+def _speak(clip: Clip, directory: Path) -> None:
+    """Speak and encode one clip, unless it is there already; atomic."""
+    target = directory / clip.path
+    if target.exists():
+        return
+    partial = target.with_suffix(".partial")
+    write_mp3(partial, espeak(clip.speaker, clip.sentence))
     os.replace(partial, target)
 
 

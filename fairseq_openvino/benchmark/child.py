@@ -13,17 +13,13 @@ An answer with `error` is the end of an engine, not of the benchmark.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
 from fairseq_openvino.benchmark.material import prepare, source
 from fairseq_openvino.benchmark.plan import Case, Options
-
-MAX_ERROR_CHARACTERS = 300
+from fairseq_openvino.benchmark.process import answer_requests
 
 
 class Child:
@@ -69,26 +65,5 @@ class Child:
         return profile_step(self.loaded, self.case.beam)
 
 
-def main() -> None:
-    """Answer requests until stdin ends."""
-    warnings.filterwarnings("ignore")
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print goes to the log
-    child = Child(json.loads(sys.argv[1]))
-    for line in sys.stdin:
-        name, named = json.loads(line)
-        try:
-            answer = getattr(child, name)(**named)
-        except Exception as error:  # noqa: BLE001  an engine may fail in any way: report it
-            traceback.print_exc()
-            answer = {"error": _first_line(error)}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:MAX_ERROR_CHARACTERS]
-
-
 if __name__ == "__main__":
-    main()
+    answer_requests(Child(json.loads(sys.argv[1])))

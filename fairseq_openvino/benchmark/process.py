@@ -1,4 +1,4 @@
-"""The parent's side of a child: start, ask, time out, stop."""
+"""A child process that answers requests: its loop, and the parent's side: start, ask, time out, stop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +19,29 @@ from typing import Any
 from fairseq_openvino.benchmark.plan import Case, Options
 
 BLOCK_BYTES = 1 << 16
+MAX_ERROR_CHARACTERS = 400
 STOP_SECONDS = 5.0
+
+
+def answer_requests(child: Any) -> None:
+    """The child's loop: JSON lines [method of `child`, its arguments], answered until stdin ends."""
+    warnings.filterwarnings("ignore")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print goes to the log
+    for line in sys.stdin:
+        name, named = json.loads(line)
+        try:
+            answer = getattr(child, name)(**named)
+        except Exception as error:  # noqa: BLE001  an engine may fail in any way: report it
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {first_line(error)}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text that is not empty, cut to a readable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:MAX_ERROR_CHARACTERS]
 
 
 class EngineFailed(Exception):  # noqa: N818  not an error of this program: a finding

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fairseq_openvino.benchmark.results import (
     identical_share,
     speedups,
 )
-from fairseq_openvino.errors import StorageError
+from fairseq_openvino.reporting import write_report
 
 COLUMNS = (
     "engine",
@@ -45,19 +45,8 @@ def write(results: Results, directory: Path) -> list[Path]:
     Raises:
         StorageError: the directory cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        paths = [directory / "benchmark.md", directory / "benchmark.json"]
-        paths[0].write_text(markdown(results) + "\n", encoding="utf-8")
-        paths[1].write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
-        if draw(results, directory / "benchmark.png"):
-            paths.append(directory / "benchmark.png")
-    except OSError as error:
-        raise StorageError(
-            f"Writing the benchmark failed in {str(directory)!r}: expected a writable directory, got "
-            f"{error}. Give another --output."
-        ) from error
-    return paths
+    chart = directory / "benchmark.png"
+    return write_report(chart, markdown(results), results.to_json(), partial(draw, results))
 
 
 def markdown(results: Results) -> str:

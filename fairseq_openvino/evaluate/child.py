@@ -13,22 +13,19 @@ A `problem` is that of an utterance. An answer with `error` is the end of the en
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
-import traceback
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fairseq_openvino.benchmark.process import answer_requests, first_line
 from fairseq_openvino.errors import AudioError, NumericsError
 from fairseq_openvino.evaluate.engines import Engine, load
 from fairseq_openvino.evaluate.options import from_plain
 from fairseq_openvino.model import Clip
 
-MAX_ERROR_CHARACTERS = 400
 STATUS = Path("/proc/self/status")
 
 
@@ -54,7 +51,7 @@ class Child:
                 clip = self._loaded.read(path)
             except AudioError as error:
                 self.clips.append(None)
-                answers.append({"problem": one_line(error, path)})
+                answers.append({"problem": first_line(error).replace(path, Path(path).name)})
             else:
                 self.clips.append(clip)
                 answers.append({"seconds": clip.seconds})
@@ -67,7 +64,7 @@ class Child:
         try:
             outputs = self._loaded.generate(clips, language)
         except (AudioError, NumericsError) as error:
-            return {"problem": one_line(error)}
+            return {"problem": first_line(error)}
         seconds = time.perf_counter() - started
         return {
             "seconds": seconds,
@@ -94,30 +91,5 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def one_line(error: Exception, path: str = "") -> str:
-    """An error's text without the directories of this machine."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if path:
-        text = text.replace(path, Path(path).name)
-    return text[:MAX_ERROR_CHARACTERS]
-
-
-def main() -> None:
-    """Answer requests until stdin ends."""
-    warnings.filterwarnings("ignore")
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print goes to the log
-    child = Child(json.loads(sys.argv[1]))
-    for line in sys.stdin:
-        name, named = json.loads(line)
-        try:
-            answer = getattr(child, name)(**named)
-        except Exception as error:  # noqa: BLE001  an engine may fail in any way: report it
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {one_line(error)}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer_requests(Child(json.loads(sys.argv[1])))

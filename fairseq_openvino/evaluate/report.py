@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from fairseq_openvino.errors import StorageError
 from fairseq_openvino.evaluate.accuracy import Difference
 from fairseq_openvino.evaluate.chart import draw
 from fairseq_openvino.evaluate.options import known_engines
 from fairseq_openvino.evaluate.results import Results, Row
+from fairseq_openvino.reporting import write_report
 
-MARKDOWN, JSON, CHART = "evaluation.md", "evaluation.json", "evaluation.svg"
+CHART = "evaluation.svg"
 MAX_FAILURES = 20
 """Failed utterances listed in the Markdown file; the records hold all."""
 MAX_ERROR_CHARACTERS = 160
@@ -35,20 +35,8 @@ def write(results: Results, directory: Path) -> list[Path]:
     Raises:
         StorageError: the directory cannot be written.
     """
-    paths = [directory / MARKDOWN, directory / JSON]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        paths[0].write_text(markdown(results) + "\n", encoding="utf-8")
-        content = json.dumps(results.to_json(), indent=1, ensure_ascii=False)
-        paths[1].write_text(content + "\n", encoding="utf-8")
-        if draw(results, directory / CHART):
-            paths.append(directory / CHART)
-    except OSError as error:
-        raise StorageError(
-            f"Writing the evaluation failed in {str(directory)!r}: expected a writable directory, "
-            f"got {error}. Give another --output."
-        ) from error
-    return paths
+    chart = directory / CHART
+    return write_report(chart, markdown(results), results.to_json(), partial(draw, results))
 
 
 def markdown(results: Results) -> str:

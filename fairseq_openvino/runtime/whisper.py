@@ -198,8 +198,9 @@ class WhisperModel(Transcriber):
         beam = 1 if sampling else search.beam
         count = 0 if sampling else (1 if beam == 1 else 2 * beam)
         start = np.full((encoded.utterances, 1), self.config.start)
-        apart = bool(sampling or request.previous or not request.after_start("", self.config))
-        if apart:  # detection sees <|startoftranscript|> alone
+        apart = bool(sampling or request.previous or not request.after_start(None, self.config))
+        first = any(each.no_speech_probability is None for each in progress)
+        if apart and first:  # detection sees <|startoftranscript|> alone
             with self.open(encoded, 1, 1) as session:
                 self._detect(session, start, progress)
         with self.open(encoded, beam, count, search.timestamps) as session:

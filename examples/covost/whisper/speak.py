@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,10 +25,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import grammar
 from covost_corpus import write_rows
-from synthesize import MP3_COMPRESSION, PROGRESS_EVERY, SAMPLE_RATE_HZ, SPEAKERS, WORKERS, Speaker
+from synthesize import PROGRESS_EVERY, SPEAKERS, WORKERS, Speaker, espeak, write_mp3
 
-from fairseq_openvino.audio import read_audio
-from fairseq_openvino.errors import EXIT_OK, FairseqOpenVINOError, MissingDependencyError
+from fairseq_openvino.errors import EXIT_OK, FairseqOpenVINOError
 
 COVOST_COUNTS = {"train": 4000, "dev": 100, "test": 100}
 """Sentence pairs of the corpus `mini/` was made from."""
@@ -136,39 +134,13 @@ def write_speech(root: Path, lines: list[Line]) -> None:
 
 def speak(line: Line) -> np.ndarray:
     """Samples in [-1, 1], [T], at 16 kHz, after MP3 compression like that of the shipped clips."""
-    speaker = line.speaker
-    voice = ["-v", speaker.voice, "-s", str(speaker.words_per_minute), "-p", str(speaker.pitch)]
-    command = ["espeak-ng", *voice, "-z", "--stdout", line.text]
-    try:
-        wave = subprocess.run(command, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise MissingDependencyError(
-            f"Synthesising speech failed in {line.text!r}: expected exit code 0 from espeak-ng, "
-            f"got {error}. Install it and check `espeak-ng --voices`."
-        ) from error
-    waveform, _ = read_audio(io.BytesIO(_sized(wave)), SAMPLE_RATE_HZ)
-    return decode_mp3(encode_mp3(waveform))
-
-
-def _sized(wave: bytes) -> bytes:
-    """Write the true length into a WAV header that was streamed before the length was known."""
-    size = len(wave).to_bytes(4, "little")
-    data = wave.index(b"data") + 4
-    length = (len(wave) - data - 4).to_bytes(4, "little")
-    return wave[:4] + size + wave[8:data] + length + wave[data + 4 :]
+    return decode_mp3(encode_mp3(espeak(line.speaker, line.text)))
 
 
 def encode_mp3(waveform: np.ndarray) -> bytes:
-    """MP3 file with a constant bit rate of 24 kbit/s from samples [T] at 16 kHz."""
+    """MP3 file of samples [T] at 16 kHz."""
     file = io.BytesIO()
-    soundfile.write(
-        file,
-        waveform,
-        SAMPLE_RATE_HZ,
-        format="MP3",
-        bitrate_mode="CONSTANT",
-        compression_level=MP3_COMPRESSION,
-    )
+    write_mp3(file, waveform)
     return file.getvalue()
 
 

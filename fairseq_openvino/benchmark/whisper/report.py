@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 
 from fairseq_openvino.benchmark.whisper.plan import BASELINE, SECONDS, Workload
@@ -15,7 +15,7 @@ from fairseq_openvino.benchmark.whisper.results import (
     fastest_peer,
 )
 from fairseq_openvino.benchmark.whisper.rounds import SLOW_SECONDS
-from fairseq_openvino.errors import StorageError
+from fairseq_openvino.reporting import write_report
 
 LEGEND = f"""\
 Random weights at true size: speed only. time: from samples at 16 kHz to tokens, log-mel included,
@@ -37,19 +37,8 @@ def write(results: Results, directory: Path) -> list[Path]:
     Raises:
         StorageError: the directory cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        paths = [directory / "whisper.md", directory / "whisper.json"]
-        paths[0].write_text(markdown(results) + "\n", encoding="utf-8")
-        paths[1].write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
-        if draw(results, directory / "whisper.png"):
-            paths.append(directory / "whisper.png")
-    except OSError as error:
-        raise StorageError(
-            f"Writing the benchmark failed in {str(directory)!r}: expected a writable directory, got "
-            f"{error}. Give another --output."
-        ) from error
-    return paths
+    chart = directory / "whisper.png"
+    return write_report(chart, markdown(results), results.to_json(), partial(draw, results))
 
 
 def markdown(results: Results) -> str:
