@@ -20,20 +20,21 @@ from fairseq_openvino.benchmark.plan import Case, cases, chosen_engines, known_e
 from fairseq_openvino.benchmark.process import EngineFailed, Process
 from fairseq_openvino.benchmark.report import markdown, write
 from fairseq_openvino.benchmark.results import Row, identical_share, speedups
+from fairseq_openvino.bundle import open_bundle
 from fairseq_openvino.errors import EXIT_USAGE, OptionError
 from fairseq_openvino.runtime.engine import PRECISIONS
 
 EXACT = ("eager", "ours-f32", "onnxruntime", "openvino-stateless")
-
+QUANTIZED = "ours-nncf"
 
 FAILING = "eager-bf16"
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Four engines that must agree and one that fails while loading."""
+    """Four engines that must agree, a quantized one, and one that fails while loading."""
     options = Options(
-        models=("s",), vocabularies=(60,), utterances=(3,), beams=(2,), engines=(*EXACT, FAILING),
+        models=("s",), vocabularies=(60,), utterances=(3,), beams=(2,), engines=(*EXACT, QUANTIZED, FAILING),
         rounds=2, tokens=8, frames=80, timeout=120, model_overrides=TINY,
         work_dir=tmp_path_factory.mktemp("work"),
     )  # fmt: skip
@@ -55,7 +56,8 @@ def working(results: Results) -> list[Row]:
 
 def test_all_f32_engines_find_eagers_hypotheses(results: Results) -> None:
     digests = {row.engine: row.rounds[0]["digests"] for row in working(results)}
-    assert tuple(digests) == EXACT
+    assert tuple(digests) == (*EXACT, QUANTIZED)
+    del digests[QUANTIZED]
     assert all(len(found) == 3 for found in digests.values())
     assert all(found == digests["eager"] for found in digests.values())
     assert len(set(digests["eager"])) > 1  # the utterances differ
@@ -75,9 +77,9 @@ def test_lengths_are_fixed_and_times_add_up(results: Results) -> None:
 
 def test_engines_take_turns_within_each_round(results: Results) -> None:
     order = [engine for _, _, engine in results.order]
-    assert [number for _, number, _ in results.order] == [0] * 4 + [1] * 4
-    assert set(order[:4]) == set(order[4:]) == set(EXACT)
-    assert order[0] != order[4]
+    assert [number for _, number, _ in results.order] == [0] * 5 + [1] * 5
+    assert set(order[:5]) == set(order[5:]) == {*EXACT, QUANTIZED}
+    assert order[0] != order[5]
 
 
 def test_ours_reports_its_precision_and_its_limit(results: Results) -> None:
@@ -89,21 +91,29 @@ def test_ours_reports_its_precision_and_its_limit(results: Results) -> None:
     assert 0 < row.profile["fully_connected_share"] < 1
 
 
+def test_the_quantized_engine_is_quantized(results: Results) -> None:
+    assert results.options.work_dir is not None
+    bundle = open_bundle(results.options.work_dir / "s-60" / "quantized-bundle")
+    assert bundle.manifest.precision == "int8"
+    row = next(row for row in results.rows if row.engine == QUANTIZED)
+    assert row.precision["INFERENCE_PRECISION_HINT"] == bundle.manifest.runtime.inference
+
+
 def test_files_hold_everything(results: Results, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     written = write(results, tmp_path)
     assert [path.name for path in written] == ["benchmark.md", "benchmark.json", "benchmark.png"]
     content = json.loads((tmp_path / "benchmark.json").read_text())
     assert content["provenance"]["openvino"] and content["provenance"]["cpu"]
-    assert [len(row["rounds"]) for row in content["rows"]] == [2, 2, 2, 2, 0]
-    assert len(content["order"]) == 8
+    assert [len(row["rounds"]) for row in content["rows"]] == [2, 2, 2, 2, 2, 0]
+    assert len(content["order"]) == 10
     table = (tmp_path / "benchmark.md").read_text()
     assert "1.00x" in table and "FullyConnected" in table and "Precision in use" in table
     assert (tmp_path / "benchmark.png").stat().st_size > 5000
 
 
 def test_a_failing_engine_keeps_its_row(results: Results) -> None:
-    assert [row.error for row in results.rows] == [None] * 4 + ["RuntimeError: no such | thing"]
+    assert [row.error for row in results.rows] == [None] * 5 + ["RuntimeError: no such | thing"]
     assert f"| `{FAILING}` | failed: RuntimeError: no such / thing |" in markdown(results)
 
 
@@ -111,7 +121,7 @@ def test_a_child_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     options = Options(timeout=0.05, model_overrides=TINY)
     process = Process("eager", Case("s", 60, 1, 1), options, tmp_path, tmp_path)
     with pytest.raises(EngineFailed, match="--timeout 0.05"):
-        process.ask("prepare", onnx=False)
+        process.ask("prepare", onnx=False, quantized=False)
     assert process._process.poll() is not None
 
 
@@ -167,7 +177,7 @@ def test_ratios_are_paired_by_round() -> None:
 
 def test_every_precision_of_the_engine_is_known() -> None:
     ours = {name.removeprefix("ours-") for name in known_engines() if name.startswith("ours-")}
-    assert ours == set(PRECISIONS) - {"f16"}
+    assert ours == set(PRECISIONS) - {"f16"} | {"nncf"}
     assert chosen_engines(("ours-f32",)) == ("eager", "ours-f32")
     assert Counter(chosen_engines(())) == Counter(known_engines().keys())
 

@@ -36,9 +36,9 @@ class Child:
         self.source = source(self.case, self.work_dir)
         self.loaded: Any = None
 
-    def prepare(self, onnx: bool) -> dict[str, Any]:
+    def prepare(self, onnx: bool, quantized: bool) -> dict[str, Any]:
         """Write models and data."""
-        prepare(self.case, self.options, self.work_dir, onnx)
+        prepare(self.case, self.options, self.work_dir, onnx, quantized)
         return {}
 
     def load(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino.benchmark.material import Source
-from fairseq_openvino.benchmark.plan import OURS, Case, Options
+from fairseq_openvino.benchmark.plan import NNCF, OURS, Case, Options
 from fairseq_openvino.benchmark.workload import (
     Loaded,
     configuration,
@@ -30,7 +30,7 @@ def load(engine: str, source: Source, case: Case, options: Options, cache: Path)
     from fairseq import tasks
 
     torch.set_num_threads(options.threads)
-    config = configuration(source, case, options, _flags(engine, options, cache))
+    config = configuration(source, case, options, _flags(engine, source, options, cache))
     task = tasks.setup_task(config.task)
     started = time.perf_counter()
     models = _models(engine, source, config, task, options)
@@ -81,11 +81,13 @@ def _spelled(value: object) -> str:
     return str(value.get_type_name() if hasattr(value, "get_type_name") else value)
 
 
-def _flags(engine: str, options: Options, cache: Path) -> list[str]:
+def _flags(engine: str, source: Source, options: Options, cache: Path) -> list[str]:
     if not engine.startswith(OURS):
         return []
+    quantized = ["--ov-model", str(source.quantized_bundle)]
     return [
-        "--ov-engine", "--ov-precision", engine.removeprefix(OURS),
+        "--ov-engine",
+        *(quantized if engine == NNCF else ["--ov-precision", engine.removeprefix(OURS)]),
         "--ov-threads", str(options.threads), "--ov-cache-dir", str(cache),
     ]  # fmt: skip
 

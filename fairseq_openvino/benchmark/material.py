@@ -7,7 +7,7 @@ starts from a checkpoint and a data directory as a user has them.
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,11 @@ import numpy as np
 from fairseq_openvino.benchmark.plan import SIZES, TRAINED_DIRECTORY, Case, Options
 from fairseq_openvino.export.data import DataDirectory
 
-CHECKPOINT, ONNX_BUNDLE = "checkpoint.pt", "onnx-bundle"
+CHECKPOINT, BUNDLE = "checkpoint.pt", "bundle"
+ONNX_BUNDLE, QUANTIZED_BUNDLE = "onnx-bundle", "quantized-bundle"
+CALIBRATION = "calibration"
+CALIBRATION_UTTERANCES = 12
+"""Enough for ranges: what random weights say is not judged."""
 SHARPNESS = 4.0
 """Untrained output layers are nearly flat, and a flat search would compare rounding errors."""
 FEATURE_BINS = 80
@@ -31,22 +35,23 @@ class Source:
     checkpoint: Path
     subset: str
     onnx_bundle: Path
+    quantized_bundle: Path
 
 
 def source(case: Case, work_dir: Path) -> Source:
     """Files of a configuration; `prepare` has made them."""
     directory = work_dir / case.material
-    bundle = directory / ONNX_BUNDLE
+    bundles = (directory / ONNX_BUNDLE, directory / QUANTIZED_BUNDLE)
     if case.vocabulary is None:
         config = next(TRAINED_DIRECTORY.glob("config*.yaml"))
         manifest = next(TRAINED_DIRECTORY.glob("test*.tsv"))
         checkpoint = TRAINED_DIRECTORY / CHECKPOINT
-        return Source(TRAINED_DIRECTORY, config.name, checkpoint, manifest.stem, bundle)
+        return Source(TRAINED_DIRECTORY, config.name, checkpoint, manifest.stem, *bundles)
     subset = f"test{case.utterances}"
-    return Source(directory, "config.yaml", directory / CHECKPOINT, subset, bundle)
+    return Source(directory, "config.yaml", directory / CHECKPOINT, subset, *bundles)
 
 
-def prepare(case: Case, options: Options, work_dir: Path, onnx: bool) -> None:
+def prepare(case: Case, options: Options, work_dir: Path, onnx: bool, quantized: bool) -> None:
     """Write what a configuration needs and the work directory lacks.
 
     Args:
@@ -54,6 +59,7 @@ def prepare(case: Case, options: Options, work_dir: Path, onnx: bool) -> None:
         options: of the run.
         work_dir: for models and data.
         onnx: whether an engine needs the ONNX graphs.
+        quantized: whether an engine needs a quantized bundle.
 
     Raises:
         FairseqOpenVINOError: the model cannot be exported.
@@ -64,12 +70,38 @@ def prepare(case: Case, options: Options, work_dir: Path, onnx: bool) -> None:
         assert case.utterances is not None
         if not found.checkpoint.is_file():
             _write_checkpoint(found, SIZES[case.model], case.vocabulary, options.model_overrides)
-        _write_data(found, case.utterances, options.frames)
+        _write_data(found, found.subset, case.utterances, options.frames)
     if onnx and not found.onnx_bundle.is_dir():
         from fairseq_openvino.export import ExportOptions, export_checkpoint
 
         data = DataDirectory(found.data, found.config_yaml)
         export_checkpoint(found.checkpoint, data, found.onnx_bundle, ExportOptions(ir=False))
+    if quantized and not found.quantized_bundle.is_dir():
+        _quantize(found, case, options, work_dir / case.material / BUNDLE)
+
+
+def _quantize(found: Source, case: Case, options: Options, bundle: Path) -> None:
+    """`quantize` at its defaults; random weights are calibrated on random features, unjudged."""
+    from fairseq_openvino.export import export_checkpoint
+    from fairseq_openvino.quantize.options import Options as QuantizeOptions
+    from fairseq_openvino.quantize.procedure import quantize_bundle
+    from fairseq_openvino.runtime.plan import cpu_flags, has_bf16
+
+    if not bundle.is_dir():
+        export_checkpoint(found.checkpoint, DataDirectory(found.data, found.config_yaml), bundle)
+    inference = "bf16" if has_bf16(cpu_flags()) else "f32"
+    chosen = QuantizeOptions(
+        config_yaml=found.data / found.config_yaml, inference_precision=inference,
+        threads=options.threads,
+    )  # fmt: skip
+    manifest = found.data / f"{found.subset}.tsv"
+    if case.vocabulary is not None:
+        _write_data(found, CALIBRATION, CALIBRATION_UTTERANCES, options.frames)
+        manifest = found.data / f"{CALIBRATION}.tsv"
+        chosen = replace(
+            chosen, calibration_size=8, held_out_size=2, alphas=(0.5,), beam=1, max_drop=1e6
+        )
+    quantize_bundle(bundle, manifest, found.quantized_bundle, chosen)
 
 
 def _write_checkpoint(
@@ -109,7 +141,7 @@ def _write_checkpoint(
     torch.save(state, found.checkpoint)
 
 
-def _write_data(found: Source, utterances: int, frames: int) -> None:
+def _write_data(found: Source, subset: str, utterances: int, frames: int) -> None:
     """Random features, one file an utterance, and their manifest."""
     directory = found.data / f"features{frames}"
     directory.mkdir(exist_ok=True)
@@ -120,4 +152,4 @@ def _write_data(found: Source, utterances: int, frames: int) -> None:
             features = np.random.default_rng(i).standard_normal((frames, FEATURE_BINS))
             np.save(path, features.astype(np.float32))
         rows.append(f"{i}\t{path.absolute()}\t{frames}\tt1 t2\tspeaker")
-    (found.data / f"{found.subset}.tsv").write_text("\n".join(rows) + "\n")
+    (found.data / f"{subset}.tsv").write_text("\n".join(rows) + "\n")

@@ -13,6 +13,8 @@ from fairseq_openvino.errors import OptionError
 BASELINE = "eager"
 """Every ratio and every comparison of hypotheses refers to this engine."""
 OURS = "ours-"
+NNCF = f"{OURS}nncf"
+"""Ours, with a bundle that `quantize` made."""
 ALTERNATIVES = {
     BASELINE: "PyTorch eager, f32: plain Fairseq",
     "eager-bf16": "PyTorch eager under bf16 autocast",
@@ -148,7 +150,10 @@ def known_engines() -> dict[str, str]:
         for precision in PRECISIONS
         if precision not in UNMEASURED_PRECISIONS
     }
-    return ALTERNATIVES | ours
+    quantized = (
+        "fairseq-generate --path BUNDLE --ov-engine, encoder and decoder in 8 bits by `quantize`"
+    )
+    return ALTERNATIVES | ours | {NNCF: quantized}
 
 
 def chosen_engines(names: Sequence[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from fairseq_openvino.benchmark.plan import (
     BASELINE,
+    NNCF,
     OURS,
     SLOW_TO_CACHE,
     Case,
@@ -114,10 +115,11 @@ class _Measurement:
         return process
 
     def _prepare(self, case: Case) -> None:
-        onnx = any(engine in ON_ONNX for engine in self.results.engines)
+        engines = self.results.engines
+        onnx, quantized = any(engine in ON_ONNX for engine in engines), NNCF in engines
         process = self._start(BASELINE, case)
         try:
-            process.ask("prepare", onnx=onnx)
+            process.ask("prepare", onnx=onnx, quantized=quantized)
         except EngineFailed as error:
             raise FairseqOpenVINOError(
                 f"Benchmarking failed in {case.title}: expected a model and its data, got {error}. "

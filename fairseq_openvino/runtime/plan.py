@@ -41,6 +41,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next(lines, "").partition(":")[2].split())
 
 
+def has_bf16(flags: frozenset[str]) -> bool:
+    """Whether a CPU with these flags multiplies bf16 natively."""
+    return bool(flags & {"amx_bf16", "avx512_bf16"})
+
+
 def plan_batch(options: EngineOptions, utterances: int, flags: frozenset[str]) -> Plan:
     """Decide for N utterances on a CPU with these flags."""
     streams = options.streams or _streams(utterances, options.threads)
@@ -50,7 +55,7 @@ def plan_batch(options: EngineOptions, utterances: int, flags: frozenset[str]) -
         return Plan("f16", "f16", streams, "16 bits on an accelerator")
     if "amx_bf16" in flags and utterances > FEW_UTTERANCES:
         return Plan("bf16", "bf16", streams, "this CPU multiplies bf16 in tiles")
-    if flags & {"amx_bf16", "avx512_bf16"}:
+    if has_bf16(flags):
         return Plan("bf16", INT8_BF16, streams, "bf16, and decoder weights in 8 bits")
     if flags & {"avx512_vnni", "avx_vnni"}:
         return Plan("int8", "int8", streams, "this CPU multiplies 8 bits natively")

@@ -49,7 +49,9 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     )
     group.add_argument("--ov-device", default="CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO")
     group.add_argument(
-        "--ov-precision", default="f32", choices=PRECISIONS, help="inference precision"
+        "--ov-precision",
+        choices=PRECISIONS,
+        help="inference precision (default: the bundle's own, f32 unless quantized for another)",
     )
     group.add_argument("--ov-threads", type=int, metavar="N", help="CPU threads (default: all)")
     group.add_argument("--ov-streams", type=int, metavar="N", help="parallel requests (default: 1)")
@@ -173,7 +175,8 @@ def _load(bundle: Bundle, arguments: Namespace) -> Any:
     def option(name: str, default: Any) -> Any:
         return getattr(arguments, name, default)
 
-    precision, device = option("ov_precision", "f32"), option("ov_device", "CPU")
+    precision = option("ov_precision", None) or bundle.manifest.runtime.inference
+    device = option("ov_device", "CPU")
     speech_model: Any = load_model(
         bundle,
         device=device,
@@ -185,7 +188,7 @@ def _load(bundle: Bundle, arguments: Namespace) -> Any:
     plan = speech_model.plan(MIN_UTTERANCES_PER_STREAM)
     logger.info(
         f"OpenVINO engine: {bundle.manifest.architecture} from {bundle.directory} on {device}, "
-        f"--ov-precision {precision}: encoder {plan.encoder}, decoder {plan.decoder} ({plan.reason})"
+        f"precision {precision}: encoder {plan.encoder}, decoder {plan.decoder} ({plan.reason})"
     )
     return speech_model
 

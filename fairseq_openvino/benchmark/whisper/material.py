@@ -45,6 +45,8 @@ PEER_ENVIRONMENT = {
 """No network, and a log that ends with what went wrong."""
 FORMATS = {
     "bundle": ["-m", "fairseq_openvino.benchmark.whisper.own_child", "export", "{source}", "{target}"],
+    "bundle-nncf": ["-m", "fairseq_openvino.benchmark.whisper.own_child", "quantize", "{source}",
+                    "{target}"],
     "openvino": ["-I", "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model",
                  "{source}", "--task", "automatic-speech-recognition-with-past", "{target}"],
     "openvino-int8": ["-I", "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model",
@@ -59,7 +61,7 @@ FORMATS = {
     "ggml-f16": ["-I", peer_ggml.__file__, "{source}", "{target}", "f16"],
     "ggml-q8_0": ["-I", peer_ggml.__file__, "{source}", "{target}", "q8_0"],
 }  # fmt: skip
-"""Python arguments that convert a checkpoint; the bundle by this Python, all others by the peers'."""
+"""Python arguments that convert a checkpoint; bundles by this Python, all others by the peers'."""
 
 
 class ConversionFailed(Exception):  # noqa: N818  not an error of this program: a finding
@@ -116,8 +118,7 @@ class Material:
         """
         if not engine.format:
             return self.source
-        ours = engine.format == "bundle"
-        made_by = exporter_files() if ours else [ROOT / ".ci" / "peers.txt"]
+        made_by = exporter_files() if is_bundle(engine.format) else [ROOT / ".ci" / "peers.txt"]
         target = self._directory(engine.format, [Path(checkpoint.__file__), *made_by])
         if not target.exists():
             self.progress(f"{self.size}: converting to {engine.format}")
@@ -128,9 +129,15 @@ class Material:
         return self.options.material / f"{self.size}-{kind}-{digest(made_by)}"
 
 
+def is_bundle(name: str) -> bool:
+    """Whether a format is one of ours."""
+    return name.startswith("bundle")
+
+
 def exporter_files() -> list[Path]:
     """What decides how a bundle looks."""
-    return sorted((ROOT / "fairseq_openvino" / "export").glob("*.py"))
+    package = ROOT / "fairseq_openvino"
+    return [*sorted(package.glob("export/*.py")), *sorted(package.glob("quantize/*.py"))]
 
 
 def digest(paths: Iterable[Path]) -> str:
@@ -148,7 +155,7 @@ def convert(name: str, source: Path, target: Path, threads: int) -> None:
         ConversionFailed: with the converter's last line.
     """
     partial = _partial(target)
-    python = sys.executable if name == "bundle" else str(PEERS_PYTHON)
+    python = sys.executable if is_bundle(name) else str(PEERS_PYTHON)
     places = {"source": str(source), "target": str(partial)}
     command = [python, *(word.format(**places) for word in FORMATS[name])]
     try:

@@ -46,6 +46,7 @@ class Engine:
     package: str
     """Key of `peer_child.ENGINES`, or OURS."""
     precision: str
+    """Empty: the format's own."""
     format: str = ""
     """Key of `material.FORMATS`; empty: the checkpoint itself."""
     batches: bool = True
@@ -79,6 +80,7 @@ ENGINES = (
         for precision in PRECISIONS
         if precision not in UNMEASURED_PRECISIONS
     ),
+    Engine("ours-nncf", OURS, "", "bundle-nncf", shortens=True),
 )
 
 
