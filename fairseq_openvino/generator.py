@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,11 +13,17 @@ from fairseq_openvino.model import Hypothesis
 from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
 from fairseq_openvino.search import SearchOptions, TokenIds, candidate_count, decode_batch
 
+BATCH_SIZES = "ov_batch_sizes"
+"""Attribute of a task, set by its `get_batch_iterator`."""
+
 
 class OpenVINOGenerator:
     """Plain beam search of one model: same hypotheses as Fairseq's generator, less work a step."""
 
-    def __init__(self, original: Any, model: S2TOpenVINOModel) -> None:
+    def __init__(
+        self, original: Any, model: S2TOpenVINOModel, utterances: Collection[int] = (1,)
+    ) -> None:
+        """In place of `original`; `utterances` are the sizes of the batches to come."""
         self.model = model.speech_model
         self.eos = original.eos
         self.symbols_to_strip_from_output = original.symbols_to_strip_from_output
@@ -33,7 +40,8 @@ class OpenVINOGenerator:
         suppressed = original.token_indices_to_suppress
         self.suppressed = () if suppressed is None else tuple(suppressed.tolist())
         vocabulary_size = self.model.manifest.dimensions.vocabulary_size
-        self.model.prepare(candidate_count(self.options.beam, vocabulary_size))
+        candidates = candidate_count(self.options.beam, vocabulary_size)
+        self.model.prepare(self.options.beam, candidates, utterances)
 
     def generate(
         self,
@@ -58,6 +66,12 @@ class OpenVINOGenerator:
             affected = [int(sample["id"][i]) for i in error.indices]
             raise NumericsError(f"{error} Utterances: {affected}.", error.indices) from error
         return [[as_fairseq(hypothesis) for hypothesis in best] for best in found]
+
+
+def batch_sizes(task: Any) -> Collection[int]:
+    """Sizes of the batches a task has made; before it made any, one utterance."""
+    sizes: Collection[int] = getattr(task, BATCH_SIZES, ())
+    return sizes or (1,)
 
 
 def replaces(generator: Any) -> bool:

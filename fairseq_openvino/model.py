@@ -7,7 +7,7 @@ closed and never used again. Search never touches keys and values: reordering be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
@@ -154,8 +154,8 @@ class SpeechModel(Protocol):
         """Into how many parts, decoded at the same time, a batch of N is best split."""
         ...
 
-    def prepare(self, candidates: int = 0) -> None:
-        """Do one-time work, as compiling, before the first batch of such sessions."""
+    def prepare(self, beam: int, candidates: int = 0, utterances: Collection[int] = (1,)) -> None:
+        """Do one-time work, as compiling, before the first batches of these sizes."""
         ...
 
     def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> EncoderOutput:

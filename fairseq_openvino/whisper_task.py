@@ -17,9 +17,9 @@ from fairseq.tasks import LegacyFairseqTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from fairseq_openvino.errors import OptionError
-from fairseq_openvino.generator import as_fairseq
+from fairseq_openvino.generator import as_fairseq, batch_sizes
 from fairseq_openvino.model import Clip, Hypothesis
-from fairseq_openvino.runtime.whisper import WhisperModel
+from fairseq_openvino.runtime.whisper import WhisperModel, candidate_count
 from fairseq_openvino.whisper_tokens import WhisperTokenizer
 
 ENGLISH = "en"
@@ -125,6 +125,7 @@ class WhisperGenerator:
         self.symbols_to_strip_from_output = {self.model.manifest.tokens.eos}
         positions = self.model.manifest.limits.max_target_tokens
         room = positions - len(("start", "language", "task", "no timestamps"))
+        self.model.prepare(args.beam, candidate_count(args.beam), batch_sizes(task))
         self.options = {
             "beam": args.beam,
             "nbest": min(args.nbest, args.beam),

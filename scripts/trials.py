@@ -55,7 +55,7 @@ def _bundle(model: str, work_dir: Path) -> Path:
     found = source(case, work_dir)
     bundle = work_dir / f"{model}-bundle"
     if not bundle.is_dir():
-        prepare(case, Options(), work_dir, onnx=False)
+        prepare(case, Options(), work_dir, onnx=False, quantized=False)
         data = DataDirectory(found.data, found.config_yaml)
         export_checkpoint(found.checkpoint, data, bundle)
     return bundle

@@ -28,6 +28,8 @@ from fairseq_openvino.bundle import is_bundle
 from fairseq_openvino.errors import ModelError, OptionError
 from fairseq_openvino.export.cache import cached_bundle
 from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.runtime.engine import Engine, Variant
+from fairseq_openvino.runtime.s2t import S2TModel
 from fairseq_openvino.verify import compare
 
 
@@ -180,6 +182,29 @@ def test_multilingual_models_need_and_use_the_language_tag(tmp_path: Path, cache
     assert_identical(eager, engine)
     with pytest.raises(ValueError, match="--prefix-size 1"):
         generate(tmp_path, "--ov-engine", "--ov-cache-dir", str(cache_dir))
+
+
+def test_only_what_the_batches_need_is_compiled_and_before_the_first(
+    tiny: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+    compile_variant, encode = Engine._compile, S2TModel.encode
+
+    def compiled(self: Engine, variant: Variant) -> Any:
+        events.append((variant.graph, variant.beam))
+        return compile_variant(self, variant)
+
+    def encoded(self: S2TModel, *args: Any) -> Any:
+        events.append("encode")
+        return encode(self, *args)
+
+    monkeypatch.setattr(Engine, "_compile", compiled)
+    monkeypatch.setattr(S2TModel, "encode", encoded)
+    for size, beam in ((1, 5), (3, 0)):
+        events.clear()
+        flags = ("--batch-size", str(size), "--required-batch-size-multiple", "1", "--beam", "5")
+        generate(tiny, *flags, "--ov-engine", "--ov-cache-dir", str(cache_dir))
+        assert events == [("encoder", 0), ("decoder", beam), *["encode"] * (21 // size)]
 
 
 @pytest.mark.parametrize("scorer", ["sacrebleu", "wer", "chrf"])

@@ -84,7 +84,7 @@ def _spelled(value: object) -> str:
 def _flags(engine: str, source: Source, options: Options, cache: Path) -> list[str]:
     if not engine.startswith(OURS):
         return []
-    quantized = ["--ov-model", str(source.quantized_bundle)]
+    quantized = ["--ov-model", str(source.quantized_bundle), "--ov-precision", "fast"]
     return [
         "--ov-engine",
         *(quantized if engine == NNCF else ["--ov-precision", engine.removeprefix(OURS)]),

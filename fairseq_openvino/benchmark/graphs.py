@@ -7,7 +7,7 @@ in every step as the first exports of Fairseq models did.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any
 
@@ -48,7 +48,7 @@ class GraphModel:
         """One: these engines run a batch as it is."""
         return 1
 
-    def prepare(self, candidates: int = 0) -> None:
+    def prepare(self, beam: int, candidates: int = 0, utterances: Collection[int] = (1,)) -> None:
         """Nothing: both graphs are ready."""
 
     def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> EncoderOutput:

@@ -150,9 +150,7 @@ def known_engines() -> dict[str, str]:
         for precision in PRECISIONS
         if precision not in UNMEASURED_PRECISIONS
     }
-    quantized = (
-        "fairseq-generate --path BUNDLE --ov-engine, encoder and decoder in 8 bits by `quantize`"
-    )
+    quantized = "--ov-model BUNDLE --ov-precision fast, a bundle that `quantize` made"
     return ALTERNATIVES | ours | {NNCF: quantized}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,7 +15,6 @@ from fairseq_openvino.errors import AudioError, ModelError, OptionError, Utteran
 from fairseq_openvino.model import Clip, EncoderOutput, Hypothesis, Transcript
 from fairseq_openvino.runtime.engine import EngineOptions, Variant
 from fairseq_openvino.runtime.plan import (
-    MIN_UTTERANCES_PER_STREAM,
     Plan,
     cpu_flags,
     plan_batch,
@@ -95,20 +94,22 @@ class S2TModel(Transcriber):
 
     def open(self, encoded: EncoderOutput, beam: int, candidates: int = 0) -> Session:
         """A decoder session with `beam` rows an utterance; see `model.SpeechModel.open`."""
-        precision = self.plan(encoded.utterances * encoded.streams).decoder
-        static = beam if candidates and encoded.utterances == 1 and self.engine.on_cpu else 0
-        variant = Variant("decoder", precision, encoded.streams, candidates, static)
+        variant = self._decoder(encoded.utterances, encoded.streams, beam, candidates)
         return Session(self.engine, variant, encoded)
 
-    def prepare(self, candidates: int = 0) -> None:
-        """Compile what a batch of several utterances needs; else it happens at the first one."""
-        for utterances in (2, 2 * MIN_UTTERANCES_PER_STREAM):
-            plan = self.plan(utterances)
-            for variant in (
-                Variant("encoder", plan.encoder, plan.streams),
-                Variant("decoder", plan.decoder, plan.streams, candidates),
-            ):
-                self.engine.lease(variant).release()
+    def prepare(self, beam: int, candidates: int = 0, utterances: Collection[int] = (1,)) -> None:
+        """Compile what batches of these sizes need; else it happens at the first of them."""
+        for count in utterances:
+            plan = self.plan(count)
+            streams = plan.streams if candidates else 1  # `step()` is Fairseq's, one at a time
+            part = -(-count // streams)
+            self.engine.lease(Variant("encoder", plan.encoder, streams)).release()
+            self.engine.lease(self._decoder(part, streams, beam, candidates)).release()
+
+    def _decoder(self, utterances: int, streams: int, beam: int, candidates: int) -> Variant:
+        precision = self.plan(utterances * streams).decoder
+        static = beam if candidates and utterances == 1 and self.engine.on_cpu else 0
+        return Variant("decoder", precision, streams, candidates, static)
 
     def token_ids(self) -> TokenIds:
         """Special tokens for the search."""

@@ -7,7 +7,7 @@ window again when timestamps are asked for. Source: transformers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -104,16 +104,21 @@ class WhisperModel(Transcriber):
         self, encoded: EncoderOutput, beam: int, candidates: int = 0, timestamps: bool = False
     ) -> Session:
         """A decoder session with `beam` rows an utterance; see `model.SpeechModel.open`."""
-        precision = self.plan(encoded.utterances).decoder
-        static = beam if candidates and encoded.utterances == 1 and self.engine.on_cpu else 0
-        first = self.config.first_timestamp if timestamps else 0
-        probed = self._probed if candidates else ()
-        variant = Variant("decoder", precision, 1, candidates, static, first, probed)
+        variant = self._decoder(encoded.utterances, beam, candidates, timestamps)
         return Session(self.engine, variant, encoded)
 
-    def prepare(self, candidates: int = 0) -> None:
-        """Compile the encoder; decoders are compiled for what is asked of them."""
-        self.engine.lease(Variant("encoder", self.plan(1).encoder, 1)).release()
+    def prepare(self, beam: int, candidates: int = 0, utterances: Collection[int] = (1,)) -> None:
+        """Compile what batches of these sizes need, without timestamps."""
+        for count in utterances:
+            self.engine.lease(Variant("encoder", self.plan(count).encoder, 1)).release()
+            self.engine.lease(self._decoder(count, beam, candidates, timestamps=False)).release()
+
+    def _decoder(self, utterances: int, beam: int, candidates: int, timestamps: bool) -> Variant:
+        precision = self.plan(utterances).decoder
+        static = beam if candidates and utterances == 1 and self.engine.on_cpu else 0
+        first = self.config.first_timestamp if timestamps else 0
+        probed = self._probed if candidates else ()
+        return Variant("decoder", precision, 1, candidates, static, first, probed)
 
     def transcribe_clips(
         self,
@@ -196,7 +201,7 @@ class WhisperModel(Transcriber):
         encoded = self._encode_windows(windows)
         search, sampling = request.search, request.search.temperature > 0
         beam = 1 if sampling else search.beam
-        count = 0 if sampling else (1 if beam == 1 else 2 * beam)
+        count = 0 if sampling else candidate_count(beam)
         start = np.full((encoded.utterances, 1), self.config.start)
         apart = bool(sampling or request.previous or not request.after_start(None, self.config))
         first = any(each.no_speech_probability is None for each in progress)
@@ -261,6 +266,11 @@ class WhisperModel(Transcriber):
                 for each in progress.segments
             ),
         )
+
+
+def candidate_count(beam: int) -> int:
+    """Candidates (C) the search needs of each row."""
+    return 1 if beam == 1 else 2 * beam
 
 
 def _window(features: np.ndarray, seek: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from fairseq_openvino.errors import ModelError, OptionError
 from fairseq_openvino.export.cache import cached_bundle, default_cache_dir
 from fairseq_openvino.export.data import DataDirectory
 from fairseq_openvino.generation import guard_commands, skip_unreadable_audio
-from fairseq_openvino.generator import OpenVINOGenerator, replaces
+from fairseq_openvino.generator import BATCH_SIZES, OpenVINOGenerator, batch_sizes, replaces
 from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
 from fairseq_openvino.runtime import load_model
 from fairseq_openvino.runtime.engine import PRECISIONS
@@ -78,6 +78,7 @@ def check_options(arguments: Namespace) -> None:
 
 _fairseq_load = checkpoint_utils.load_model_ensemble_and_task
 _fairseq_build_generator = SpeechToTextTask.build_generator
+_fairseq_get_batch_iterator = SpeechToTextTask.get_batch_iterator
 _fairseq_add_args = SpeechToTextTask.add_args.__func__
 
 
@@ -202,14 +203,23 @@ def build_generator(
 ) -> Any:
     """Fairseq's generator, or ours where it computes the same."""
     generator = _fairseq_build_generator(self, models, args, seq_gen_cls, extra_gen_cls_kwargs)
+    sizes = batch_sizes(self)
     if replaces(generator):
-        return OpenVINOGenerator(generator, models[0])
+        return OpenVINOGenerator(generator, models[0], sizes)
     ours = [model for model in models if isinstance(model, S2TOpenVINOModel)]
     for model in ours:
-        model.speech_model.prepare()
+        model.speech_model.prepare(args.beam, utterances=sizes)
     if ours:
         logger.info(f"search: Fairseq's {type(generator).__name__} over the OpenVINO model")
     return generator
+
+
+def get_batch_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Fairseq's iterator; how large its batches are is kept for `build_generator`."""
+    found = _fairseq_get_batch_iterator(self, *args, **kwargs)
+    if getattr(self.args, "ov_engine", False):
+        setattr(self, BATCH_SIZES, {len(batch) for batch in found.frozen_batches} - {0})
+    return found
 
 
 def add_args(cls: type[SpeechToTextTask], parser: ArgumentParser) -> None:
@@ -223,6 +233,7 @@ skip_unreadable_audio()
 guard_commands()
 checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
 SpeechToTextTask.build_generator = build_generator
+SpeechToTextTask.get_batch_iterator = get_batch_iterator
 SpeechToTextTask.add_args = classmethod(add_args)
 
 

@@ -23,7 +23,7 @@ def load_ours(settings: dict[str, Any]) -> tuple[peer_child.Run, str, list[str]]
     """`load_model` on the exported bundle; the log-mel front end is part of every run."""
     model = load_model(
         settings["format"],
-        precision=settings["precision"] or None,
+        precision=settings["precision"],
         threads=settings["threads"],
         cache_dir=settings["cache"],
     )

@@ -46,7 +46,6 @@ class Engine:
     package: str
     """Key of `peer_child.ENGINES`, or OURS."""
     precision: str
-    """Empty: the format's own."""
     format: str = ""
     """Key of `material.FORMATS`; empty: the checkpoint itself."""
     batches: bool = True
@@ -80,7 +79,7 @@ ENGINES = (
         for precision in PRECISIONS
         if precision not in UNMEASURED_PRECISIONS
     ),
-    Engine("ours-nncf", OURS, "", "bundle-nncf", shortens=True),
+    Engine("ours-nncf", OURS, "fast", "bundle-nncf", shortens=True),
 )
 
 
