@@ -23,20 +23,52 @@ evaluate() {
     done
 }
 
-# quantize NAME FLAG...: $work/NAME to $work/NAME-int8
+# quantize NAME OUTPUT CORPUS FLAG...: $work/NAME to $work/OUTPUT, its table to quantization.md
 quantize() {
-    name=$1
-    shift
-    fairseq-openvino quantize "$work/$name" --output "$work/$name-int8" --overwrite \
-        --calibration "$clips" --config-yaml "$s2t/config_st_en_de.yaml" --alphas=-1,0.5 \
-        --inference-precision "${INT8_INFERENCE_PRECISION:-bf16}" "$@"
+    bundle=$work/$1
+    name=$2
+    corpus=$3
+    shift 3
+    fairseq-openvino quantize "$bundle" --output "$work/$name" --calibration "$corpus" --overwrite \
+        --config-yaml "$s2t/config_st_en_de.yaml" --alphas=-1,0.5 \
+        --inference-precision "${INT8_INFERENCE_PRECISION:-bf16}" "$@" > "$work/$name.txt"
+    {
+        printf '\n## %s\n\n' "$name"
+        sed '/^$/,$d' "$work/$name.txt"
+    } >> "$results/quantization.md"
+}
+
+# Twenty clips of digital silence with bursts of noise: what calibration must not look like.
+noise() {
+    python - "$work/noise" << 'PYTHON'
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+directory, random = Path(sys.argv[1]), np.random.default_rng(0)
+directory.mkdir(exist_ok=True)
+rows = ["path\ttext"]
+for number in range(20):
+    wave = np.zeros(int(random.integers(16_000, 48_000)), np.float32)
+    for start in random.integers(0, len(wave) - 8, 3):
+        wave[start : start + 8] = random.uniform(-1, 1, 8)
+    soundfile.write(directory / f"{number}.wav", wave, 16_000)
+    rows.append(f"{number}.wav\tnoise")
+(directory / "noise.tsv").write_text("\n".join(rows) + "\n")
+PYTHON
 }
 
 fairseq-openvino export --path "$s2t/checkpoint.pt" --data "$s2t" \
     --config-yaml config_st_en_de.yaml --output "$work/s2t" --overwrite
 fairseq-openvino export --whisper "$whisper" --output "$work/whisper" --overwrite
-quantize s2t
-quantize whisper --text-column src_text --language en
+echo "# What the quality gate did" > "$results/quantization.md"
+quantize s2t s2t-int8 "$clips"
+quantize whisper whisper-int8 "$clips" --text-column src_text --language en
+noise
+quantize s2t s2t-int8-from-noise "$work/noise/noise.tsv" --validation "$clips" \
+    --calibration-size 12 --metric bleu
 engines=pytorch,openvino,openvino-bf16,openvino-int8
 evaluate s2t --engines "$engines" --checkpoint "$s2t/checkpoint.pt" --bundle "$work/s2t" \
     --int8-bundle "$work/s2t-int8" --name "shipped S2T"
