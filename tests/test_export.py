@@ -82,6 +82,15 @@ def test_large_family_members_have_the_same_graphs_at_small_size(tmp_path: Path)
         assert measure(model, arguments, tmp_path / size).passed
 
 
+def test_large_logits_may_be_off_in_proportion() -> None:
+    """Rounding alone grows with the logits."""
+    small, large = np.full(3, 9.0), np.full(3, -40.0)
+    assert parity._worst(0.0, small + 2e-4, small) == pytest.approx(2e-4)
+    assert parity._worst(0.0, large + 2e-4, large) == pytest.approx(5e-5)
+    assert parity._worst(6e-5, large + 2e-4, large) == 6e-5
+    assert np.isnan(parity._worst(0.0, np.array([np.nan]), large))
+
+
 def test_gate_fails_on_one_wrong_weight_and_publishes_nothing(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
