@@ -23,10 +23,10 @@ lint: setup ## ruff and mypy
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 
-bench: setup ## measure Fairseq, OpenVINO and the alternatives (15 minutes)
+bench: setup ## measure Fairseq, OpenVINO and the alternatives (30 minutes)
 	@.venv/bin/fairseq-openvino benchmark
 
-bench-whisper: setup peers ## measure Whisper against every other engine (10 minutes)
+bench-whisper: setup peers ## measure Whisper against every other engine (20 minutes)
 	@.venv/bin/fairseq-openvino benchmark --whisper base
 
 clean: ## remove .venv, .venv-peers, caches and build files
