@@ -1,7 +1,7 @@
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test lint bench bench-whisper clean
+.PHONY: help setup peers demo test soak lint bench bench-whisper clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: setup ## translate the shipped clips, eagerly and with OpenVINO, and compa
 
 test: lint ## lint, type-check and run the quick tests
 	@$(PYTHON) -m pytest tests -q -m "not soak and not fault and not bench"
+
+soak: setup ## run the slow tests: large models, 10,000 random searches
+	@$(PYTHON) -m pytest tests -q -m "soak or fault or bench"
 
 lint: setup ## ruff and mypy
 	@$(PYTHON) -m ruff check .

@@ -28,8 +28,7 @@ from fairseq_openvino.export import onnx as onnx_export
 from fairseq_openvino.export.data import DataDirectory
 from fairseq_openvino.export.loading import load
 
-FAMILY = ("xs", "s", "sp", "m", "mp")
-LARGE = ("l", "lp")
+SMALL, LARGE = ("xs", "s", "sp"), ("m", "mp", "l", "lp")
 
 
 def measure(model: Any, arguments: Any, directory: Path) -> parity.Report:
@@ -41,15 +40,10 @@ def measure(model: Any, arguments: Any, directory: Path) -> parity.Report:
     return parity.check(parity.FairseqReference(model), graphs, directory, "f32", ir=True)
 
 
-@pytest.mark.parametrize("size", FAMILY)
+@pytest.mark.parametrize(
+    "size", [*SMALL, *(pytest.param(size, marks=pytest.mark.soak) for size in LARGE)]
+)
 def test_true_size_members_reproduce_fairseq(size: str, tmp_path: Path) -> None:
-    model, arguments, _ = random_model(f"s2t_transformer_{size}", vocabulary=250)
-    assert measure(model, arguments, tmp_path).passed
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("size", LARGE)
-def test_true_size_large_members_reproduce_fairseq(size: str, tmp_path: Path) -> None:
     model, arguments, _ = random_model(f"s2t_transformer_{size}", vocabulary=250)
     assert measure(model, arguments, tmp_path).passed
 
