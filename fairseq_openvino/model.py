@@ -100,6 +100,8 @@ class Transcript:
     """Probability that nobody speaks, where the model has a token for it."""
     segments: tuple[Segment, ...] = ()
     """With timestamps only."""
+    decoded_again: str | None = None
+    """Why a result with a shorter audio context was given up for one with the whole window."""
 
 
 class DecoderSession(Protocol):

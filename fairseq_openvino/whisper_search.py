@@ -130,7 +130,11 @@ class _Decoding:
 
 
 def greedy(
-    session: DecoderSession, prompt: np.ndarray, rules: Rules, options: WhisperOptions
+    session: DecoderSession,
+    prompt: np.ndarray,
+    rules: Rules,
+    options: WhisperOptions,
+    limits: np.ndarray,
 ) -> list[list[Hypothesis]]:
     """The best token at each step.
 
@@ -139,20 +143,21 @@ def greedy(
         prompt: tokens (N, l) the session has not seen yet.
         rules: what may follow.
         options: with beam 1.
+        limits: most tokens of each utterance, <|endoftext|> included, (N,).
 
     Returns:
-        One hypothesis for each utterance; without <|endoftext|> where max_tokens ended it.
+        One hypothesis for each utterance; without <|endoftext|> where the limit ended it.
     """
-    utterances = len(prompt)
+    utterances, longest = len(prompt), int(limits.max())
     decoding = _Decoding(session, rules, options)
-    tokens = np.zeros((utterances, options.max_tokens), np.int64)
-    scores = np.zeros((utterances, options.max_tokens), np.float32)
+    tokens = np.zeros((utterances, longest), np.int64)
+    scores = np.zeros((utterances, longest), np.float32)
     found: list[list[Hypothesis]] = [[] for _ in range(utterances)]
     slots, beam_idx, new = np.arange(utterances), np.arange(utterances, dtype=np.int32), prompt
-    for step in range(options.max_tokens):
+    for step in range(longest):
         best = decoding.candidates(new, beam_idx, tokens[:, :step], slots)
         tokens[:, step], scores[:, step] = best.tokens[:, 0], best.scores[:, 0]
-        ended = (tokens[:, step] == rules.eos) | (step + 1 == options.max_tokens)
+        ended = (tokens[:, step] == rules.eos) | (step + 1 == limits[slots])
         for row in np.flatnonzero(ended):
             positional = scores[row, : step + 1].copy()
             score = float(positional.sum() / (step + 1) ** options.lenpen)
@@ -173,6 +178,7 @@ def sample(
     prompt: np.ndarray,
     rules: Rules,
     options: WhisperOptions,
+    limits: np.ndarray,
     randoms: Sequence[np.random.Generator],
 ) -> list[list[Hypothesis]]:
     """Tokens drawn from the distribution at a temperature; arguments as `greedy`.
@@ -185,7 +191,7 @@ def sample(
     scores = np.zeros((utterances, 0), np.float32)
     beam_idx, new = np.arange(utterances, dtype=np.int32), prompt
     open_rows = np.ones(utterances, bool)
-    while open_rows.any() and tokens.shape[1] < options.max_tokens:
+    while open_rows.any():
         log_probs = session.step(new, beam_idx)[:, -1]
         biased = log_probs + rules.bias(tokens.shape[1], options)
         if options.timestamps:
@@ -195,24 +201,28 @@ def sample(
         new[~open_rows] = rules.eos
         tokens = np.concatenate([tokens, new], 1)
         scores = np.concatenate([scores, np.take_along_axis(log_probs, new, 1)], 1)
-        open_rows &= new[:, 0] != rules.eos
+        open_rows &= (new[:, 0] != rules.eos) & (tokens.shape[1] < limits)
     found = []
     for row in range(utterances):
         ends = np.flatnonzero(tokens[row] == rules.eos)
-        length = int(ends[0]) + 1 if len(ends) else tokens.shape[1]
+        length = min(int(ends[0]) + 1 if len(ends) else tokens.shape[1], int(limits[row]))
         score = float(scores[row, :length].sum() / length**options.lenpen)
         found.append([Hypothesis(tokens[row, :length], score, scores[row, :length])])
     return found
 
 
 def beam_search(
-    session: DecoderSession, prompt: np.ndarray, rules: Rules, options: WhisperOptions
+    session: DecoderSession,
+    prompt: np.ndarray,
+    rules: Rules,
+    options: WhisperOptions,
+    limits: np.ndarray,
 ) -> list[list[Hypothesis]]:
     """The K best hypotheses of each utterance, best first; arguments as `greedy`, prompt (N, l).
 
     The session has K rows an utterance and is opened for 2K candidates.
     """
-    search = _BeamSearch(session, len(prompt), rules, options)
+    search = _BeamSearch(session, rules, options, limits)
     search.run(np.repeat(prompt, options.beam, axis=0))
     return [found[: options.beam] for found in search.finished]
 
@@ -221,13 +231,14 @@ class _BeamSearch(_Decoding):
     """State of one batch; arrays by slot (n utterances still open) and beam."""
 
     def __init__(
-        self, session: DecoderSession, utterances: int, rules: Rules, options: WhisperOptions
+        self, session: DecoderSession, rules: Rules, options: WhisperOptions, limits: np.ndarray
     ) -> None:
         super().__init__(session, rules, options)
-        rows = utterances * options.beam
+        utterances = len(limits)
+        self.limits, shape = limits, (utterances * options.beam, int(limits.max()))
         self.slots = np.arange(utterances)
-        self.tokens = np.zeros((rows, options.max_tokens), np.int64)
-        self.scores = np.zeros((rows, options.max_tokens), np.float32)  # of each token
+        self.tokens = np.zeros(shape, np.int64)
+        self.scores = np.zeros(shape, np.float32)  # of each token
         self.running = np.full((utterances, options.beam), UNFINISHED)
         self.running[:, 0] = 0.0  # all beams are alike at first: only one counts
         self.finished: list[list[Hypothesis]] = [[] for _ in range(utterances)]
@@ -236,15 +247,16 @@ class _BeamSearch(_Decoding):
         """Decode from the prompt (R, l) until no utterance can improve."""
         beam, new = self.options.beam, prompt
         beam_idx = np.arange(len(prompt), dtype=np.int32)
-        for step in range(self.options.max_tokens):
+        for step in range(self.tokens.shape[1]):
             owners = np.repeat(self.slots, beam)
             best = self.candidates(new, beam_idx, self.tokens[:, :step], owners)
             scores, tokens, rows, single = self._merge(best)
-            ended = (tokens == self.rules.eos) | (step + 1 == self.options.max_tokens)
+            full = step + 1 == self.limits[self.slots]
+            ended = (tokens == self.rules.eos) | full[:, None]
             self._finish(step, ended[:, :beam], scores, tokens, rows, single)
             beam_idx = self._advance(step, ended, scores, tokens, rows, single)
-            open_slots = self._can_improve(step + 1)
-            if step + 1 == self.options.max_tokens or not open_slots.any():
+            open_slots = self._can_improve(step + 1) & ~full
+            if not open_slots.any():
                 return
             if not open_slots.all():
                 beam_idx = self._shrink(np.flatnonzero(open_slots), beam_idx)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,9 +24,14 @@ class TimedTokens:
 
 
 class Progress:
-    """State of one clip."""
+    """State of one clip; decoding stops where its audio stops.
 
-    def __init__(self, language: str | None, seed: int) -> None:
+    Source: openai-whisper `transcribe.py:transcribe` (`content_frames`, `seek`).
+    """
+
+    def __init__(self, frames: int, language: str | None, seed: int) -> None:
+        self.frames = frames
+        """Of the clip itself, without the padding of its window."""
         self.seek = 0
         """First frame that has not been decoded."""
         self.language = language
@@ -48,42 +53,60 @@ class Progress:
             self.language_probabilities = {codes[i]: float(share[i]) for i in order}
             self.language = codes[order[0]]
 
-    def add(self, found: list[Hypothesis], frames: int, rules: Rules, *, timestamps: bool) -> None:
-        """The n best of a window of `frames` frames, of which those from `seek` on are the clip's.
+    @property
+    def done(self) -> bool:
+        """Whether the clip is decoded to its end."""
+        return self.seek >= self.frames
 
-        As in transformers, a pair of timestamps ends the window even where none were asked for.
+    def add(self, found: list[Hypothesis], rules: Rules, *, timestamps: bool) -> None:
+        """The n best of the window that begins at `seek`.
+
+        A pair of timestamps ends the window even where none were asked for. Segments end with the
+        clip at the latest; one that begins behind it was made up, unless it is all there is.
         """
-        best = found[0]
+        best, seconds = found[0], self.frames / FRAMES_PER_SECOND
         ended = len(best.tokens) and best.tokens[-1] == rules.eos
         tokens = best.tokens[:-1] if ended else best.tokens
-        segments, used, advanced = split(tokens, self.seek, frames - self.seek, rules)
-        self.seek += advanced
+        segments, advanced = split(tokens, self.seek, self.frames - self.seek, rules)
         if timestamps:
-            self.segments += segments
-        if used < len(tokens):
-            found = [Hypothesis(best.tokens[:used], best.score, best.positional_scores[:used])]
-        self._windows.append(found)
+            heard = [each for each in segments if each.start < seconds]
+            segments = heard if heard or self.segments else segments[:1]
+            self.segments += [
+                replace(each, start=min(each.start, seconds), end=min(each.end, seconds))
+                for each in segments
+            ]
+        used = sum(len(each.tokens) for each in segments)
+        self._windows.append(found if used == len(tokens) else [_first(best, used)])
+        self.seek += max(advanced, 1)
 
-    def hypotheses(self) -> list[Hypothesis]:
-        """The n best of the clip; several windows are joined."""
-        if len(self._windows) == 1:
-            return self._windows[0]
-        parts = [window[0] for window in self._windows]
+    def hypotheses(self, eos: int) -> list[Hypothesis]:
+        """The n best of the clip; several windows are joined, with <|endoftext|> at the end only."""
+        *before, last = self._windows
+        if not before:
+            return last
+        parts = [_first(best, int((best.tokens != eos).sum())) for best, *_ in before] + [last[0]]
         positional = np.concatenate([part.positional_scores for part in parts])
         tokens = np.concatenate([part.tokens for part in parts])
         return [Hypothesis(tokens, float(positional.mean()), positional)]
 
 
+def _first(hypothesis: Hypothesis, count: int) -> Hypothesis:
+    """Its first tokens."""
+    return Hypothesis(
+        hypothesis.tokens[:count], hypothesis.score, hypothesis.positional_scores[:count]
+    )
+
+
 def split(
     tokens: np.ndarray, seek: int, frames: int, rules: Rules
-) -> tuple[list[TimedTokens], int, int]:
+) -> tuple[list[TimedTokens], int]:
     """Segments of a window whose clip part has `frames` frames, beginning at frame `seek`.
 
     Returns:
-        The segments, the number of tokens in them, and the frames they cover: what follows the last
-        complete segment is decoded again.
+        The segments, and the frames they cover: what follows the last complete segment is decoded
+        again.
 
-    Source: transformers `generation_whisper.py:_retrieve_segment`.
+    Source: openai-whisper `transcribe.py:transcribe`.
     """
     config = rules.config
     first, step = config.first_timestamp, config.timestamp_seconds
@@ -91,24 +114,17 @@ def split(
     is_timestamp = tokens >= first
     ends = (np.flatnonzero(is_timestamp[:-1] & is_timestamp[1:]) + 1).tolist()
     if not ends:
-        last = int(frames / FRAMES_PER_SECOND / step)
-        marks = tokens[is_timestamp]
+        marks, length = tokens[is_timestamp], frames / FRAMES_PER_SECOND
         if len(marks) and marks[-1] != first:
-            last = int(marks[-1]) - first
-        return [TimedTokens(offset, offset + last * step, tokens)], len(tokens), frames
-    closed = is_timestamp[-2:].tolist() == [False, True]
+            length = (int(marks[-1]) - first) * step
+        return [TimedTokens(offset, offset + length, tokens)], frames
+    closed = is_timestamp[-2:].tolist() == [False, True]  # nothing is said after the last one
     if closed:
         ends.append(len(tokens))
-    else:
-        ends[-1] += 1
-    segments, begin = [], 0
-    for end in ends:
-        part = tokens[begin:end]
-        final = -1 if end != ends[-1] or closed else -2
-        start_index, end_index = int(part[0]) - first, int(part[final]) - first
-        segments.append(TimedTokens(offset + start_index * step, offset + end_index * step, part))
-        begin = end
+    segments = []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        start, stop = int(tokens[begin]) - first, int(tokens[end - 1]) - first
+        segments.append(TimedTokens(offset + start * step, offset + stop * step, tokens[begin:end]))
     if closed:
-        return segments, len(tokens), frames
-    moment = int(tokens[begin - 2]) - first
-    return segments, begin, round(moment * step * FRAMES_PER_SECOND)
+        return segments, frames
+    return segments, round(stop * step * FRAMES_PER_SECOND)

@@ -35,9 +35,13 @@ class WhisperTokenizer:
         return decoded.strip()
 
     def tokens(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text that follows other words."""
-        encoded = self._tokenizer.encode(f" {text.strip()}", add_special_tokens=False)
-        return tuple(encoded.ids)
+        """Tokens of a text that follows other words; `<|...|>` in it is text like any other."""
+        text, normalizer = f" {text.strip()}", self._tokenizer.normalizer
+        if normalizer is not None:
+            text = normalizer.normalize_str(text)
+        words = self._tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        model = self._tokenizer.model  # without the special tokens, which are added to it
+        return tuple(token.id for word, _ in words for token in model.tokenize(word))
 
     def token(self, symbol_id: int) -> str:
         """The symbol of one token, as stored in the tokenizer."""

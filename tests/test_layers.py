@@ -13,7 +13,8 @@ from conftest import PACKAGE, child_environment
 FLOORS = [
     {"errors", "atomic"},
     {"bundle", "vocabulary", "audio", "features"},
-    {"model", "search", "whisper_tokens", "whisper_search", "whisper_request", "whisper_segments"},
+    {"model", "search", "whisper_tokens", "whisper_search", "whisper_request", "whisper_segments",
+     "whisper_context"},
     {"runtime.engine", "runtime.rewrite", "runtime.plan", "runtime.session", "runtime.s2t",
      "runtime.whisper", "runtime.transcriber", "runtime"},
     {"checkpoint", "compat_speech", "compat", "compat_transformers"},

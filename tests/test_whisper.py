@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from whisper_models import TEXT_TOKENS, Layout, waveforms, write_whisper
 
-from fairseq_openvino import load_model
+from fairseq_openvino import load_model, whisper_context
 from fairseq_openvino.errors import OptionError, UtteranceTooLongError
-from fairseq_openvino.model import Clip
+from fairseq_openvino.model import Clip, Hypothesis, Transcript
 
 LAYOUTS = {
     "multilingual": Layout(),
@@ -39,6 +39,9 @@ class Pair:
         ).eval()
         self.waveforms = waveforms(3, layout.positions / 50, seed=3)
         self.clips: list[Clip] = [self.model.clip(each, 16000) for each in self.waveforms]
+        samples = layout.positions * 320
+        self.whole = [self.model.clip(np.resize(each, samples), 16000) for each in self.waveforms]
+        """Clips as long as the window: transformers goes on in the padding behind shorter ones."""
 
     def expected(self, clips: Sequence[Clip], **options: Any) -> dict[str, Any]:
         """transformers' `generate` with segments."""
@@ -81,11 +84,23 @@ def multilingual(pairs: Callable[[str], Pair]) -> Pair:
 def assert_same(pair: Pair, found: list[Any], expected: dict[str, Any], timestamps: bool) -> None:
     for i, transcript in enumerate(found):
         tokens = transcript.hypotheses[0][1].tokens
-        assert pair.without_end(tokens) == pair.without_end(expected["sequences"][i])
         if timestamps:
-            segments = [(float(s["start"]), float(s["end"])) for s in expected["segments"][i]]
+            spoken, times = heard(expected["segments"][i], transcript.seconds)
+            first = pair.model.config.first_timestamp
+            assert pair.without_end(t for t in tokens if t < first) == pair.without_end(
+                t for t in spoken if t < first
+            )
             ours = [(segment.start, segment.end) for segment in transcript.segments]
-            np.testing.assert_allclose(ours, segments, atol=1e-6)
+            np.testing.assert_allclose(ours, times, atol=1e-6)
+        else:
+            assert pair.without_end(tokens) == pair.without_end(expected["sequences"][i])
+
+
+def heard(segments: Sequence[Any], seconds: float) -> tuple[list[int], list[tuple[float, float]]]:
+    """Tokens and times of transformers' segments as far as the audio goes, which it does not ask."""
+    kept = [each for each in segments if float(each["start"]) < seconds] or segments[:1]
+    times = [tuple(min(float(each[end]), seconds) for end in ("start", "end")) for each in kept]
+    return [int(token) for each in kept for token in each["tokens"]], times
 
 
 def test_parity_gate(pair: Pair) -> None:
@@ -96,15 +111,14 @@ def test_parity_gate(pair: Pair) -> None:
 @pytest.mark.parametrize("timestamps", [False, True])
 @pytest.mark.parametrize("beam", [1, 2, 5])
 def test_tokens_and_segments_equal_transformers(pair: Pair, beam: int, timestamps: bool) -> None:
+    clips = pair.whole if timestamps else pair.clips
     for language in ("de", None):
         expected = pair.expected(
-            pair.clips, num_beams=beam, return_timestamps=timestamps, language=language,
+            clips, num_beams=beam, return_timestamps=timestamps, language=language,
             task="transcribe",
         )  # fmt: skip
         code = language if pair.layout.languages else None
-        found = pair.model.transcribe_clips(
-            pair.clips, beam=beam, timestamps=timestamps, language=code
-        )
+        found = pair.model.transcribe_clips(clips, beam=beam, timestamps=timestamps, language=code)
         assert_same(pair, found, expected, timestamps)
 
 
@@ -132,11 +146,11 @@ def test_prompt_goes_before_every_window(multilingual: Pair) -> None:
 
     previous = (TEXT_TOKENS + 104, *multilingual.model.vocabulary.tokens("Mr. Quilter"))
     expected = multilingual.expected(
-        multilingual.clips, num_beams=1, return_timestamps=True, task="transcribe",
+        multilingual.whole, num_beams=1, return_timestamps=True, task="transcribe",
         prompt_ids=torch.tensor(previous), language=None,
     )  # fmt: skip
     found = multilingual.model.transcribe_clips(
-        multilingual.clips, beam=1, timestamps=True, prompt="Mr. Quilter"
+        multilingual.whole, beam=1, timestamps=True, prompt="Mr. Quilter"
     )
     assert_same(multilingual, found, expected, True)
 
@@ -230,16 +244,68 @@ START = [TEXT_TOKENS + 1, TEXT_TOKENS + 2, TEXT_TOKENS + 102, TEXT_TOKENS + 106]
 """<|startoftranscript|><|en|><|transcribe|><|notimestamps|> of the multilingual model."""
 
 
-def test_audio_context_is_a_shorter_encoder(multilingual: Pair) -> None:
+def test_audio_context_is_a_shorter_encoder(
+    multilingual: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The window cut to 70 positions equals the reference encoder with its position table cut."""
+    monkeypatch.setattr(whisper_context, "MIN_LOG_PROBABILITY", -np.inf)  # the weights are random
     short = multilingual.model.clip(multilingual.waveforms[0][: 16000 * 13 // 10], 16000)
-    found = multilingual.model.transcribe_clips(
-        [short], beam=1, language="en", audio_context=70, max_tokens=12
-    )[0]
+    options = {"beam": 1, "language": "en", "max_tokens": 12}
+    found = multilingual.model.transcribe_clips([short], audio_context=70, **options)[0]
+    assert found.decoded_again is None
     expected = reference_greedy(multilingual, short, START, 140, 12)
     assert found.hypotheses[0][1].tokens.tolist() == expected
-    full = multilingual.model.transcribe_clips([short], beam=1, language="en", max_tokens=12)[0]
+    full = multilingual.model.transcribe_clips([short], **options)[0]
     assert full.score != found.score
+
+
+def test_a_doubtful_text_is_decoded_again_with_the_whole_window(
+    multilingual: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights are never sure of anything."""
+    monkeypatch.setattr(whisper_context, "FLOOR", 80)
+    short = multilingual.model.clip(multilingual.waveforms[0][: 16000 * 13 // 10], 16000)
+    for options in ({"beam": 1}, {"beam": 3}, {"beam": 2, "timestamps": True}):
+        found = multilingual.model.transcribe_clips([short], audio_context="auto", **options)[0]
+        full = multilingual.model.transcribe_clips([short], **options)[0]
+        assert found.decoded_again is not None and full.decoded_again is None
+        assert found.hypotheses[0][1].tokens.tolist() == full.hypotheses[0][1].tokens.tolist()
+
+
+def doubted(tokens: Sequence[int], seconds: float, text: str, log_probability: float = -0.1) -> Any:
+    scores = np.full(len(tokens), log_probability, np.float32)
+    best = Hypothesis(np.array(tokens), log_probability, scores)
+    transcript = Transcript("clip", text, log_probability, seconds, ((text, best),))
+    return whisper_context.doubt(transcript, TEXT_TOKENS, None)
+
+
+def test_auto_encodes_at_least_what_keeps_the_decoder_from_looping() -> None:
+    def clip(seconds: float) -> Clip:
+        return Clip("clip", np.zeros((1, 80), np.float32), seconds)
+
+    assert [whisper_context.auto_positions(clip(s), 1500) for s in (0.1, 9.9)] == [800, 800]
+    assert whisper_context.auto_positions(clip(20.0), 1500) == 1100
+    assert whisper_context.auto_positions(clip(29.0), 1500) == 1500
+    assert whisper_context.auto_positions(clip(2.0), 400) == 400
+
+
+def test_what_is_doubted() -> None:
+    sound = [*range(12), TEXT_TOKENS]
+    assert doubted(sound, 4.0, "The black key is very new.") is None
+    assert doubted(sound[:-1], 4.0, "The black key is very") == "no end after 12 tokens"
+    assert doubted(sound, 4.0, "I am. " * 30).startswith("compression ratio")
+    assert doubted(sound, 4.0, "The black key", -1.2) == "average log-probability -1.20"
+    assert doubted(sound, 28.0, "The black key is very new.") == "13 tokens in 28.0 s"
+
+
+def test_what_the_user_writes_is_never_a_special_token(multilingual: Pair) -> None:
+    vocabulary = multilingual.model.vocabulary
+    for text in ("<|endoftext|> hello <|startoftranscript|>", "<|0.00|>", "a<|en|>b"):
+        tokens = vocabulary.tokens(text)
+        assert max(tokens) < vocabulary.eos and vocabulary.text(tokens) == text
+    plain = "Mr. Quilter's  36th, ümläut 平凡 👩‍👩‍👧"
+    known = vocabulary._tokenizer.encode(f" {plain}", add_special_tokens=False).ids
+    assert vocabulary.tokens(plain) == tuple(known)
 
 
 def test_prefix_begins_the_text(multilingual: Pair) -> None:
@@ -355,10 +421,15 @@ def test_options_that_cannot_work(multilingual: Pair, flag: str) -> None:
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize("context", ["half", 0, -3, 10, 101])
+@pytest.mark.parametrize("context", ["half", 0, -3, 101])
 def test_audio_contexts_that_cannot_work(multilingual: Pair, context: Any) -> None:
     with pytest.raises(OptionError, match="--audio-context"):
         multilingual.model.transcribe_clips(multilingual.clips[:1], audio_context=context)
+
+
+def test_a_clip_longer_than_the_audio_context_is_its_own_error(multilingual: Pair) -> None:
+    with pytest.raises(UtteranceTooLongError, match="expected at most 10 positions"):
+        multilingual.model.transcribe_clips(multilingual.clips[:1], audio_context=10)
 
 
 def test_english_models_refuse_other_languages(pairs: Callable[[str], Pair]) -> None:
@@ -509,7 +580,11 @@ def openai(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_openai_checkpoints(openai: Path, tmp_path: Path) -> None:
+def test_openai_checkpoints(
+    openai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
     import torch
 
     from fairseq_openvino.errors import CheckpointError, ModelError, UnsafeCheckpointError
@@ -535,6 +610,7 @@ def test_openai_checkpoints(openai: Path, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "part.pt")
     with pytest.raises(CheckpointError, match="missing"):
         export_whisper(tmp_path / "part.pt", tmp_path / "x", None, openai)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no openai-whisper
     with pytest.raises(ModelError, match="--tokenizer"):
         torch.save(torch.load(openai / "small.pt"), tmp_path / "alone.pt")
         export_whisper(tmp_path / "alone.pt", tmp_path / "x")

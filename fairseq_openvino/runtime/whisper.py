@@ -1,8 +1,8 @@
 """The Whisper family: log-mel windows, special-token prompts, timestamps, language detection.
 
-Results equal transformers' `generate`, which decodes what follows the last complete segment of a
-window again when timestamps are asked for. Source: transformers
-`models/whisper/generation_whisper.py`.
+Tokens equal transformers' `generate`. What follows the last complete segment of a window is decoded
+again, up to the end of the audio, as openai-whisper does it. Sources: transformers
+`models/whisper/generation_whisper.py`, openai-whisper `transcribe.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import groupby
 import numpy as np
 
 from fairseq_openvino import features as feature_functions
+from fairseq_openvino import whisper_context as context
 from fairseq_openvino.bundle import Bundle, WhisperConfig
 from fairseq_openvino.errors import (
     AudioError,
@@ -27,16 +28,11 @@ from fairseq_openvino.runtime.engine import EngineOptions, Variant
 from fairseq_openvino.runtime.plan import Plan, cpu_flags, plan_batch
 from fairseq_openvino.runtime.session import Session, concatenate, encode
 from fairseq_openvino.runtime.transcriber import Transcriber, transcript
+from fairseq_openvino.whisper_context import FRAMES_PER_POSITION
 from fairseq_openvino.whisper_request import Request
 from fairseq_openvino.whisper_search import Rules, beam_search, greedy, sample
 from fairseq_openvino.whisper_segments import FRAMES_PER_SECOND, Progress
 from fairseq_openvino.whisper_tokens import WhisperTokenizer
-
-FRAMES_PER_POSITION = 2
-CONTEXT_MARGIN = 50
-"""Encoder positions (1 s) that audio_context="auto" leaves behind the clip."""
-CONTEXT_STEP = 50
-"""audio_context="auto" is a multiple of this, so that few shapes occur."""
 
 
 class WhisperModel(Transcriber):
@@ -154,9 +150,10 @@ class WhisperModel(Transcriber):
             seed: of the drawing.
             min_tokens: fewest tokens of the output.
             max_tokens: most tokens of the output; default: what the model has positions for.
-            audio_context: `full` encodes the whole window, as the model was trained; `auto` the
-                clip and 1 s behind it; a number that many positions of 20 ms. Shorter is faster and
-                may change the text.
+            audio_context: `full` encodes the whole window, as the model was trained; `auto` about
+                half of it for clips up to 10 s, see `whisper_context`; a number that many positions
+                of 20 ms. Shorter is faster and may change the text; one that looks wrong is decoded
+                again with `full`, and `decoded_again` says why.
 
         Raises:
             OptionError: the options contradict each other or the model.
@@ -167,35 +164,65 @@ class WhisperModel(Transcriber):
             prompt=prompt, prefix=prefix, temperature=temperature, seed=seed,
             min_tokens=min_tokens, max_tokens=max_tokens, audio_context=audio_context,
         )  # fmt: skip
-        frames = [self._frames(clip, request) for clip in clips]
-        progress = [Progress(request.language, request.seed) for _ in clips]
-        while active := [i for i, each in enumerate(progress) if each.seek < frames[i]]:
-            active.sort(key=lambda i: frames[i])  # windows of one length are encoded together
-            windows = [_window(clips[i].features[: frames[i]], progress[i].seek) for i in active]
-            self._decode(windows, [progress[i] for i in active], request)
-        pairs = zip(clips, progress, strict=True)
-        return [self._transcript(clip, each, request.prefix) for clip, each in pairs]
+        frames = [self._encoded_frames(clip, request) for clip in clips]
+        found = self._decode_clips(clips, frames, request)
+        window, eos = self.manifest.limits.max_source_frames, self.manifest.tokens.eos
+        doubts = {
+            i: reason
+            for i, each in enumerate(found)
+            if frames[i] < window and (reason := context.doubt(each, eos, max_tokens))
+        }
+        whole = [clips[i] for i in doubts]
+        again = self._decode_clips(whole, [window] * len(whole), request)
+        for (i, reason), each in zip(doubts.items(), again, strict=True):
+            found[i] = replace(each, decoded_again=reason)
+        return found
 
-    def _frames(self, clip: Clip, request: Request) -> int:
+    def _encoded_frames(self, clip: Clip, request: Request) -> int:
         """T that is encoded of a clip."""
         window = self.manifest.limits.max_source_frames
-        needed = -(-int(np.ceil(clip.seconds * FRAMES_PER_SECOND)) // FRAMES_PER_POSITION)
         if request.audio_context == "full":
             return window
         if request.audio_context == "auto":
-            positions = -(-(needed + CONTEXT_MARGIN) // CONTEXT_STEP) * CONTEXT_STEP
-            return min(FRAMES_PER_POSITION * positions, window)
-        frames = FRAMES_PER_POSITION * int(request.audio_context)
-        if int(request.audio_context) < needed or frames > window:
+            return FRAMES_PER_POSITION * context.auto_positions(clip, window // FRAMES_PER_POSITION)
+        frames, needed = FRAMES_PER_POSITION * int(request.audio_context), context.positions(clip)
+        if frames > window:
             raise OptionError(
-                f"Transcribing failed in --audio-context for {clip.path}: expected {needed} (the "
-                f"clip) to {window // FRAMES_PER_POSITION} positions of 20 ms, got "
-                f"{request.audio_context}. Use full or auto."
+                f"Transcribing failed in --audio-context: expected at most "
+                f"{window // FRAMES_PER_POSITION} positions, got {request.audio_context}. Use full."
+            )
+        if frames < FRAMES_PER_POSITION * needed:
+            raise UtteranceTooLongError(
+                f"Transcribing failed in {clip.path}: expected at most {request.audio_context} "
+                f"positions of 20 ms (audio_context), got {needed}. Use full or auto."
             )
         return frames
 
+    def _decode_clips(
+        self, clips: Sequence[Clip], frames: Sequence[int], request: Request
+    ) -> list[Transcript]:
+        """Clips of which `frames` (T) each are encoded, decoded to their ends."""
+        window, most = self.manifest.limits.max_source_frames, request.search.max_tokens
+        progress = [Progress(context.frames(c), request.language, request.seed) for c in clips]
+        limits = np.array(
+            [
+                most if encoded == window else min(most, context.token_limit(clip.seconds))
+                for clip, encoded in zip(clips, frames, strict=True)
+            ]
+        )
+        while active := [i for i, each in enumerate(progress) if not each.done]:
+            active.sort(key=lambda i: frames[i])  # windows of one length are encoded together
+            windows = [_window(clips[i].features[: frames[i]], progress[i].seek) for i in active]
+            self._decode(windows, [progress[i] for i in active], limits[active], request)
+        pairs = zip(clips, progress, strict=True)
+        return [self._transcript(clip, each, request.prefix) for clip, each in pairs]
+
     def _decode(
-        self, windows: list[np.ndarray], progress: list[Progress], request: Request
+        self,
+        windows: list[np.ndarray],
+        progress: list[Progress],
+        limits: np.ndarray,
+        request: Request,
     ) -> None:
         """One window (T, F) of each clip, ordered by length, decoded as one batch."""
         encoded = self._encode_windows(windows)
@@ -222,13 +249,12 @@ class WhisperModel(Transcriber):
             )
             if sampling:
                 randoms = [each.random for each in progress]
-                found = sample(session, prompts, self.rules, search, randoms)
+                found = sample(session, prompts, self.rules, search, limits, randoms)
             else:
                 run = greedy if beam == 1 else beam_search
-                found = run(session, prompts, self.rules, search)
-        for each, window, hypotheses in zip(progress, windows, found, strict=True):
-            best = hypotheses[: request.nbest]
-            each.add(best, len(window), self.rules, timestamps=search.timestamps)
+                found = run(session, prompts, self.rules, search, limits)
+        for each, hypotheses in zip(progress, found, strict=True):
+            each.add(hypotheses[: request.nbest], self.rules, timestamps=search.timestamps)
 
     def _encode_windows(self, windows: list[np.ndarray]) -> EncoderOutput:
         """Windows of one length are encoded together, so no result depends on other lengths."""
@@ -254,7 +280,7 @@ class WhisperModel(Transcriber):
             each.detected(float(np.exp(log_probs[0])), log_probs[1:], list(self.config.languages))
 
     def _transcript(self, clip: Clip, progress: Progress, prefix: tuple[int, ...]) -> Transcript:
-        found = progress.hypotheses()
+        found = progress.hypotheses(self.manifest.tokens.eos)
         texts = [self.vocabulary.text((*prefix, *hypothesis.tokens)) for hypothesis in found]
         return replace(
             transcript(clip, texts, found),
