@@ -36,12 +36,12 @@ TOKENS = 6
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Our engine in two rounds, and a peer that is not installed."""
+    """Two of our engines in two rounds, and a peer that is not installed."""
     pytest.importorskip("transformers")
     output = tmp_path_factory.mktemp("whisper")
     options = Options(
-        sizes=("tiny",), engines=("transformers-f32", "ours-f32"), rounds=2, tokens=TOKENS, threads=2,
-        output=output,
+        sizes=("tiny",), engines=("transformers-f32", "ours-f32", "ours-int8"), rounds=2,
+        tokens=TOKENS, threads=2, output=output,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(material.SIZES, "tiny", SMALLEST)
@@ -60,27 +60,27 @@ def test_every_hypothesis_has_the_tokens_asked_for(results: Results) -> None:
 
 
 def test_the_text_depends_on_the_audio_but_not_on_the_batch(results: Results) -> None:
-    rows = {(row.workload.name, row.context): row for row in results.rows if row.ours}
-    single = rows["single", "full"].rounds[0]["digests"]
-    batch = rows["batch", "full"].rounds[0]["digests"]
+    rows = {row.workload.name: row for row in results.rows if row.engine.name == "ours-f32"}
+    single = rows["single"].rounds[0]["digests"]
+    batch = rows["batch"].rounds[0]["digests"]
     assert batch[:1] == single
     assert len(set(batch)) > 1
-    assert rows["single", "full"].rounds[1]["digests"] == single
+    assert rows["single"].rounds[1]["digests"] == single
 
 
 def test_engines_take_turns(results: Results) -> None:
     order = [name for _, workload, _, name in results.order if workload == "single"]
-    assert order == ["ours-f32, short", "ours-f32", "ours-f32", "ours-f32, short"]
+    assert order == ["ours-int8", "ours-f32", "ours-f32", "ours-int8"]
 
 
 def test_loading_is_measured_twice_and_a_missing_peer_says_so(results: Results) -> None:
-    peer, ours = results.loaded
+    peer, ours, _ = results.loaded
     assert peer.error == "not installed: run `make peers`"
     assert ours.cold_seconds and ours.warm_seconds
     assert ours.peak_mb > 50
     assert ours.precision == "f32 encoder, f32 decoder"
     table = markdown(results)
-    assert "| `transformers-f32` | full | failed: not installed: run `make peers` |" in table
+    assert "| `transformers-f32` | failed: not installed: run `make peers` |" in table
 
 
 def test_files_hold_everything_and_no_paths(results: Results, tmp_path: Path) -> None:
@@ -164,27 +164,27 @@ def test_a_failing_converter_names_its_last_line(
 
 
 PEER = Engine("peer-int8", "peer", "int8", batches=False)
-FAST = Engine("ours-fast", plan.OURS, "fast", shortens=True)
+OURS = Engine("ours-f32", plan.OURS, "f32")
+FAST = Engine("ours-fast", plan.OURS, "fast")
 
 
-def measured(engine: Engine, context: str, *seconds: float, counts: tuple[int, ...] = (64,)) -> Row:
-    row = Row("base", engine, WORKLOADS[0], context, 64)
+def measured(engine: Engine, *seconds: float, counts: tuple[int, ...] = (64,)) -> Row:
+    row = Row("base", engine, WORKLOADS[0], 64)
     row.rounds = [{"seconds": each, "counts": list(counts), "digests": ["a"]} for each in seconds]
     return row
 
 
 def test_ratios_are_medians_within_rounds() -> None:
     rows = [
-        measured(ENGINES[0], "full", 4.0, 4.0, 8.0),
-        measured(PEER, "full", 2.0, 2.0, 6.0),
-        measured(PEER, "short", 0.5),
-        measured(FAST, "full", 1.0, 1.0, 2.0),
-        measured(FAST, "short", 0.5, 0.5, 1.0),
+        measured(ENGINES[0], 4.0, 4.0, 8.0),
+        measured(PEER, 2.0, 2.0, 6.0),
+        measured(FAST, 1.0, 1.0, 2.0),
+        measured(OURS, 1.5, 1.5, 3.0),
     ]
     peer = fastest_peer(rows)
     assert peer is rows[1]
-    assert rows[3].speed_against(peer) == 2.0  # 2, 2, 3
-    assert fastest_of_ours(rows, "short") is rows[4]
+    assert rows[2].speed_against(peer) == 2.0  # 2, 2, 3
+    assert fastest_of_ours(rows) is rows[2]
     options = Options(sizes=("base",))
     results = Results(options, {"cpu": "x"}, [Loaded("base", PEER)], rows)
     table = markdown(results)
@@ -192,7 +192,7 @@ def test_ratios_are_medians_within_rounds() -> None:
 
 
 def test_other_token_counts_are_scaled_and_said() -> None:
-    row = measured(PEER, "full", 1.0, counts=(32,))
+    row = measured(PEER, 1.0, counts=(32,))
     assert not row.exact and row.seconds == [2.0]
     table = markdown(Results(Options(), {}, [], [row]))
     assert "could not be held to 64 tokens" in table
@@ -217,7 +217,7 @@ def test_an_engine_that_stops_keeps_its_row(
             if request == "load":
                 return {"load_seconds": 1.0, "precision": "f32", "versions": {}}
             self.runs += 1
-            if self.runs > 2:  # after the warm-up of both contexts
+            if self.runs > 1:  # after the warm-up
                 raise EngineFailed("ended with signal 9: no message")
             return {"seconds": 1.0, "outputs": [{"tokens": [300] * 64}], "peak_mb": 1.0}
 
@@ -229,7 +229,7 @@ def test_an_engine_that_stops_keeps_its_row(
     monkeypatch.setattr(material.Material, "prepare", lambda self: None)
     monkeypatch.setattr(material.Material, "path", lambda self, engine: tmp_path)
     found = run_whisper_benchmark(Options(engines=("ours-f32",), output=tmp_path))
-    assert len(found.rows) == 2 * len(WORKLOADS)
+    assert len(found.rows) == len(WORKLOADS)
     assert {row.error for row in found.rows} == {"ended with signal 9: no message"}
     assert all(len(row.rounds) == 1 for row in found.rows)  # started anew for each workload
     assert "1000 [1000-1000], then: ended with signal 9" in markdown(found)

@@ -73,8 +73,5 @@ quantize s2t s2t-int8-from-noise "$work/noise/noise.tsv" --validation "$clips" \
 engines=pytorch,openvino,openvino-bf16,openvino-int8
 evaluate s2t --engines "$engines" --checkpoint "$s2t/checkpoint.pt" --bundle "$work/s2t" \
     --int8-bundle "$work/s2t-int8" --name "shipped S2T"
-for context in full auto; do
-    evaluate "whisper-$context" --engines "$engines" --checkpoint "$whisper" \
-        --bundle "$work/whisper" --int8-bundle "$work/whisper-int8" --name micro-Whisper \
-        --text-column src_text --language en --audio-context "$context"
-done
+evaluate whisper --engines "$engines" --checkpoint "$whisper" --bundle "$work/whisper" \
+    --int8-bundle "$work/whisper-int8" --name micro-Whisper --text-column src_text --language en

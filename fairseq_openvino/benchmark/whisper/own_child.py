@@ -28,11 +28,11 @@ def load_ours(settings: dict[str, Any]) -> tuple[peer_child.Run, str, list[str]]
         cache_dir=settings["cache"],
     )
 
-    def run(clips: np.ndarray, beam: int, tokens: int, short: bool) -> list[peer_child.Output]:
+    def run(clips: np.ndarray, beam: int, tokens: int) -> list[peer_child.Output]:
         found = model.transcribe_clips(
             [model.clip(clip, peer_child.RATE_HZ) for clip in clips],
             beam=beam, language="en", task="transcribe", timestamps=False,
-            audio_context="auto" if short else "full", min_tokens=tokens, max_tokens=tokens,
+            min_tokens=tokens, max_tokens=tokens,
         )  # fmt: skip
         return [{"tokens": each.hypotheses[0][1].tokens.tolist()} for each in found]
 

@@ -27,18 +27,13 @@ import numpy as np
 RATE_HZ = 16000
 FIRST_TOKENS = 2
 MAX_ERROR_CHARACTERS = 300
-POSITIONS_PER_SECOND = 50
-HIDDEN_FRAMES = 2
-"""Mel frames a position of the encoder."""
-SPARE_POSITIONS = 50
-"""Silence behind a clip in a shortened audio context: 1 s."""
 PROMPT_TOKENS = 4
 """Start, language, task, no timestamps; CTranslate2 halves prompt and limit together."""
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 Output = dict[str, Any]
-Run = Callable[[np.ndarray, int, int, bool], list[Output]]
-"""(clips, samples), beam, tokens, short context -> tokens and text of each clip."""
+Run = Callable[[np.ndarray, int, int], list[Output]]
+"""(clips, samples), beam, tokens -> tokens and text of each clip."""
 
 
 def load_transformers(settings: dict[str, Any]) -> tuple[Run, str, list[str]]:
@@ -75,7 +70,7 @@ def _generate(model: Any, processor: Any, kind: Any) -> Run:
     """A run by `generate` of transformers."""
     import torch
 
-    def run(clips: np.ndarray, beam: int, tokens: int, short: bool) -> list[Output]:
+    def run(clips: np.ndarray, beam: int, tokens: int) -> list[Output]:
         features = processor(
             list(clips), sampling_rate=RATE_HZ, return_tensors="pt", return_attention_mask=True
         )
@@ -99,7 +94,7 @@ def load_genai(settings: dict[str, Any]) -> tuple[Run, str, list[str]]:
     options = _openvino(settings) | exact
     pipeline = openvino_genai.WhisperPipeline(settings["format"], "CPU", **options)
 
-    def run(clips: np.ndarray, beam: int, tokens: int, short: bool) -> list[Output]:
+    def run(clips: np.ndarray, beam: int, tokens: int) -> list[Output]:
         outputs = []
         for clip in clips:
             config = pipeline.get_generation_config()
@@ -132,9 +127,7 @@ def load_faster_whisper(settings: dict[str, Any]) -> tuple[Run, str, list[str]]:
         "log_prob_threshold": None, "compression_ratio_threshold": None,
     }  # fmt: skip
 
-    def run(clips: np.ndarray, beam: int, tokens: int, short: bool) -> list[Output]:
-        if short:
-            return _unpadded(model, clips, beam, tokens)
+    def run(clips: np.ndarray, beam: int, tokens: int) -> list[Output]:
         options = {**plain, "beam_size": beam, "max_new_tokens": 2 * tokens - PROMPT_TOKENS}
         if len(clips) == 1:
             segments, _ = model.transcribe(clips[0], **options)
@@ -147,23 +140,6 @@ def load_faster_whisper(settings: dict[str, Any]) -> tuple[Run, str, list[str]]:
         return [{"tokens": segment.tokens} for segment in segments]
 
     return run, model.model.compute_type, ["faster-whisper", "ctranslate2"]
-
-
-def _unpadded(model: Any, clips: np.ndarray, beam: int, tokens: int) -> list[Output]:
-    """What faster-whisper calls inside, with features that are not padded to 30 s."""
-    from faster_whisper.tokenizer import Tokenizer
-    from faster_whisper.transcribe import get_suppressed_tokens
-
-    tokenizer = Tokenizer(model.hf_tokenizer, True, task="transcribe", language="en")
-    frames = HIDDEN_FRAMES * _short_positions(clips)
-    features = np.stack([model.feature_extractor(clip, padding=RATE_HZ * 2) for clip in clips])
-    prompt = model.get_prompt(tokenizer, [], without_timestamps=True)
-    found = model.model.generate(
-        model.encode(np.ascontiguousarray(features[..., :frames])), [prompt] * len(clips),
-        beam_size=beam, max_length=2 * tokens, return_scores=True,
-        return_no_speech_prob=True, suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
-    )  # fmt: skip
-    return [{"tokens": result.sequences_ids[0]} for result in found]
 
 
 def load_whisper_cpp(settings: dict[str, Any]) -> tuple[Run, str, list[str]]:
@@ -181,14 +157,13 @@ def load_whisper_cpp(settings: dict[str, Any]) -> tuple[Run, str, list[str]]:
     second = library.whisper_full_default_params(kinds.WHISPER_SAMPLING_BEAM_SEARCH)
     greedy, context = first._params, first._ctx
 
-    def run(clips: np.ndarray, beam: int, tokens: int, short: bool) -> list[Output]:
+    def run(clips: np.ndarray, beam: int, tokens: int) -> list[Output]:
         first._params = greedy if beam == 1 else second
         if beam > 1:
             options["beam_search"] = {"beam_size": beam, "patience": -1.0}
         outputs = []
         for clip in clips:
-            positions = _short_positions(clips) if short else 0
-            first.transcribe(clip, **options, max_tokens=tokens - 1, audio_ctx=positions)
+            first.transcribe(clip, **options, max_tokens=tokens - 1)
             count = library.whisper_full_n_segments(context)
             outputs.append({"tokens": [
                 library.whisper_full_get_token_id(context, i, j)
@@ -197,10 +172,6 @@ def load_whisper_cpp(settings: dict[str, Any]) -> tuple[Run, str, list[str]]:
         return outputs
 
     return run, f"weights {settings['precision']}, activations f32", ["pywhispercpp"]
-
-
-def _short_positions(clips: np.ndarray) -> int:
-    return clips.shape[1] * POSITIONS_PER_SECOND // RATE_HZ + SPARE_POSITIONS
 
 
 def _openvino(settings: dict[str, Any]) -> dict[str, Any]:
@@ -236,16 +207,16 @@ class Child:
         self._import()
         started = time.perf_counter()
         self.transcribe, precision, packages = ENGINES[self.settings["package"]](self.settings)
-        self.transcribe(self.clips[:1], 1, FIRST_TOKENS, False)
+        self.transcribe(self.clips[:1], 1, FIRST_TOKENS)
         seconds = time.perf_counter() - started
         versions = {name: version(name) for name in packages}
         return {"load_seconds": seconds, "precision": precision, "versions": versions}
 
-    def run(self, clips: int, beam: int, short: bool) -> dict[str, Any]:
+    def run(self, clips: int, beam: int) -> dict[str, Any]:
         """Measure one round."""
         assert self.transcribe is not None
         started = time.perf_counter()
-        outputs = self.transcribe(self.clips[:clips], beam, self.settings["tokens"], short)
+        outputs = self.transcribe(self.clips[:clips], beam, self.settings["tokens"])
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "outputs": outputs, "peak_mb": _peak_mb()}
 

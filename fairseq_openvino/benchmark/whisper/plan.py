@@ -50,13 +50,6 @@ class Engine:
     """Key of `material.FORMATS`; empty: the checkpoint itself."""
     batches: bool = True
     """False: clips of a batch run one after the other."""
-    shortens: bool = False
-    """Can encode less than the window of 30 s."""
-
-    @property
-    def contexts(self) -> tuple[str, ...]:
-        """Audio contexts to measure."""
-        return ("full", "short") if self.shortens else ("full",)
 
 
 PEERS = (
@@ -67,19 +60,19 @@ PEERS = (
     Engine("optimum-intel-int8", "optimum-intel", "int8", "openvino-int8"),
     Engine("openvino-genai-bf16", "openvino-genai", "bf16", "openvino", batches=False),
     Engine("openvino-genai-int8", "openvino-genai", "int8", "openvino-int8", batches=False),
-    Engine("faster-whisper-f32", "faster-whisper", "f32", "ctranslate2", shortens=True),
-    Engine("faster-whisper-int8", "faster-whisper", "int8", "ctranslate2-int8", shortens=True),
-    Engine("whisper.cpp-f16", "whisper.cpp", "f16", "ggml-f16", batches=False, shortens=True),
-    Engine("whisper.cpp-q8_0", "whisper.cpp", "q8_0", "ggml-q8_0", batches=False, shortens=True),
+    Engine("faster-whisper-f32", "faster-whisper", "f32", "ctranslate2"),
+    Engine("faster-whisper-int8", "faster-whisper", "int8", "ctranslate2-int8"),
+    Engine("whisper.cpp-f16", "whisper.cpp", "f16", "ggml-f16", batches=False),
+    Engine("whisper.cpp-q8_0", "whisper.cpp", "q8_0", "ggml-q8_0", batches=False),
 )
 ENGINES = (
     *PEERS,
     *(
-        Engine(f"ours-{precision}", OURS, precision, "bundle", shortens=True)
+        Engine(f"ours-{precision}", OURS, precision, "bundle")
         for precision in PRECISIONS
         if precision not in UNMEASURED_PRECISIONS
     ),
-    Engine("ours-nncf", OURS, "fast", "bundle-nncf", shortens=True),
+    Engine("ours-nncf", OURS, "fast", "bundle-nncf"),
 )
 
 

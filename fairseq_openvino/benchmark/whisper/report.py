@@ -19,15 +19,13 @@ from fairseq_openvino.reporting import write_report
 
 LEGEND = f"""\
 Random weights at true size: speed only. time: from samples at 16 kHz to tokens, log-mel included,
-median of the rounds; vs ...: median of the ratios within each round; context: full encodes the
-window of 30 s, short the clip and 1 s behind it (ours: `audio_context="auto"`; faster-whisper:
-unpadded features, which its API does not offer; whisper.cpp: `audio_ctx`); tokens: generated for
-each clip, counted in what the engine returned (openvino-genai: by its own metrics); same text:
-clips with the text of `{BASELINE}`: below f32 and with a short context random weights decide many
-near-ties differently, and faster-whisper pads features, not audio; rounds: what takes longer than
-{SLOW_SECONDS:g} s, or stops after its warm-up, is measured once, by the warm-up; load: to the first two
-tokens without imports, cold: with an empty cache of compiled models, warm: in a second process; peak:
-resident memory of the process after all workloads."""
+median of the rounds; every engine encodes the window of 30 s; vs ...: median of the ratios within
+each round; tokens: generated for each clip, counted in what the engine returned (openvino-genai: by
+its own metrics); same text: clips with the text of `{BASELINE}`: below f32 random weights decide
+many near-ties differently, and faster-whisper pads features, not audio; rounds: what takes longer
+than {SLOW_SECONDS:g} s, or stops after its warm-up, is measured once, by the warm-up; load: to the first
+two tokens without imports, cold: with an empty cache of compiled models, warm: in a second process;
+peak: resident memory of the process after all workloads."""
 MAX_ERROR_CHARACTERS = 200
 
 
@@ -82,7 +80,7 @@ def draw(results: Results, path: Path) -> bool:
         measured = [row for row in rows if row.rounds][::-1]
         speeds = [row.speed_against(baseline(rows)) or 0.0 for row in measured]
         colors = ["C1" if row.ours else "C0" for row in measured]
-        bars = axis.barh([row.name for row in measured], speeds, color=colors)
+        bars = axis.barh([row.engine.name for row in measured], speeds, color=colors)
         axis.bar_label(bars, [f"{speed:.1f}" for speed in speeds], fontsize=7)
         axis.tick_params(axis="y", labelsize=7)
         axis.set_title(f"whisper-{size}: {workload.title}", fontsize=9)
@@ -96,24 +94,24 @@ def draw(results: Results, path: Path) -> bool:
 
 def _summary(results: Results) -> list[str]:
     lines = [
-        f"| model | workload | fastest peer | ours, full context | ours, short context | {BASELINE} |",
-        "|---|---|---|---|---|---|",
+        f"| model | workload | fastest peer | ours | {BASELINE} |",
+        "|---|---|---|---|---|",
     ]
     for size, workload, rows in results.tables():
-        peer, reference = fastest_peer(rows), baseline(rows)
-        cells = [f"whisper-{size}", workload.title, _timed(peer)]
-        for context in ("full", "short"):
-            ours = fastest_of_ours(rows, context)
-            speed = ours.speed_against(peer) if ours else None
-            cells.append(f"{_timed(ours)}: **{speed:.2f}x**" if speed else _timed(ours))
-        lines.append("| " + " | ".join([*cells, _timed(reference)]) + " |")
+        peer, ours = fastest_peer(rows), fastest_of_ours(rows)
+        speed = ours.speed_against(peer) if ours else None
+        cells = [
+            f"whisper-{size}", workload.title, _timed(peer),
+            f"{_timed(ours)}: **{speed:.2f}x**" if speed else _timed(ours), _timed(baseline(rows)),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
 def _table(workload: Workload, rows: list[Row]) -> list[str]:
     peer, reference = fastest_peer(rows), baseline(rows)
     columns = [
-        "engine", "context", "time, ms [min-max]", f"vs {peer.name if peer else 'fastest peer'}",
+        "engine", "time, ms [min-max]", f"vs {peer.engine.name if peer else 'fastest peer'}",
         f"vs {BASELINE}", "tokens", "same text", "rounds",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -124,7 +122,7 @@ def _table(workload: Workload, rows: list[Row]) -> list[str]:
             cells[0] += " (one by one)"
         if row.rounds and not row.exact:
             notes.append(
-                f"`{row.name}` could not be held to {row.tokens} tokens: its time is scaled by "
+                f"`{row.engine.name}` could not be held to {row.tokens} tokens: its time is scaled by "
                 f"{row.tokens} / its tokens."
             )
         lines.append("| " + " | ".join([*cells, *[""] * (len(columns) - len(cells))]) + " |")
@@ -136,7 +134,7 @@ def _table(workload: Workload, rows: list[Row]) -> list[str]:
 def _cells(row: Row, peer: Row | None, reference: Row | None) -> list[str]:
     error = "" if row.error is None else _one_line(row.error)
     if not row.rounds:
-        return [f"`{row.engine.name}`", row.context, f"failed: {error}" if error else "not run"]
+        return [f"`{row.engine.name}`", f"failed: {error}" if error else "not run"]
     times = [1e3 * seconds for seconds in row.seconds]
     spread = f"{1e3 * row.median:.0f} [{min(times):.0f}-{max(times):.0f}]"
     if error:
@@ -145,7 +143,6 @@ def _cells(row: Row, peer: Row | None, reference: Row | None) -> list[str]:
     share = row.same_text(reference)
     return [
         f"`{row.engine.name}`",
-        row.context,
         spread,
         *("-" if speed is None else f"{speed:.2f}x" for speed in speeds),
         "-".join(str(count) for count in (row.counts[0], row.counts[-1])[: len(row.counts)]),

@@ -39,13 +39,11 @@ class Loaded:
 
 @dataclass
 class Row:
-    """One engine in one workload with one audio context."""
+    """One engine in one workload."""
 
     size: str
     engine: Engine
     workload: Workload
-    context: str
-    """`full` (30 s), or `short`: the clip and 1 s."""
     tokens: int
     """Tokens asked for."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -56,11 +54,6 @@ class Row:
     def ours(self) -> bool:
         """Whether it is an engine of this project."""
         return self.engine.package == OURS
-
-    @property
-    def name(self) -> str:
-        """Engine and context."""
-        return self.engine.name if self.context == "full" else f"{self.engine.name}, short"
 
     @property
     def counts(self) -> list[int]:
@@ -107,7 +100,7 @@ class Results:
     loaded: list[Loaded] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     order: list[tuple[str, str, int, str]] = field(default_factory=list)
-    """(size, workload, round, row) in the order in which they ran."""
+    """(size, workload, round, engine) in the order in which they ran."""
     interrupted: bool = False
 
     def of(self, size: str, workload: Workload) -> list[Row]:
@@ -140,15 +133,15 @@ def baseline(rows: list[Row]) -> Row | None:
     return next((row for row in rows if row.engine.name == BASELINE and row.rounds), None)
 
 
-def fastest_peer(rows: list[Row], context: str = "full") -> Row | None:
+def fastest_peer(rows: list[Row]) -> Row | None:
     """The peer with the lowest median time, at whatever precision."""
-    found = [row for row in rows if not row.ours and row.rounds and row.context == context]
+    found = [row for row in rows if not row.ours and row.rounds]
     return min(found, key=lambda row: row.median, default=None)
 
 
-def fastest_of_ours(rows: list[Row], context: str) -> Row | None:
+def fastest_of_ours(rows: list[Row]) -> Row | None:
     """Ours with the lowest median time."""
-    found = [row for row in rows if row.ours and row.rounds and row.context == context]
+    found = [row for row in rows if row.ours and row.rounds]
     return min(found, key=lambda row: row.median, default=None)
 
 

@@ -156,10 +156,9 @@ class _Measurement:
 
     def _workload(self, size: str, workload: Workload) -> None:
         rows = [
-            Row(size, loaded.engine, workload, context, self.options.tokens, error=loaded.error)
+            Row(size, loaded.engine, workload, self.options.tokens, error=loaded.error)
             for loaded in self.results.loaded
             if loaded.size == size
-            for context in loaded.engine.contexts
         ]
         self.results.rows += rows
         self._restart()
@@ -168,21 +167,21 @@ class _Measurement:
         for number in range(-1, self.options.rounds):  # -1 is the warm-up
             name = "warm-up" if number < 0 else f"round {number + 1} of {self.options.rounds}"
             self.progress(f"{size}: {workload.title}: {name}")
-            turns = [row for row in rows if row.error is None and row.name not in slow]
+            turns = [row for row in rows if row.error is None and row.engine.name not in slow]
             shift = (number + 1) % max(len(turns), 1)
             for row in turns[shift:] + turns[:shift]:
                 measured = self._run(row)
                 if measured is None:
-                    if not row.rounds and row.name in warm_ups:
-                        row.rounds.append(warm_ups[row.name])
+                    if not row.rounds and row.engine.name in warm_ups:
+                        row.rounds.append(warm_ups[row.engine.name])
                     continue
                 if number < 0:
-                    warm_ups[row.name] = measured
+                    warm_ups[row.engine.name] = measured
                 if measured["seconds"] > SLOW_SECONDS and number < 0:
-                    slow.add(row.name)
-                if number >= 0 or row.name in slow:
+                    slow.add(row.engine.name)
+                if number >= 0 or row.engine.name in slow:
                     row.rounds.append(measured)
-                    self.results.order.append((size, workload.name, number, row.name))
+                    self.results.order.append((size, workload.name, number, row.engine.name))
 
     def _restart(self) -> None:
         """Load again what ended in the workload before; where that fails, turns fail too."""
@@ -197,11 +196,11 @@ class _Measurement:
         time.sleep(PAUSE_SECONDS)
         request = {"clips": row.workload.clips, "beam": row.workload.beam}
         try:
-            answer = self.children[row.engine].ask("run", **request, short=row.context == "short")
+            answer = self.children[row.engine].ask("run", **request)
         except EngineFailed as error:
             row.error = str(error)
             self.ended.add(row.engine)
-            self.progress(f"{row.size}: {row.name} failed: {error}")
+            self.progress(f"{row.size}: {row.engine.name} failed: {error}")
             return None
         for loaded in self.results.loaded:
             if (loaded.size, loaded.engine) == (row.size, row.engine):
