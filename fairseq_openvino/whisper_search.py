@@ -251,7 +251,7 @@ class _BeamSearch(_Decoding):
             owners = np.repeat(self.slots, beam)
             best = self.candidates(new, beam_idx, self.tokens[:, :step], owners)
             scores, tokens, rows, single = self._merge(best)
-            full = step + 1 == self.limits[self.slots]
+            full = np.asarray(self.limits[self.slots] == step + 1)
             ended = (tokens == self.rules.eos) | full[:, None]
             self._finish(step, ended[:, :beam], scores, tokens, rows, single)
             beam_idx = self._advance(step, ended, scores, tokens, rows, single)

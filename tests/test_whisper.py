@@ -580,9 +580,7 @@ def openai(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_openai_checkpoints(
-    openai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_openai_checkpoints(openai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     import torch

@@ -167,15 +167,10 @@ class WhisperModel(Transcriber):
         frames = [self._encoded_frames(clip, request) for clip in clips]
         found = self._decode_clips(clips, frames, request)
         window, eos = self.manifest.limits.max_source_frames, self.manifest.tokens.eos
-        doubts = {
-            i: reason
-            for i, each in enumerate(found)
-            if frames[i] < window and (reason := context.doubt(each, eos, max_tokens))
-        }
-        whole = [clips[i] for i in doubts]
-        again = self._decode_clips(whole, [window] * len(whole), request)
-        for (i, reason), each in zip(doubts.items(), again, strict=True):
-            found[i] = replace(each, decoded_again=reason)
+        for i, each in enumerate(found):
+            if frames[i] < window and (reason := context.doubt(each, eos, max_tokens)):
+                (again,) = self._decode_clips([clips[i]], [window], request)
+                found[i] = replace(again, decoded_again=reason)
         return found
 
     def _encoded_frames(self, clip: Clip, request: Request) -> int:
