@@ -164,11 +164,12 @@ def _refusal(name: str, refused: list[str]) -> UnsafeCheckpointError:
             "safe loader reads and torch.save writes, got 4 or 5. Save it again without "
             f"pickle_protocol, or, if you trust where the file comes from, set {TRUST_VARIABLE}=1."
         )
-    names = ", ".join(refused[:MAX_NAMES_IN_MESSAGE])
-    more = len(refused) - MAX_NAMES_IN_MESSAGE
+    listed = [dotted for dotted in refused if dotted != NEWER_PICKLE]
+    names = ", ".join(listed[:MAX_NAMES_IN_MESSAGE])
+    more = len(listed) - MAX_NAMES_IN_MESSAGE
     return UnsafeCheckpointError(
         f"Loading a checkpoint was refused in {name!r}: expected tensors, containers and "
-        f"argparse.Namespace, got {names}{f' and {more} more' if more > 0 else ''}, "
+        f"argparse.Namespace, got the globals {names}{f' and {more} more' if more > 0 else ''}, "
         "which could run code. If you trust where the file comes from, set "
         f"{TRUST_VARIABLE}=1."
     )

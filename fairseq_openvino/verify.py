@@ -18,6 +18,7 @@ from fairseq_openvino.errors import (
     OptionError,
 )
 
+PACKAGE = Path(__file__).parent
 SCORE_TOLERANCE = 1e-3
 """Largest accepted difference of a hypothesis score, base e."""
 REFUSED_FLAGS = ("results_path", "quiet", "ov_engine")
@@ -113,7 +114,7 @@ def generate_twice(arguments: Sequence[str]) -> tuple[Run, Run]:
             )
     common, engine = split_engine_flags(arguments)
     if given.user_dir is None:
-        common = [*common, "--user-dir", str(Path(__file__).parent)]
+        common = [*common, "--user-dir", str(PACKAGE)]
     return run_generate(common), run_generate([*common, "--ov-engine", *engine])
 
 
@@ -239,15 +240,20 @@ def report(eager: Run, engine: Run, comparison: Comparison) -> str:
     lines += [
         "",
         f"identical n-best lists: {comparison.identical} of {comparison.utterances}",
+        *_skipped(comparison),
         f"largest score difference: {comparison.score_delta:.1e} (tolerance {SCORE_TOLERANCE:g})",
     ]
-    if any(comparison.skipped):
-        lines.append("skipped utterances: {} eager, {} OpenVINO".format(*comparison.skipped))
     if comparison.metric_delta is not None:
         lines.append(f"score difference on the corpus: {comparison.metric_delta:+.2f}")
     if comparison.first_difference:
         lines.append(f"first difference: {comparison.first_difference}")
     return "\n".join(lines)
+
+
+def _skipped(comparison: Comparison) -> list[str]:
+    if not any(comparison.skipped):
+        return []
+    return ["skipped utterances: {} eager, {} OpenVINO".format(*comparison.skipped)]
 
 
 def _short(metric: str) -> str:

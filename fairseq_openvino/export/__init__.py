@@ -20,7 +20,6 @@ from fairseq_openvino.bundle import (
     Dimensions,
     Limits,
     Manifest,
-    SpecialTokens,
     open_bundle,
     write_manifest,
 )
@@ -29,7 +28,7 @@ from fairseq_openvino.export import ir, onnx, parity, s2t_transformer
 from fairseq_openvino.export.data import DataDirectory
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.loading import Loaded, load
-from fairseq_openvino.vocabulary import BOS, EOS, PAD, UNK, token_id
+from fairseq_openvino.export.preprocessing import fail
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +103,8 @@ def export_checkpoint(
 
 def _check_data(data: DataDirectory, options: ExportOptions) -> None:
     """Say what is assumed, and refuse what `transcribe` would do differently from Fairseq."""
+    if data.config.use_audio_input:
+        raise fail(data.path, "features of filter banks", "use_audio_input: true")
     if options.transcribes and data.unsupported:
         raise ModelError(
             f"Exporting failed in {str(data.path)!r}: expected features and text that can be made "
@@ -169,19 +170,14 @@ def write_graphs(
 def _manifest(
     loaded: Loaded, graphs: Graphs, options: ExportOptions, report: parity.Report
 ) -> Manifest:
-    data, text = loaded.data, loaded.data.text_config()
-    eos = text.eos_token
     return Manifest(
         family="s2t",
         architecture=graphs.architecture,
         precision=options.precision,
         dimensions=Dimensions.of(graphs),
         limits=Limits(graphs.max_source_frames, graphs.max_target_tokens),
-        tokens=SpecialTokens(BOS, PAD, EOS if eos is None else token_id(data.symbols(), eos), UNK),
-        features=data.feature_config(),
-        text=text,
-        unsupported="; ".join(data.unsupported),
         parity=report.to_json(),
         source=loaded.source,
         versions=tool_versions(),
+        **loaded.data.described(),
     )

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +69,8 @@ def _key(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> st
     content = {
         "checkpoint": sha256(checkpoint),
         "data": [sha256(path) for path in data.sources()],
-        "configuration": [
-            asdict(data.feature_config()),
-            asdict(data.text_config()),
-            data.unsupported,
-        ],
-        "statistics": repr(data.transforms.statistics),
+        "described": {key: repr(value) for key, value in data.described().items()},
+        "statistics": [values.tolist() for values in data.transforms.statistics or ()],
         "overrides": {key: repr(value) for key, value in sorted(overrides.items())},
         "versions": tool_versions(),
     }

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 
 from fairseq_openvino.audio import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
-from fairseq_openvino.bundle import ASSUMED_RATE_HZ, FeatureConfig, TextConfig
+from fairseq_openvino.bundle import ASSUMED_RATE_HZ, FeatureConfig, SpecialTokens, TextConfig
 from fairseq_openvino.errors import OptionError
 from fairseq_openvino.export.preprocessing import (
     Decoder,
@@ -22,7 +22,16 @@ from fairseq_openvino.export.preprocessing import (
     read_decoder,
     read_transforms,
 )
-from fairseq_openvino.vocabulary import LANGUAGE_TAG, SPECIAL_SYMBOLS, load_dictionary
+from fairseq_openvino.vocabulary import (
+    BOS,
+    EOS,
+    LANGUAGE_TAG,
+    PAD,
+    SPECIAL_SYMBOLS,
+    UNK,
+    load_dictionary,
+    token_id,
+)
 
 DICTIONARY = "dict.txt"
 SENTENCEPIECE = "spm.model"
@@ -58,15 +67,8 @@ class DataDirectory:
 
     @cached_property
     def config(self) -> Any:
-        """Fairseq's `S2TDataConfig`.
-
-        Raises:
-            ModelError: the YAML file is missing, malformed, or for raw waveforms.
-        """
-        config = read_config(self.path)
-        if config.use_audio_input:
-            raise fail(self.path, "features of filter banks", "use_audio_input: true")
-        return config
+        """Fairseq's `S2TDataConfig`; raises ModelError as `read_config`."""
+        return read_config(self.path)
 
     @property
     def dictionary(self) -> Path:
@@ -174,6 +176,17 @@ class DataDirectory:
             append_language_tag=bool(self.config.prepend_bos_and_append_tgt_lang_tag),
             eos_token=self.config.config.get("eos_token") or None,
         )
+
+    def described(self) -> dict[str, Any]:
+        """The fields of a manifest that come from here."""
+        text = self.text_config()
+        eos = EOS if text.eos_token is None else token_id(self.symbols(), text.eos_token)
+        return {
+            "tokens": SpecialTokens(BOS, PAD, eos, UNK),
+            "features": self.feature_config(),
+            "text": text,
+            "unsupported": "; ".join(self.unsupported),
+        }
 
     def copy_into(self, directory: Path) -> None:
         """Write dictionary, SentencePiece model and CMVN statistics under their bundle names."""
