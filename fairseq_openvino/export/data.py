@@ -87,13 +87,13 @@ class DataDirectory:
         Raises:
             OptionError: the first two differ.
         """
-        stated = self.config.config.get("sample_rate")
-        if None not in (stated, self.rate_hz) and stated != self.rate_hz:
+        stated = int(self.config.config.get("sample_rate") or 0)
+        if stated and self.rate_hz and stated != self.rate_hz:
             raise OptionError(
                 f"Exporting failed in --sample-rate: expected {stated} Hz as {str(self.path)!r} says, "
                 f"got {self.rate_hz}. Leave it out."
             )
-        return int(stated or self.rate_hz or ASSUMED_RATE_HZ)
+        return stated or self.rate_hz or ASSUMED_RATE_HZ
 
     @cached_property
     def transforms(self) -> Transforms:

@@ -20,17 +20,15 @@ KINDS = ("feature", "waveform", "dataset")
 TABLES = ("transforms", *(f"{kind}_transforms" for kind in KINDS))
 GENERIC = ("_eval", "*")
 """Entries for splits that have none of their own."""
+FLAGS = ("use_audio_input", "prepend_tgt_lang_tag", "prepend_bos_and_append_tgt_lang_tag")
 TYPES: dict[str, tuple[type, ...]] = {
     "vocab_filename": (str,),
     "eos_token": (str, type(None)),
-    "sample_rate": (int, type(None)),
     "input_feat_per_channel": (int,),
     "input_channels": (int,),
     "pre_tokenizer": (dict,),
     "bpe_tokenizer": (dict,),
-    "use_audio_input": (bool, type(None)),
-    "prepend_tgt_lang_tag": (bool, type(None)),
-    "prepend_bos_and_append_tgt_lang_tag": (bool, type(None)),
+    **{name: (bool, int, type(None)) for name in FLAGS},
     **{name: (dict,) for name in TABLES},
 }
 """Types of the keys that Fairseq itself does not check."""
@@ -106,8 +104,11 @@ def _check_types(path: Path, content: dict[str, Any]) -> None:
                 "null" if kind is type(None) else kind.__name__ for kind in kinds
             )
             raise fail(path, f"{key}: {expected}", f"{type(value).__name__} ({value!r})")
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+        if kinds == (int,) and content[key] < 1:
             raise fail(path, f"{key}: a positive number", repr(value))
+    rate = content.get("sample_rate")
+    if rate is not None and not (str(rate).isdecimal() and int(rate) > 0):
+        raise fail(path, "sample_rate: a whole number of Hz", repr(rate))
     for table in TABLES:
         for split, names in content.get(table, {}).items():
             listed = names is None or isinstance(names, list)
