@@ -24,6 +24,8 @@ ENCODER_IR = "encoder.xml"
 DECODER_IR = "decoder.xml"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 16 << 30
+ASSUMED_RATE_HZ = 16_000
+"""Of features whose training configuration says none (Fairseq data/audio/data_cfg.py:sample_rate)."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -69,13 +71,18 @@ class FeatureConfig:
 
     bins: int
     """F."""
-    sample_rate_hz: int | None
-    """Rate the features were computed at; `None` if the training configuration does not say, then
-    audio is used at its own rate, as Fairseq does."""
+    sample_rate_hz: int
+    """Rate of the audio the features are computed from."""
     transforms: tuple[str, ...]
     """In order: `utterance_cmvn`, `global_cmvn` over filter banks, or `log_mel` alone."""
     global_cmvn: str | None = None
     """File with `mean` and `std`, (F,) each."""
+    norm_means: bool = True
+    """Option of `utterance_cmvn`."""
+    norm_vars: bool = True
+    """Option of `utterance_cmvn`."""
+    sample_rate_assumed: bool = False
+    """The training configuration does not say the rate."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,19 @@ class TextConfig:
     dictionary: str | None = None
     """Fairseq dictionary file (S2T)."""
     bpe: str | None = None
-    """`sentencepiece`, or `None` if tokens are words (S2T)."""
+    """One of `vocabulary.DECODERS`; `None` if tokens are words (S2T)."""
     sentencepiece: str | None = None
     """SentencePiece model file."""
     prepend_language_tag: bool = False
     """The first target token is a `<lang:xx>` tag that must be forced."""
     tokenizer: str | None = None
     """File of the `tokenizers` library (Whisper)."""
+    bpe_separator: str = "@@"
+    """End of a piece that continues (`subword_nmt`)."""
+    append_language_tag: bool = False
+    """A `<lang:xx>` tag starts and ends the target in place of eos."""
+    eos_token: str | None = None
+    """Symbol that starts and ends the target in place of eos, unless a language is named."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,9 @@ class Manifest:
     features: FeatureConfig
     text: TextConfig
     whisper: WhisperConfig | None = None
+    unsupported: str = ""
+    """What of the training configuration this package cannot reproduce: then only Fairseq makes the
+    features and the text. Empty: nothing."""
     runtime: RuntimePrecision = field(default_factory=RuntimePrecision)
     quantization: dict[str, Any] = field(default_factory=dict)
     """Modes, alphas, calibration and every trial of the quality gate; empty if not quantized."""
@@ -236,13 +252,11 @@ def _read_manifest(root: Path) -> dict[str, Any]:
 
 def _parse(root: Path, content: dict[str, Any]) -> Manifest:
     try:
-        features = dict(content["features"])
-        features["transforms"] = tuple(features["transforms"])
         parts: dict[str, Any] = {
             "dimensions": _build(Dimensions, content["dimensions"]),
             "limits": _build(Limits, content["limits"]),
             "tokens": _build(SpecialTokens, content["tokens"]),
-            "features": FeatureConfig(**features),
+            "features": _features(content["features"]),
             "text": TextConfig(**content["text"]),
             "whisper": _whisper(content.get("whisper")),
             "runtime": RuntimePrecision(**content.get("runtime", {})),
@@ -251,6 +265,13 @@ def _parse(root: Path, content: dict[str, Any]) -> Manifest:
         return Manifest(**(content | parts))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _fail(root, "a complete manifest", f"{type(error).__name__}: {error}") from error
+
+
+def _features(content: dict[str, Any]) -> FeatureConfig:
+    values = content | {"transforms": tuple(content["transforms"])}
+    if values["sample_rate_hz"] is None:  # older bundles: the configuration says none
+        values |= {"sample_rate_hz": ASSUMED_RATE_HZ, "sample_rate_assumed": True}
+    return FeatureConfig(**values)
 
 
 def _whisper(content: dict[str, Any] | None) -> WhisperConfig | None:

@@ -57,6 +57,9 @@ ALLOWED_GLOBALS = frozenset(
 """Names imported on demand: data holders whose construction has no side effect."""
 
 MAX_NAMES_IN_MESSAGE = 10
+NEWER_PICKLE, FRAME = "pickle protocol 4 or 5", "Unsupported operand 149"
+"""Stands for a global in a pickle that torch's safe loader, made for protocol 2, does not read; what
+it says at the first opcode it does not know."""
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_PICKLES = 4
 REFUSALS = ("GLOBAL", "Trying to", "Can only")
@@ -155,8 +158,15 @@ def _damaged(name: str, error: Exception) -> CheckpointError:
 
 
 def _refusal(name: str, refused: list[str]) -> UnsafeCheckpointError:
-    names = ", ".join(refused[:MAX_NAMES_IN_MESSAGE])
-    more = len(refused) - MAX_NAMES_IN_MESSAGE
+    if refused == [NEWER_PICKLE]:
+        return UnsafeCheckpointError(
+            f"Loading a checkpoint was refused in {name!r}: expected pickle protocol 2, which torch's "
+            "safe loader reads and torch.save writes, got 4 or 5. Save it again without "
+            f"pickle_protocol, or, if you trust where the file comes from, set {TRUST_VARIABLE}=1."
+        )
+    listed = [dotted for dotted in refused if dotted != NEWER_PICKLE]
+    names = ", ".join(listed[:MAX_NAMES_IN_MESSAGE])
+    more = len(listed) - MAX_NAMES_IN_MESSAGE
     return UnsafeCheckpointError(
         f"Loading a checkpoint was refused in {name!r}: expected tensors, containers and "
         f"argparse.Namespace, got the globals {names}{f' and {more} more' if more > 0 else ''}, "
@@ -206,11 +216,21 @@ def _globals_beyond_torch(name: str) -> set[str]:
     try:
         with open(name, "rb") as file:
             if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
-                return set(torch.serialization.get_unsafe_globals_in_checkpoint(name))
+                return _zip_globals(name)
             file.seek(0)
             return _legacy_globals(file)
     except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise _damaged(name, error) from error
+
+
+def _zip_globals(name: str) -> set[str]:
+    """Names in a file of torch >= 1.6."""
+    try:
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(name))
+    except pickle.UnpicklingError as error:
+        if FRAME not in str(error):
+            raise
+        return {NEWER_PICKLE}
 
 
 def _legacy_globals(file: BinaryIO) -> set[str]:
@@ -236,6 +256,8 @@ def _pickled_names(file: BinaryIO) -> Iterator[str]:
             yield f"{module.replace('__builtin__', 'builtins')}.{attribute}"
         elif opcode.name == "STACK_GLOBAL":
             yield ".".join(strings)
+        elif opcode.name == "FRAME":
+            yield NEWER_PICKLE
         elif isinstance(argument, str):
             strings = [strings[-1], argument]
 

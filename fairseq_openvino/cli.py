@@ -82,6 +82,14 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="data directory of --path")
     parser.add_argument("--config-yaml", default="config.yaml", help="YAML in the data directory")
     parser.add_argument(
+        "--gen-subset", metavar="NAME",
+        help="use its transforms (needed if the YAML has different ones for evaluation splits)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sample-rate", type=int, metavar="HZ",
+        help="of the training audio, if the YAML does not say (default: 16000)",
+    )  # fmt: skip
+    parser.add_argument(
         "--output", type=Path, required=True, metavar="BUNDLE", help="directory to create"
     )
     parser.add_argument(
@@ -101,6 +109,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export(options: argparse.Namespace, _: list[str]) -> int:
     warnings.filterwarnings("ignore")  # of Fairseq's and Hydra's own code
+    logging.getLogger("fairseq").setLevel(logging.ERROR)
     from fairseq_openvino.export import ExportOptions, export_checkpoint
     from fairseq_openvino.export.data import DataDirectory
 
@@ -113,7 +122,9 @@ def _export(options: argparse.Namespace, _: list[str]) -> int:
             "Name the directory the model was trained with."
         )
     else:
-        data = DataDirectory(options.data, options.config_yaml)
+        data = DataDirectory(
+            options.data, options.config_yaml, options.gen_subset, options.sample_rate
+        )
         overrides = _overrides(options.model_overrides)
         bundle, report = export_checkpoint(options.path, data, options.output, wanted, overrides)
     print(report.table())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import numpy as np
 
@@ -45,11 +46,16 @@ class SearchOptions:
     """Divide by the length at all (off: --unnormalized)."""
 
     def __post_init__(self) -> None:
-        if self.beam < 1:
-            raise OptionError(
-                f"Searching failed in --beam: expected at least 1, got {self.beam}. "
-                "Give a positive number."
-            )
+        for flag, expected, value, valid in (
+            ("beam", "at least 1", self.beam, self.beam >= 1),
+            ("lenpen", "a finite number", self.lenpen, isfinite(self.lenpen)),
+            ("max-len-a", "a finite number", self.max_len_a, isfinite(self.max_len_a)),
+            ("unkpen", "a number above -inf", self.unkpen, self.unkpen > -inf),
+        ):
+            if not valid:
+                raise OptionError(
+                    f"Searching failed in --{flag}: expected {expected}, got {value}. Correct it."
+                )
 
 
 @dataclass(frozen=True)

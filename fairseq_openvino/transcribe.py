@@ -59,6 +59,11 @@ def _run(options: argparse.Namespace, _: list[str]) -> int:
     """Files that fail are reported on stderr; the others are not lost."""
     from fairseq_openvino.runtime import load_model
 
+    if options.batch_size < 1:
+        raise OptionError(
+            f"Transcribing failed in --batch-size: expected at least 1, got {options.batch_size}. "
+            "Give a positive number."
+        )
     model = load_model(
         options.model,
         device=options.device,
@@ -66,8 +71,9 @@ def _run(options: argparse.Namespace, _: list[str]) -> int:
         threads=options.threads,
         cache_dir=options.cache_dir,
     )
+    model.check_supported()
     given = _given(options, model)
-    failed, size = 0, max(options.batch_size, 1)
+    failed, size = 0, options.batch_size
     for start in range(0, len(options.files), size):
         for transcript in _readable(model, given, options.files[start : start + size]):
             if transcript is None:

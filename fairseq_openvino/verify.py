@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -10,11 +11,19 @@ from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
-from fairseq_openvino.errors import FairseqOpenVINOError, OptionError
+from fairseq_openvino.errors import (
+    EXIT_PARTIAL,
+    CheckpointError,
+    FairseqOpenVINOError,
+    OptionError,
+)
 
+PACKAGE = Path(__file__).parent
 SCORE_TOLERANCE = 1e-3
 """Largest accepted difference of a hypothesis score, base e."""
-REFUSED_FLAGS = ("--results-path", "--quiet", "--ov-engine")
+REFUSED_FLAGS = ("results_path", "quiet", "ov_engine")
+"""They hide what is compared, or are set here."""
+SKIPPED = re.compile(r"error: (\d+) utterances were skipped")
 METRIC = re.compile(r"^Generate .*?: (.*)$", re.M)
 METRIC_VALUE = re.compile(r"-?\d+(?:\.\d+)?")
 TIMING = re.compile(r"Translated [\d,]+ sentences \(([\d,]+) tokens\) in .*? ([\d.]+) tokens/s\)")
@@ -42,6 +51,8 @@ class Run:
     seconds: float
     """Fairseq's own generation timer."""
     tokens: int
+    skipped: int = 0
+    """Utterances that could not be read."""
 
     @property
     def metric_value(self) -> float | None:
@@ -61,11 +72,15 @@ class Comparison:
     score_delta: float
     """Largest score difference of identical hypotheses, base e."""
     metric_delta: float | None
+    skipped: tuple[int, int] = (0, 0)
+    """Utterances that the eager run and the engine's could not read."""
 
     @property
     def passed(self) -> bool:
-        """All hypotheses identical and all scores within the tolerance."""
-        return self.identical == self.utterances and self.score_delta <= SCORE_TOLERANCE
+        """There are hypotheses, of all utterances, identical, with scores within the tolerance."""
+        complete = self.utterances > 0 and not any(self.skipped)
+        agree = self.identical == self.utterances and self.score_delta <= SCORE_TOLERANCE
+        return complete and agree
 
 
 def generate_twice(arguments: Sequence[str]) -> tuple[Run, Run]:
@@ -75,19 +90,42 @@ def generate_twice(arguments: Sequence[str]) -> tuple[Run, Run]:
     audio and checkpoints the same way.
 
     Raises:
-        OptionError: a flag would hide the results.
+        OptionError: there are no arguments, or a flag would hide the results.
+        CheckpointError: a file of --path does not exist.
         FairseqOpenVINOError: a run failed; the message ends with its last lines.
     """
-    for flag in REFUSED_FLAGS:
-        if flag in arguments:
+    given = _read_flags(arguments)
+    for name in REFUSED_FLAGS:
+        if getattr(given, name):
+            flag = "--" + name.replace("_", "-")
             raise OptionError(
                 f"Verifying failed in {flag}: expected it unset, as both runs are compared, got it. "
                 f"Leave out {flag}."
             )
+    if given.path is None:
+        raise OptionError(
+            "Verifying failed in --path: expected the arguments of fairseq-generate, got none of it. "
+            "Give DATA, --path and what else fairseq-generate needs."
+        )
+    for path in given.path.split(":"):
+        if not Path(path).exists():
+            raise CheckpointError(
+                f"Verifying failed in {path!r}: expected a checkpoint, got no such file. Check --path."
+            )
     common, engine = split_engine_flags(arguments)
-    if "--user-dir" not in common:
-        common = [*common, "--user-dir", str(Path(__file__).parent)]
+    if given.user_dir is None:
+        common = [*common, "--user-dir", str(PACKAGE)]
     return run_generate(common), run_generate([*common, "--ov-engine", *engine])
+
+
+def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags that matter here, in every form that argparse accepts."""
+    parser = argparse.ArgumentParser(prog="fairseq-openvino verify", add_help=False)
+    for flag in ("--path", "--user-dir", "--results-path"):
+        parser.add_argument(flag)
+    for flag in ("--quiet", "--ov-engine"):
+        parser.add_argument(flag, action="store_true")
+    return parser.parse_known_args(arguments)[0]
 
 
 def split_engine_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -107,23 +145,31 @@ def split_engine_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run_generate(arguments: Sequence[str]) -> Run:
-    """Run `fairseq-generate` in a process of its own and parse its output."""
+    """Run `fairseq-generate` in a process of its own and parse its output.
+
+    Raises:
+        FairseqOpenVINOError: it ended early, with the exit code that it had.
+    """
     command = [sys.executable, "-W", "ignore", "-m", "fairseq_cli.generate", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-4:])
-        raise FairseqOpenVINOError(
+    output = done.stdout + done.stderr
+    ended = done.returncode == EXIT_PARTIAL and TIMING.search(output)
+    if done.returncode and not ended:
+        tail = "\n".join(output.strip().splitlines()[-4:])
+        error = FairseqOpenVINOError(
             f"Verifying failed in fairseq-generate {' '.join(arguments)}: expected exit code 0, "
             f"got {done.returncode}. Its last lines:\n{tail}"
         )
-    return parse_generate(done.stdout + done.stderr)
+        error.exit_code = max(done.returncode, EXIT_PARTIAL)  # negative: killed by a signal
+        raise error
+    return parse_generate(output)
 
 
 def parse_generate(output: str) -> Run:
     """S-/T-/H-/D-/P- lines, metric and timing of a run's output."""
     hypotheses: dict[int, list[Line]] = {}
     references: dict[int, str] = {}
-    for line in output.splitlines():
+    for line in output.split("\n"):  # symbols may hold other line separators
         kind, _, rest = line.partition("-")
         if kind not in ("T", "H", "D"):
             continue
@@ -140,6 +186,7 @@ def parse_generate(output: str) -> Run:
         else:
             found[-1] = Line(found[-1].tokens, found[-1].score, text)
     metric, timing = METRIC.search(output), TIMING.search(output)
+    skipped = SKIPPED.search(output)
     tokens = int(timing.group(1).replace(",", "")) if timing else 0
     return Run(
         hypotheses,
@@ -147,6 +194,7 @@ def parse_generate(output: str) -> Run:
         metric.group(1) if metric else "",
         tokens / float(timing.group(2)) if timing else 0.0,  # the seconds are rounded to 0.1
         tokens,
+        int(skipped.group(1)) if skipped else 0,
     )
 
 
@@ -165,7 +213,8 @@ def compare(eager: Run, engine: Run) -> Comparison:
     before, after = eager.metric_value, engine.metric_value
     change = None if before is None or after is None else after - before
     count = len(eager.hypotheses.keys() | engine.hypotheses.keys())
-    return Comparison(count, identical, first, delta, change)
+    skipped = (eager.skipped, engine.skipped)
+    return Comparison(count, identical, first, delta, change, skipped)
 
 
 def _describe(number: int, expected: list[Line], found: list[Line]) -> str:
@@ -191,6 +240,7 @@ def report(eager: Run, engine: Run, comparison: Comparison) -> str:
     lines += [
         "",
         f"identical n-best lists: {comparison.identical} of {comparison.utterances}",
+        *_skipped(comparison),
         f"largest score difference: {comparison.score_delta:.1e} (tolerance {SCORE_TOLERANCE:g})",
     ]
     if comparison.metric_delta is not None:
@@ -198,6 +248,12 @@ def report(eager: Run, engine: Run, comparison: Comparison) -> str:
     if comparison.first_difference:
         lines.append(f"first difference: {comparison.first_difference}")
     return "\n".join(lines)
+
+
+def _skipped(comparison: Comparison) -> list[str]:
+    if not any(comparison.skipped):
+        return []
+    return ["skipped utterances: {} eager, {} OpenVINO".format(*comparison.skipped)]
 
 
 def _short(metric: str) -> str:

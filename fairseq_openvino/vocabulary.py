@@ -1,12 +1,14 @@
-"""Token ids to text, as Fairseq's `Dictionary.string` and its SentencePiece decoder do it."""
+"""Token ids to text, as Fairseq's `Dictionary.string` and its decoders (`data/encoders`) do it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from fairseq_openvino.bundle import TextConfig
 from fairseq_openvino.errors import ModelError
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -14,6 +16,11 @@ BOS, PAD, EOS, UNK = range(4)
 LANGUAGE_TAG = re.compile(r"<lang:(.*)>")
 WORD_BOUNDARY = "\u2581"
 OVERWRITE_FLAG = " #fairseq:overwrite"
+COUNT = re.compile(r"[+-]?\d+")
+
+
+DECODERS = (None, "sentencepiece", "characters", "subword_nmt")
+"""Names of `TextConfig.bpe`: None is for words."""
 
 
 @dataclass(frozen=True)
@@ -22,26 +29,49 @@ class Vocabulary:
 
     symbols: tuple[str, ...]
     bpe: str | None
-    """`sentencepiece` or `None`."""
+    """One of DECODERS."""
+    separator: str = "@@"
+    """End of a piece that continues (`subword_nmt`)."""
+    eos: int = EOS
+    """The token that ends a hypothesis, if it is not the dictionary's."""
 
-    @property
+    @classmethod
+    def of(cls, symbols: tuple[str, ...], text: TextConfig) -> Vocabulary:
+        """As a bundle says."""
+        eos = EOS if text.eos_token is None else token_id(symbols, text.eos_token)
+        return cls(symbols, text.bpe, text.bpe_separator, eos)
+
+    @cached_property
     def languages(self) -> dict[str, int]:
         """Language code to the id of its `<lang:xx>` tag."""
         matches = ((LANGUAGE_TAG.fullmatch(s), i) for i, s in enumerate(self.symbols))
         return {match.group(1): i for match, i in matches if match}
 
+    @cached_property
+    def _unprinted(self) -> set[int]:
+        """Ids that Fairseq leaves out (tasks/speech_to_text.py:223, `Dictionary.string`)."""
+        ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+        return {BOS, EOS, self.eos} | {ids[s] for s in ids if LANGUAGE_TAG.match(s)}
+
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Symbols of a hypothesis without bos, eos and language tags (an `H-` line)."""
-        ignored = {BOS, EOS, *self.languages.values()}
-        return [self.symbols[i] for i in ids if i not in ignored]
+        return [self.symbols[i] for i in ids if i not in self._unprinted]
 
     def text(self, ids: Iterable[int]) -> str:
         """Detokenised text of a hypothesis (a `D-` line)."""
-        tokens = self.tokens(ids)
-        if self.bpe is None:
-            return " ".join(tokens)
-        # Fairseq data/encoders/sentencepiece_bpe.py:decode
-        return "".join(tokens).replace(" ", "").replace(WORD_BOUNDARY, " ").strip()
+        line = " ".join(self.tokens(ids))
+        if self.bpe == "sentencepiece":  # Fairseq data/encoders/sentencepiece_bpe.py:decode
+            return line.replace(" ", "").replace(WORD_BOUNDARY, " ").strip()
+        if self.bpe == "characters":  # data/encoders/characters.py:decode
+            return line.replace(" ", "").replace(WORD_BOUNDARY, " ")
+        if self.bpe == "subword_nmt":  # data/encoders/subword_nmt_bpe.py:decode, fastbpe.py:decode
+            return (line + " ").replace(self.separator + " ", "").rstrip()
+        return line
+
+
+def token_id(symbols: Sequence[str], symbol: str) -> int:
+    """Id of a symbol; unk for an unknown one (Fairseq `Dictionary.index`)."""
+    return {known: i for i, known in enumerate(symbols)}.get(symbol, UNK)
 
 
 def load_dictionary(path: Path) -> tuple[str, ...]:
@@ -53,14 +83,14 @@ def load_dictionary(path: Path) -> tuple[str, ...]:
     symbols = list(SPECIAL_SYMBOLS)
     index = {symbol: i for i, symbol in enumerate(symbols)}
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeError) as error:
         raise _fail(path, "a UTF-8 text file", str(error)) from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines[: None if lines[-1] else -1], 1):
         entry = line.rstrip()
         overwrite = entry.endswith(OVERWRITE_FLAG)
-        symbol, _, count = entry.removesuffix(OVERWRITE_FLAG).rpartition(" ")
-        if not symbol or not count.lstrip("-").isdigit():
+        symbol, space, count = entry.removesuffix(OVERWRITE_FLAG).rpartition(" ")
+        if not space or not COUNT.fullmatch(count):
             raise _fail(path, "'<symbol> <count>'", f"{line!r} in line {number}")
         if symbol in index and not overwrite:
             raise _fail(path, "each symbol once", f"{symbol!r} again in line {number}")

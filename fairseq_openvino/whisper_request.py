@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf, isfinite
 from typing import Any
 
 from fairseq_openvino.bundle import WhisperConfig
@@ -57,6 +58,8 @@ class Request:
             raise _fail(
                 "audio-context", "full, auto or a number of positions", repr(audio_context), "full"
             )
+        if seed < 0:
+            raise _fail("seed", "0 or more", str(seed), "a positive number")
         previous: tuple[int, ...] = ()
         if prompt:
             previous = (_previous_token(config), *tokenizer.tokens(prompt))
@@ -134,8 +137,10 @@ def _check_search(
     if not 1 <= nbest <= most:
         reason = "--beam" if most > 1 or options.beam == 1 else "with timestamps or a temperature"
         raise _fail("nbest", f"1 to {most} ({reason})", str(nbest), "a smaller number")
-    if not options.temperature >= 0:
+    if not 0 <= options.temperature < inf:
         raise _fail("temperature", "0 or more", str(options.temperature), "0 to search")
+    if not isfinite(options.lenpen):
+        raise _fail("lenpen", "a finite number", str(options.lenpen), "1 for none")
     if max_tokens is not None and max_tokens < 1:
         raise _fail("max-tokens", "at least 1", str(max_tokens), "a positive number")
     if prefix and options.timestamps:

@@ -198,7 +198,8 @@ def test_flags_become_options() -> None:
 
 @pytest.mark.parametrize(
     "flags", [("--models", "xl"), ("--utterances", "1,x"), ("--beams", "0"), ("--models", ","),
-              ("--model-overrides", "[1]"), ("--vocabularies", "3")],
+              ("--model-overrides", "[1]"), ("--vocabularies", "3"), ("--timeout", "nan"),
+              ("--timeout", "inf")],
 )  # fmt: skip
 def test_wrong_flags_are_named(flags: tuple[str, str]) -> None:
     with pytest.raises(OptionError, match=flags[0]):

@@ -254,6 +254,7 @@ def test_flags() -> None:
         (("--whisper", "huge"), "--whisper"),
         (("--whisper", "base", "--engines", "eager"), "--engines"),
         (("--whisper", "base", "--rounds", "0"), "--rounds"),
+        (("--whisper", "base", "--timeout", "nan"), "--timeout"),
         (("--whisper", "base", "--tokens", "3"), "--tokens"),
         (("--whisper", "base", "--beams", "5"), "--beams"),
     ],

@@ -128,6 +128,24 @@ def test_full_fairseq_configuration_and_dictionary_load(tmp_path):
 
 
 @FORMATS
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_newer_pickle_is_said_to_be_one(tmp_path, monkeypatch, zipped, protocol):
+    path = tmp_path / "model.pt"
+    state = {"args": Namespace(arch="x"), "model": weights()}
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+    torch.save(state, path, **options)
+    with pytest.raises(UnsafeCheckpointError, match=f"protocol 2.*got 4 or 5.*{TRUST_VARIABLE}=1"):
+        load_checkpoint(path)
+    torch.save(state | {"x": Canary(tmp_path / "canary")}, path, **options)
+    with pytest.raises(UnsafeCheckpointError):
+        load_checkpoint(path)
+    assert not (tmp_path / "canary").exists()
+    torch.save(state, path, **options)
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
+    assert load_checkpoint(path)["args"].arch == "x"
+
+
+@FORMATS
 def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path, zipped):
     path, canary = tmp_path / "evil.pt", tmp_path / "canary"
     state = {"model": weights(), "extra": Canary(canary)}

@@ -473,7 +473,8 @@ def test_wrong_use(source: Bundle, int8: Result, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--overwrite"):
         quantize_bundle(source.directory, TEST_SET, int8.bundle.directory, Options(INT8_WEIGHTS))
     for wrong in ({"mode": "int2"}, {"max_drop": -1}, {"max_drop": float("nan")}, {"beam": 0},
-                  {"calibration_size": 0}, {"alphas": (1.5,)}, {"metric": "ter"}):  # fmt: skip
+                  {"calibration_size": 0}, {"alphas": (1.5,)}, {"alphas": (float("nan"),)},
+                  {"threads": 0}, {"metric": "ter"}):  # fmt: skip
         with pytest.raises(OptionError, match="Quantizing failed in"):
             Options(**wrong)  # type: ignore[arg-type]
     parser = ArgumentParser()

@@ -221,6 +221,23 @@ def test_all_hypotheses_ending_at_step_one() -> None:
     assert_same(expected, found)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"beam": 0}, *({name: value} for name in ("lenpen", "max_len_a") for value in (np.nan, np.inf)),
+     {"unkpen": np.nan}, {"unkpen": -np.inf}],
+)  # fmt: skip
+def test_numbers_that_make_no_search_are_refused(options: dict[str, float]) -> None:
+    flag = "--" + next(iter(options)).replace("_", "-")
+    with pytest.raises(OptionError, match=f"{flag}: expected"):
+        SearchOptions(**options)  # type: ignore[arg-type]
+
+
+def test_an_infinite_unk_penalty_forbids_unk() -> None:
+    table = random_table(np.random.default_rng(3), 2, 12)
+    expected, found = run_both(table, SearchOptions(beam=3, max_len_b=6, unkpen=np.inf))
+    assert_same(expected, found)
+
+
 def test_min_len_beyond_max_len_is_refused() -> None:
     table = random_table(np.random.default_rng(0), 1, 9)
     with pytest.raises(OptionError, match="--min-len"):

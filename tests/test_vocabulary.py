@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import MINI
 from fairseq.data import Dictionary, encoders
+from fairseq.data.encoders import characters, fastbpe, subword_nmt_bpe
 
 from fairseq_openvino.errors import ModelError
 from fairseq_openvino.vocabulary import Vocabulary, load_dictionary
@@ -45,6 +47,30 @@ def test_flags_special_symbols_and_languages(tmp_path: Path) -> None:
     assert vocabulary.text([5, 4, 6, 2]) == "a b c"
 
 
+def test_other_decoders_are_fairseqs() -> None:
+    """Their `decode` needs no package, unlike their construction."""
+    symbols = ("<s>", "<pad>", "</s>", "<unk>", "a@@", "b", "▁", "c@@@@", "|")
+    decoders = {
+        ("characters", "@@"): characters.Characters.decode,
+        ("subword_nmt", "@@"): partial(fastbpe.fastBPE.decode, Namespace(bpe_symbol="@@ ")),
+        ("subword_nmt", "|"): partial(
+            subword_nmt_bpe.SubwordNMTBPE.decode, Namespace(bpe_symbol="| ")
+        ),
+    }
+    random = np.random.default_rng(0)
+    for (bpe, separator), decode in decoders.items():
+        vocabulary = Vocabulary(symbols, bpe, separator)
+        for length in range(20):
+            ids = random.integers(3, len(symbols), length).tolist()
+            assert vocabulary.text(ids) == decode(" ".join(symbols[i] for i in ids))
+
+
+def test_symbols_may_hold_every_separator_but_a_newline(tmp_path: Path) -> None:
+    path = tmp_path / "dict.txt"
+    path.write_text("a\u2028b 1\nc\x85d 1\ne\x1cf g 1\n 4\n+ +2\n\x0b -1\n", "utf-8")
+    assert list(load_dictionary(path)) == Dictionary.load(str(path)).symbols
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -52,6 +78,7 @@ def test_flags_special_symbols_and_languages(tmp_path: Path) -> None:
         ("a 1\na 2\n", "'a' again in line 2"),
         ("a x\n", "line 1"),
         ("\n", "line 1"),
+        ("a 1\n\n", "line 2"),
     ],
 )
 def test_malformed_dictionaries(tmp_path: Path, content: str, message: str) -> None:

@@ -421,6 +421,15 @@ def test_options_that_cannot_work(multilingual: Pair, flag: str) -> None:
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "options", [{"temperature": np.nan}, {"temperature": np.inf}, {"lenpen": np.nan},
+                {"lenpen": -np.inf}, {"seed": -1}],
+)  # fmt: skip
+def test_numbers_that_cannot_work(multilingual: Pair, options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=f"--{next(iter(options))}: expected"):
+        multilingual.model.transcribe_clips(multilingual.clips[:1], **options)
+
+
 @pytest.mark.parametrize("context", ["half", 0, -3, 101])
 def test_audio_contexts_that_cannot_work(multilingual: Pair, context: Any) -> None:
     with pytest.raises(OptionError, match="--audio-context"):

@@ -34,7 +34,7 @@ class GraphModel:
     def __init__(self, bundle: Bundle, encoder: Run, decoder: Run, stateless: bool) -> None:
         self.manifest = bundle.manifest
         text = bundle.manifest.text
-        self.vocabulary = Vocabulary(load_dictionary(bundle.path(text.dictionary)), text.bpe)
+        self.vocabulary = Vocabulary.of(load_dictionary(bundle.path(text.dictionary)), text)
         self.encoder, self.decoder, self.stateless = encoder, decoder, stateless
 
     def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Options:
         for flag in ("utterances", "beams", "rounds", "tokens", "frames", "threads", "timeout"):
             value = getattr(self, flag)
             for each in value if isinstance(value, tuple) else (value,):
-                if each <= 0:
+                if not 0 < each < inf:
                     raise _fail(f"--{flag}", "positive numbers", repr(each))
         for vocabulary in self.vocabularies:
             if vocabulary < MIN_VOCABULARY:

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
-from fairseq_openvino import features as feature_functions
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.evaluate.clips import frames, waveform
 from fairseq_openvino.evaluate.options import ORIGINAL, Options
@@ -99,7 +96,7 @@ class BundleEngine:
         if self.is_whisper:
             raise stored_for_whisper(path)
         found = frames(path, None, config.bins)
-        return Clip(path, self._transformed(found.values), found.seconds)
+        return Clip(path, self.model.transformed(found.values), found.seconds)
 
     def generate(self, clips: Sequence[Clip], language: str | None) -> list[Output]:
         """See `Engine`."""
@@ -133,18 +130,6 @@ class BundleEngine:
             return language if manifest.text.prepend_language_tag else None
         known = manifest.whisper.languages  # empty if the model knows English only
         return whisper_language(self.search.task, language) if known else None
-
-    def _transformed(self, values: np.ndarray) -> np.ndarray:
-        """The transforms of the training data; (T, F) to (T, F), float32."""
-        config = self.model.manifest.features
-        for transform in config.transforms:
-            if transform == "utterance_cmvn":
-                values = feature_functions.utterance_cmvn(values)
-            elif transform == "global_cmvn":
-                path = self.model.bundle.path(config.global_cmvn)
-                with np.load(path, allow_pickle=False) as stats:
-                    values = feature_functions.global_cmvn(values, stats["mean"], stats["std"])
-        return values.astype(np.float32)
 
 
 def whisper_language(task: str, language: str | None) -> str | None:

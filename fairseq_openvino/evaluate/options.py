@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,11 @@ class Options:
             ("timeout", self.timeout),
         )
         for flag, value in numbers:
-            if value <= 0:
+            if not 0 < value < inf:
                 raise fail(f"--{flag}", "a positive number", repr(value))
+        for flag, value in (("lenpen", self.search.lenpen), ("max-len-a", self.search.max_len_a)):
+            if not isfinite(value):
+                raise fail(f"--{flag}", "a finite number", repr(value))
         self._check_models()
 
     def _check_models(self) -> None:

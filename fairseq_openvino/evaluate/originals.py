@@ -57,7 +57,7 @@ class FairseqEngine:
             )
         )
         self.model, self.search, self.max_frames = loaded.model, options.search, int(positions)
-        self.rate_hz, self.bins = data.feature_config().sample_rate_hz, data.feature_bins
+        self.rate_hz, self.bins = data.sample_rate_hz, data.feature_bins
         config = self.task.data_cfg
         self.transforms = CompositeAudioFeatureTransform.from_config_dict(
             config.get_feature_transforms(SUBSET, False)

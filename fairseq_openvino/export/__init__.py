@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ from fairseq_openvino.bundle import (
     Dimensions,
     Limits,
     Manifest,
-    SpecialTokens,
     open_bundle,
     write_manifest,
 )
-from fairseq_openvino.errors import ArchitectureError, OptionError
+from fairseq_openvino.errors import ModelError, OptionError
 from fairseq_openvino.export import ir, onnx, parity, s2t_transformer
 from fairseq_openvino.export.data import DataDirectory
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.loading import Loaded, load
+from fairseq_openvino.export.preprocessing import fail
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ class ExportOptions:
     """Leave encoder.onnx and decoder.onnx in the bundle."""
     overwrite: bool = False
     """Replace an existing bundle."""
+    transcribes: bool = True
+    """Refuse a data configuration that only Fairseq can apply: its bundle decodes features that
+    Fairseq computes, but cannot `transcribe`."""
 
     def __post_init__(self) -> None:
         if self.precision not in STORED_PRECISIONS:
@@ -86,25 +89,46 @@ def export_checkpoint(
     """
     options = options or ExportOptions()
     loaded = load(checkpoint, data, overrides or {}, tuple(ARCHITECTURES))
-    if loaded.architecture not in ARCHITECTURES:
-        raise unknown_architecture(loaded.architecture)
+    _check_data(data, options)
     graphs = ARCHITECTURES[loaded.architecture](loaded.model, loaded.arguments)
     with staged_directory(output, options.overwrite) as stage:
         reference = parity.FairseqReference(loaded.model)
-        report = write_graphs(graphs, stage, options, reference)
-        text, features = data.copy_into(stage)
-        manifest = _manifest(loaded, graphs, options, report)
-        write_manifest(stage, replace(manifest, text=text, features=features))
+        report = write_graphs(graphs, stage, options, reference, _cases(graphs))
+        data.copy_into(stage)
+        write_manifest(stage, _manifest(loaded, graphs, options, report))
     del loaded, graphs
     gc.collect()  # the torch weights are not needed any more
     return open_bundle(output), report
 
 
-def unknown_architecture(name: str) -> ArchitectureError:
-    """The error for a Fairseq model without an exporter."""
-    return ArchitectureError(
-        f"Exporting failed: expected one of the architectures {', '.join(ARCHITECTURES)} (all sizes),"
-        f" got {name!r}. Generate without --ov-engine."
+def _check_data(data: DataDirectory, options: ExportOptions) -> None:
+    """Say what is assumed, and refuse what `transcribe` would do differently from Fairseq."""
+    if data.config.use_audio_input:
+        raise fail(data.path, "features of filter banks", "use_audio_input: true")
+    if options.transcribes and data.unsupported:
+        raise ModelError(
+            f"Exporting failed in {str(data.path)!r}: expected features and text that can be made "
+            f"without Fairseq, got {'; '.join(data.unsupported)}. Choose a subset with --gen-subset if "
+            "it depends on that, or use fairseq-generate --ov-engine, where Fairseq makes them."
+        )
+    features, text = data.feature_config(), data.text_config()
+    if features.sample_rate_assumed:
+        logger.warning(
+            f"{str(data.path)!r} says no sample_rate: {features.sample_rate_hz} Hz is assumed for the "
+            "training audio (Fairseq's default; --sample-rate states another)"
+        )
+    if text.eos_token is not None and text.eos_token not in data.symbols():
+        logger.warning(
+            f"eos_token {text.eos_token!r} is not in the dictionary: Fairseq takes <unk>"
+        )
+
+
+def _cases(graphs: Graphs) -> parity.Cases:
+    """The parity cases, cut to the positions of the model."""
+    frames, steps = graphs.max_source_frames, graphs.max_target_tokens - 1
+    return tuple(
+        (tuple(min(length, frames) for length in lengths), min(count, steps))
+        for lengths, count in parity.CASES
     )
 
 
@@ -146,17 +170,14 @@ def write_graphs(
 def _manifest(
     loaded: Loaded, graphs: Graphs, options: ExportOptions, report: parity.Report
 ) -> Manifest:
-    data = loaded.data
     return Manifest(
         family="s2t",
         architecture=graphs.architecture,
         precision=options.precision,
         dimensions=Dimensions.of(graphs),
         limits=Limits(graphs.max_source_frames, graphs.max_target_tokens),
-        tokens=SpecialTokens(bos=0, pad=1, eos=2, unk=3),
-        features=data.feature_config(),
-        text=data.text_config(),
         parity=report.to_json(),
         source=loaded.source,
         versions=tool_versions(),
+        **loaded.data.described(),
     )

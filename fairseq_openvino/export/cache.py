@@ -57,7 +57,7 @@ def cached_bundle(
         from fairseq_openvino.export import ExportOptions, export_checkpoint
 
         logger.info(f"exporting {checkpoint} on first use into {target}")
-        options = ExportOptions(keep_onnx=False, overwrite=True)
+        options = ExportOptions(keep_onnx=False, overwrite=True, transcribes=False)
         bundle, report = export_checkpoint(checkpoint, data, target, options, overrides)
         logger.info(f"exported; parity with Fairseq:\n{report.table()}")
         return bundle
@@ -69,6 +69,8 @@ def _key(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> st
     content = {
         "checkpoint": sha256(checkpoint),
         "data": [sha256(path) for path in data.sources()],
+        "described": {key: repr(value) for key, value in data.described().items()},
+        "statistics": [values.tolist() for values in data.transforms.statistics or ()],
         "overrides": {key: repr(value) for key, value in sorted(overrides.items())},
         "versions": tool_versions(),
     }

@@ -8,12 +8,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
-import yaml
 
-from fairseq_openvino.bundle import FeatureConfig, TextConfig
-from fairseq_openvino.errors import ModelError
-from fairseq_openvino.vocabulary import LANGUAGE_TAG, SPECIAL_SYMBOLS, load_dictionary
+from fairseq_openvino.audio import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
+from fairseq_openvino.bundle import ASSUMED_RATE_HZ, FeatureConfig, SpecialTokens, TextConfig
+from fairseq_openvino.errors import OptionError
+from fairseq_openvino.export.preprocessing import (
+    Decoder,
+    Transforms,
+    fail,
+    read_config,
+    read_decoder,
+    read_transforms,
+)
+from fairseq_openvino.vocabulary import (
+    BOS,
+    EOS,
+    LANGUAGE_TAG,
+    PAD,
+    SPECIAL_SYMBOLS,
+    UNK,
+    load_dictionary,
+    token_id,
+)
 
 DICTIONARY = "dict.txt"
 SENTENCEPIECE = "spm.model"
@@ -28,53 +46,87 @@ class DataDirectory:
 
     root: Path
     config_yaml: str = "config.yaml"
+    gen_subset: str | None = None
+    """Whose transforms count, as --gen-subset; None: those of all evaluation splits, if they agree."""
+    rate_hz: int | None = None
+    """Rate of the training audio in Hz, if the YAML does not say."""
+
+    def __post_init__(self) -> None:
+        if self.rate_hz is not None and not (
+            MIN_SAMPLE_RATE_HZ <= self.rate_hz <= MAX_SAMPLE_RATE_HZ
+        ):
+            raise OptionError(
+                f"Exporting failed in --sample-rate: expected {MIN_SAMPLE_RATE_HZ} to "
+                f"{MAX_SAMPLE_RATE_HZ} Hz, got {self.rate_hz}. Give the rate of the training audio."
+            )
+
+    @property
+    def path(self) -> Path:
+        """The YAML file."""
+        return self.root / self.config_yaml
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """Content of the YAML file.
-
-        Raises:
-            ModelError: it is missing or not a mapping.
-        """
-        path = self.root / self.config_yaml
-        try:
-            content = yaml.safe_load(path.read_text("utf-8"))
-        except (OSError, UnicodeError, yaml.YAMLError) as error:
-            raise _fail(path, "a readable YAML file", str(error)) from error
-        if not isinstance(content, dict):
-            raise _fail(path, "a mapping", type(content).__name__)
-        return content
+    def config(self) -> Any:
+        """Fairseq's `S2TDataConfig`; raises ModelError as `read_config`."""
+        return read_config(self.path)
 
     @property
     def dictionary(self) -> Path:
         """The Fairseq dictionary file."""
-        return self.root / str(self.config.get("vocab_filename", "dict.txt"))
+        return self.root / str(self.config.vocab_filename)
 
     @property
     def feature_bins(self) -> int:
         """F, over all input channels."""
-        bins = self.config.get("input_feat_per_channel", 80)
-        return int(bins) * int(self.config.get("input_channels", 1))
+        return int(self.config.input_feat_per_channel * self.config.input_channels)
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Of the YAML, of the caller, or Fairseq's default.
+
+        Raises:
+            OptionError: the first two differ.
+        """
+        stated = int(self.config.config.get("sample_rate") or 0)
+        if stated and self.rate_hz and stated != self.rate_hz:
+            raise OptionError(
+                f"Exporting failed in --sample-rate: expected {stated} Hz as {str(self.path)!r} says, "
+                f"got {self.rate_hz}. Leave it out."
+            )
+        return stated or self.rate_hz or ASSUMED_RATE_HZ
+
+    @cached_property
+    def transforms(self) -> Transforms:
+        """What evaluation does to the features; raises ModelError as `read_transforms`."""
+        return read_transforms(self.config, self.path, self.gen_subset, self.feature_bins)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """What evaluation does to the symbols; raises ModelError as `read_decoder`."""
+        return read_decoder(self.config, self.path)
 
     @property
     def sentencepiece(self) -> Path | None:
-        """The SentencePiece model, or None if the tokens are words.
+        """The SentencePiece model, or None if the tokens are something else.
 
         Raises:
-            ModelError: another tokenizer is configured, or the file is missing.
+            ModelError: the file is missing.
         """
-        tokenizer = self.config.get("bpe_tokenizer") or {"bpe": None}
-        if tokenizer.get("bpe") is None:
-            return None
-        if tokenizer["bpe"] != "sentencepiece":
-            raise _fail(
-                self.root / self.config_yaml, "bpe: sentencepiece or none", repr(tokenizer["bpe"])
-            )
-        return self._file(str(tokenizer.get("sentencepiece_model")), "a SentencePiece model")
+        name = self.decoder.sentencepiece
+        if name is None or Path(name).is_file():
+            return None if name is None else Path(name)
+        raise fail(Path(name), "a SentencePiece model", "no such file")
+
+    @property
+    def unsupported(self) -> tuple[str, ...]:
+        """What a bundle cannot reproduce; empty if it can do without Fairseq."""
+        channels = self.config.input_channels
+        several = () if channels == 1 else (f"input_channels: {channels}",)
+        return (*several, *self.transforms.unsupported, *self.decoder.unsupported)
 
     def sources(self) -> list[Path]:
-        """Every file whose content ends up in a bundle."""
-        files = [self.root / self.config_yaml, self.dictionary, self.sentencepiece, self._cmvn]
+        """Every file whose content ends up in a bundle as it is."""
+        files = [self.path, self.dictionary, self.sentencepiece]
         return [file for file in files if file is not None]
 
     def symbols(self) -> tuple[str, ...]:
@@ -90,66 +142,57 @@ class DataDirectory:
         try:
             processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
         except (OSError, RuntimeError) as error:
-            raise _fail(model, "a SentencePiece model", str(error)) from error
+            raise fail(model, "a SentencePiece model", str(error)) from error
         pieces = {processor.id_to_piece(i) for i in range(processor.get_piece_size())}
         words = [s for s in symbols[len(SPECIAL_SYMBOLS) :] if not LANGUAGE_TAG.fullmatch(s)]
         shared = sum(word in pieces for word in words)
         if shared < MIN_SHARED_PIECES * len(words):
-            raise _fail(
+            raise fail(
                 model, f"the pieces of {self.dictionary.name}", f"{shared} of {len(words)} of them"
             )
         return symbols
 
     def feature_config(self) -> FeatureConfig:
-        """Features as the evaluation splits see them (Fairseq `data_cfg.py:get_transforms`)."""
-        rate = self.config.get("sample_rate")
+        """Features as evaluation sees them."""
+        transforms = self.transforms
         return FeatureConfig(
             bins=self.feature_bins,
-            sample_rate_hz=None if rate is None else int(rate),
-            transforms=tuple(self._transforms("") + self._transforms("feature_")),
-            global_cmvn=None if self._cmvn is None else GLOBAL_CMVN,
+            sample_rate_hz=self.sample_rate_hz,
+            transforms=transforms.names,
+            global_cmvn=None if transforms.statistics is None else GLOBAL_CMVN,
+            norm_means=transforms.norm_means,
+            norm_vars=transforms.norm_vars,
+            sample_rate_assumed=not (self.config.config.get("sample_rate") or self.rate_hz),
         )
 
     def text_config(self) -> TextConfig:
-        """Names of the text files inside a bundle."""
-        model = self.sentencepiece
+        """How text is made, with the names of the files inside a bundle."""
         return TextConfig(
             dictionary=DICTIONARY,
-            bpe=None if model is None else "sentencepiece",
-            sentencepiece=None if model is None else SENTENCEPIECE,
-            prepend_language_tag=bool(self.config.get("prepend_tgt_lang_tag", False)),
+            bpe=self.decoder.bpe,
+            bpe_separator=self.decoder.separator,
+            sentencepiece=None if self.sentencepiece is None else SENTENCEPIECE,
+            prepend_language_tag=bool(self.config.prepend_tgt_lang_tag),
+            append_language_tag=bool(self.config.prepend_bos_and_append_tgt_lang_tag),
+            eos_token=self.config.config.get("eos_token") or None,
         )
 
-    def copy_into(self, directory: Path) -> tuple[TextConfig, FeatureConfig]:
-        """Copy dictionary, SentencePiece model and CMVN statistics under their bundle names."""
+    def described(self) -> dict[str, Any]:
+        """The fields of a manifest that come from here."""
+        text = self.text_config()
+        eos = EOS if text.eos_token is None else token_id(self.symbols(), text.eos_token)
+        return {
+            "tokens": SpecialTokens(BOS, PAD, eos, UNK),
+            "features": self.feature_config(),
+            "text": text,
+            "unsupported": "; ".join(self.unsupported),
+        }
+
+    def copy_into(self, directory: Path) -> None:
+        """Write dictionary, SentencePiece model and CMVN statistics under their bundle names."""
         shutil.copyfile(self.dictionary, directory / DICTIONARY)
         if self.sentencepiece is not None:
             shutil.copyfile(self.sentencepiece, directory / SENTENCEPIECE)
-        if self._cmvn is not None:
-            shutil.copyfile(self._cmvn, directory / GLOBAL_CMVN)
-        return self.text_config(), self.feature_config()
-
-    @property
-    def _cmvn(self) -> Path | None:
-        if "global_cmvn" not in self._transforms("") + self._transforms("feature_"):
-            return None
-        path = (self.config.get("global_cmvn") or {}).get("stats_npz_path")
-        return self._file(str(path), "global CMVN statistics")
-
-    def _transforms(self, kind: str) -> list[str]:
-        by_split = self.config.get(f"{kind}transforms") or {}
-        return list(by_split.get("_eval", by_split.get("*")) or [])
-
-    def _file(self, name: str, expected: str) -> Path:
-        """As written, or beside the YAML: by the whole relative path, then by its last part."""
-        for path in (Path(name), self.root / name, self.root / Path(name).name):
-            if path.is_file():
-                return path
-        raise _fail(self.root / name, expected, "no such file")
-
-
-def _fail(path: Path, expected: str, got: str) -> ModelError:
-    return ModelError(
-        f"Reading the data directory failed in {str(path)!r}: expected {expected}, got {got}. "
-        "Use the data directory the model was trained with."
-    )
+        if self.transforms.statistics is not None:
+            mean, std = self.transforms.statistics
+            np.savez(directory / GLOBAL_CMVN, mean=mean, std=std)

@@ -87,13 +87,16 @@ def export_onnx(graphs: Graphs, directory: Path) -> tuple[Path, Path]:
 
 
 def _decoder_example(graphs: Graphs) -> tuple[torch.Tensor, ...]:
-    """N = 2, K = 2, l = 3, L = 5, S = 7; distinct tensors, or the tracer would merge inputs."""
+    """N = 2, K = 2, l = 3, L = 5, S = 7; distinct tensors, or the tracer would merge inputs.
+
+    The offset is 0 rather than L, and l is less in a model of fewer positions.
+    """
 
     def cache(rows: int, length: int) -> torch.Tensor:
         return torch.zeros(rows, graphs.heads, length, graphs.head_width)
 
-    tokens = torch.zeros(4, 3, dtype=torch.int64)
-    example = [tokens, torch.tensor(5), torch.zeros(2, 1, 1, 7)]
+    tokens = torch.zeros(4, min(3, graphs.max_target_tokens), dtype=torch.int64)
+    example = [tokens, torch.tensor(0), torch.zeros(2, 1, 1, 7)]
     for _ in range(graphs.layers):
         example += [cache(4, 5), cache(4, 5), cache(2, 7), cache(2, 7)]
     return tuple(example)

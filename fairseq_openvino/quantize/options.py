@@ -81,13 +81,14 @@ class Options:
             ("--validation-size", self.validation_size),
             ("--beam", self.beam),
             ("--batch-size", self.batch_size),
+            ("--threads", self.threads),
             ("held_out_size", self.held_out_size),
         ):
             if number is not None and number < 1:
                 raise fail(flag, "at least 1", str(number))
         if self.max_drop is not None and not self.max_drop >= 0:
             raise fail("--max-drop", "0 points or more", str(self.max_drop))
-        if not self.alphas or any(alpha > 1 for alpha in self.alphas):
+        if not self.alphas or not all(alpha <= 1 for alpha in self.alphas):
             raise fail("--alphas", "numbers up to 1, negative for none", str(list(self.alphas)))
 
     @property

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from fairseq_openvino import features as feature_functions
 from fairseq_openvino.bundle import Bundle, FeatureConfig
@@ -38,8 +40,21 @@ class S2TModel(Transcriber):
         path = bundle.path(text.dictionary)
         symbols = load_dictionary(path)
         check_size(path, symbols, self.manifest.dimensions.vocabulary_size)
-        self.vocabulary = Vocabulary(symbols, text.bpe)
+        self.vocabulary = Vocabulary.of(symbols, text)
         self._cmvn = _load_cmvn(bundle)
+        self._rate_noted = not self.manifest.features.sample_rate_assumed
+
+    def read(self, path: str | PathLike[str]) -> Clip:
+        """See `Transcriber.read`; the first file of another rate than the assumed one is noted."""
+        rate_hz = None if self._rate_noted else _rate_hz(path)
+        assumed_hz = self.manifest.features.sample_rate_hz
+        if rate_hz not in (None, assumed_hz):
+            self._rate_noted = True
+            logger.warning(
+                f"{str(path)!r} has {rate_hz} Hz and is resampled to {assumed_hz} Hz, which is assumed "
+                "as the bundle does not know the rate of its training audio (export --sample-rate)"
+            )
+        return super().read(path)
 
     def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         """Waveform (samples,) in [-1, 1] to (T, F), with the transforms of the training data.
@@ -48,6 +63,7 @@ class S2TModel(Transcriber):
             AudioError: the waveform is shorter than one frame (25 ms).
             UtteranceTooLongError: more frames than the model has positions for.
         """
+        self.check_supported()
         config = self.manifest.features
         frames = feature_functions.fbank(waveform, sample_rate_hz, config.bins)
         if not len(frames):
@@ -61,9 +77,16 @@ class S2TModel(Transcriber):
                 f"Computing features failed: expected at most {limit} frames (max_source_positions), "
                 f"got {len(frames)}. Split the audio."
             )
+        return self.transformed(frames)
+
+    def transformed(self, frames: np.ndarray) -> np.ndarray:
+        """The transforms of the training data; (T, F) filter banks to (T, F), float32."""
+        config = self.manifest.features
         for transform in config.transforms:
             if transform == "utterance_cmvn":
-                frames = feature_functions.utterance_cmvn(frames)
+                frames = feature_functions.utterance_cmvn(
+                    frames, config.norm_means, config.norm_vars
+                )
             elif transform == "global_cmvn":
                 frames = feature_functions.global_cmvn(frames, *self._cmvn)
             else:
@@ -137,9 +160,10 @@ class S2TModel(Transcriber):
         Raises:
             OptionError: the options contradict each other or the model.
         """
+        self.check_supported()
         search = SearchOptions(**options)
         check_nbest(nbest, search.beam)
-        prefix = self._language_prefix(language)
+        ids, prefix = self._target(language)
         frames = [len(clip.features) for clip in clips]
         encoded = [
             self.encode(clip.features[None], np.array([len(clip.features)])) for clip in clips
@@ -148,19 +172,23 @@ class S2TModel(Transcriber):
         for group in _same_limit(frames, search):
             batch = concatenate([encoded[i] for i in group])
             forced = None if prefix is None else np.repeat(prefix, len(group), axis=0)
-            found += generate(self, batch, frames[group[0]], search, self.token_ids(), forced)
+            found += generate(self, batch, frames[group[0]], search, ids, forced)
         best = [hypotheses[:nbest] for hypotheses in found]
         return [
             transcript(clip, [self.vocabulary.text(h.tokens) for h in hypotheses], hypotheses)
             for clip, hypotheses in zip(clips, best, strict=True)
         ]
 
-    def _language_prefix(self, language: str | None) -> np.ndarray | None:
-        """Token id of the language tag, shape (1, 1)."""
-        languages = self.vocabulary.languages
+    def _target(self, language: str | None) -> tuple[TokenIds, np.ndarray | None]:
+        """Special tokens, and the forced language tag (1, 1), as the training data has them.
+
+        Source: Fairseq `tasks/speech_to_text.py:build_generator` (--eos-token) and --prefix-size.
+        """
+        ids, text, languages = self.token_ids(), self.manifest.text, self.vocabulary.languages
         if language is None:
-            if not self.manifest.text.prepend_language_tag:
-                return None
+            needed = text.append_language_tag and text.eos_token is None
+            if not (text.prepend_language_tag or needed):
+                return ids, None
             raise OptionError(
                 f"Transcribing failed in --language: expected one of {', '.join(sorted(languages))} "
                 "(the model is multilingual), got none. Name the target language."
@@ -171,7 +199,9 @@ class S2TModel(Transcriber):
                 f"{', '.join(sorted(languages)) or 'none (the model has one language)'}, "
                 f"got {language!r}. Choose a language of the model."
             )
-        return np.array([[languages[language]]])
+        if text.append_language_tag:
+            return replace(ids, eos=languages[language]), None
+        return ids, np.array([[languages[language]]])
 
 
 def _same_limit(frames: Sequence[int], options: SearchOptions) -> Iterator[list[int]]:
@@ -180,6 +210,14 @@ def _same_limit(frames: Sequence[int], options: SearchOptions) -> Iterator[list[
         yield list(range(len(frames)))
     else:
         yield from ([i] for i in range(len(frames)))
+
+
+def _rate_hz(path: str | PathLike[str]) -> int | None:
+    """Rate of an audio file; None for one that cannot be read, which the reader reports."""
+    try:
+        return int(soundfile.info(path).samplerate)
+    except (soundfile.LibsndfileError, OSError, RuntimeError):
+        return None
 
 
 def _load_cmvn(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fairseq_openvino.audio import read_audio
 from fairseq_openvino.bundle import Bundle
-from fairseq_openvino.errors import AudioError, OptionError
+from fairseq_openvino.errors import AudioError, ModelError, OptionError
 from fairseq_openvino.model import Clip, Hypothesis, SpeechModel, Transcript
 from fairseq_openvino.runtime.engine import Engine, EngineOptions
 
@@ -26,6 +26,15 @@ class Transcriber(SpeechModel):
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest
         self.engine = Engine(bundle, options)
+
+    def check_supported(self) -> None:
+        """Raise ModelError if features and text of this model can only be made by Fairseq."""
+        if self.manifest.unsupported:
+            raise ModelError(
+                f"Transcribing failed in {str(self.bundle.directory)!r}: expected a model whose features "
+                f"and text can be made without Fairseq, got {self.manifest.unsupported}. "
+                "Use fairseq-generate --ov-engine."
+            )
 
     def read(self, path: str | PathLike[str]) -> Clip:
         """An audio file as features; another sample rate than the training data's is resampled.

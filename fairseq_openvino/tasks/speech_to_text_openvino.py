@@ -138,7 +138,9 @@ def _bundle(
         }:
             logger.warning(f"--model-overrides have no effect on the exported bundle {source}")
         return bundle
-    data = DataDirectory(Path(arguments.data), arguments.config_yaml)
+    interactive = hasattr(arguments, "buffer_size")
+    subset = "interactive" if interactive else getattr(arguments, "gen_subset", None)
+    data = DataDirectory(Path(arguments.data), arguments.config_yaml, subset)
     return cached_bundle(checkpoint, data, overrides, _cache_dir(arguments))
 
 

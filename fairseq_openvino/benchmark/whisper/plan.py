@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 from fairseq_openvino.benchmark.plan import default_threads
@@ -106,7 +107,7 @@ class Options:
             if name not in known:
                 raise _fail("--engines", f"some of {', '.join(known)}", repr(name))
         for flag in ("rounds", "threads", "timeout"):
-            if getattr(self, flag) <= 0:
+            if not 0 < getattr(self, flag) < inf:
                 raise _fail(f"--{flag}", "a positive number", repr(getattr(self, flag)))
         if not MIN_TOKENS <= self.tokens <= MAX_TOKENS:
             expected = f"{MIN_TOKENS} to {MAX_TOKENS}"

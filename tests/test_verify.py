@@ -1,0 +1,103 @@
+"""`verify`: what it refuses to compare, and how it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import write_checkpoint, write_data
+
+from fairseq_openvino import cli
+from fairseq_openvino.errors import FairseqOpenVINOError
+from fairseq_openvino.verify import Line, Run, compare, parse_generate, report, run_generate
+
+
+def run(*numbers: int, skipped: int = 0) -> Run:
+    found = {number: [Line("x", -1.0, "x")] for number in numbers}
+    return Run(found, {}, "", 1.0, 3, skipped)
+
+
+def test_nothing_compared_is_not_passed() -> None:
+    assert not compare(run(), run()).passed
+    assert compare(run(0), run(0)).passed
+
+
+def test_skipped_utterances_are_said_and_the_others_compared() -> None:
+    eager, engine = run(0, 2, skipped=1), run(0, 2, skipped=1)
+    comparison = compare(eager, engine)
+    assert not comparison.passed and comparison.identical == 2
+    text = report(eager, engine, comparison)
+    assert "identical n-best lists: 2 of 2\nskipped utterances: 1 eager, 1 OpenVINO" in text
+    assert compare(run(0, 2), run(0)).first_difference == (
+        "utterance 2, rank 1:\n  eager    x\n  OpenVINO (none)"
+    )
+
+
+def test_symbols_may_hold_line_separators() -> None:
+    found = parse_generate("H-0\t-1.0\ta\u2028b c\x85d\nD-0\t-1.0\ta\u2028b\x85\n")
+    assert found.hypotheses[0][0].tokens == "a\u2028b c\x85d"
+    assert found.hypotheses[0][0].text == "a\u2028b\x85"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        ([], 2, "--path"),
+        (["data"], 2, "--path"),
+        (["data", "--path", "CHECKPOINT", "--quiet"], 2, "--quiet"),
+        (["data", "--path", "CHECKPOINT", "--qui"], 2, "--quiet"),
+        (["data", "--path=CHECKPOINT", "--results-path=there"], 2, "--results-path"),
+        (["data", "--pat=CHECKPOINT", "--results-p", "there"], 2, "--results-path"),
+        (["data", "--path", "CHECKPOINT", "--ov-engine"], 2, "--ov-engine"),
+        (["data", "--path", "CHECKPOINT:absent.pt"], 3, "absent.pt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_use_has_the_exit_code_of_the_readme(
+    tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str], code: int, named: str
+) -> None:
+    (tmp_path / "x.pt").write_bytes(b"x")
+    given = [word.replace("CHECKPOINT", str(tmp_path / "x.pt")) for word in words]
+    assert cli.main(["verify", *given]) == code
+    assert named in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two utterances and one that cannot be read."""
+    from conftest import TINY
+
+    directory = tmp_path_factory.mktemp("data")
+    write_checkpoint(directory, "s2t_transformer_s", **TINY)
+    write_data(directory, utterances=2, frames=(30, 60))
+    (directory / "broken.wav").write_bytes(b"RIFF not a wave file")
+    with open(directory / "test.tsv", "a") as file:
+        file.write(f"b\t{directory}/broken.wav\t40\tt1 t2\ts\n")
+    return directory
+
+
+def arguments(data: Path, cache_dir: Path, *flags: str) -> list[str]:
+    return [
+        str(data), "--task", "speech_to_text", "--path", str(data / "checkpoint.pt"),
+        "--max-tokens", "5000", "--max-len-b", "9", "--num-workers", "0", "--ov-cache-dir",
+        str(cache_dir), *flags,
+    ]  # fmt: skip
+
+
+def test_one_unreadable_clip_does_not_hide_the_others(
+    data: Path, cache_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["verify", *arguments(data, cache_dir)]) == 1
+    printed = capsys.readouterr()
+    assert "identical n-best lists: 2 of 2\nskipped utterances: 1 eager, 1 OpenVINO" in printed.out
+    assert not printed.err
+
+
+def test_the_exit_code_of_a_run_is_passed_on(data: Path) -> None:
+    from fairseq_openvino.verify import PACKAGE
+
+    words = [str(data), "--path", str(data / "checkpoint.pt"), "--task", "speech_to_text"]
+    words += ["--user-dir", str(PACKAGE), "--ov-engine", "--retain-dropout"]
+    with pytest.raises(FairseqOpenVINOError, match="--retain-dropout") as error:
+        run_generate(words)
+    assert error.value.exit_code == 2
