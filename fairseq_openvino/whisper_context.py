@@ -14,13 +14,14 @@ from fairseq_openvino.model import Clip, Transcript
 FRAMES_PER_POSITION = 2
 MARGIN = 100
 """Encoder positions (2 s) that `auto` encodes behind the clip."""
-FLOOR = 800
+FLOOR = 600
 """Fewest positions of `auto`, where the window has as many."""
 STEP = 50
 """`auto` encodes a multiple of this, so that few shapes occur."""
 MAX_COMPRESSION_RATIO = 2.4
-MIN_LOG_PROBABILITY = -1.0
-"""Average of a result's tokens; both thresholds are openai-whisper's (`transcribe.py`)."""
+"""As openai-whisper's (`transcribe.py`)."""
+MIN_LOG_PROBABILITY = -0.7
+"""Average of a text's tokens. openai-whisper's -1 keeps texts that the whole window gets right."""
 MIN_TOKENS_PER_SECOND = 1.0
 """Speech has three or more; fewer may mean that the text stops before the audio does."""
 MAX_TOKENS_PER_SECOND, MAX_TOKENS_BESIDE = 20, 30

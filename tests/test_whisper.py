@@ -283,7 +283,7 @@ def test_auto_encodes_at_least_what_keeps_the_decoder_from_looping() -> None:
     def clip(seconds: float) -> Clip:
         return Clip("clip", np.zeros((1, 80), np.float32), seconds)
 
-    assert [whisper_context.auto_positions(clip(s), 1500) for s in (0.1, 9.9)] == [800, 800]
+    assert [whisper_context.auto_positions(clip(s), 1500) for s in (0.1, 9.9)] == [600, 600]
     assert whisper_context.auto_positions(clip(20.0), 1500) == 1100
     assert whisper_context.auto_positions(clip(29.0), 1500) == 1500
     assert whisper_context.auto_positions(clip(2.0), 400) == 400
