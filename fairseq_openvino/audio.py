@@ -86,7 +86,7 @@ def read_audio(
     Raises:
         AudioError: the file is missing, not decodable, empty, outside the limits above or not finite.
     """
-    name = str(source if isinstance(source, (str, PathLike)) else getattr(source, "name", source))
+    name = source_name(source)
     with _opened(name, source) as file:
         try:
             inspection = inspect(file)
@@ -101,6 +101,11 @@ def read_audio(
         if collected is not None:
             collected.append(damage)
     return as_waveform(decoded.waveform, decoded.rate_hz, sample_rate_hz, name)
+
+
+def source_name(source: Any) -> str:
+    """What to call a path or an open file."""
+    return str(source if isinstance(source, (str, PathLike)) else getattr(source, "name", source))
 
 
 def as_waveform(

@@ -67,6 +67,8 @@ class Clip:
     """Shape (T, F), float32."""
     seconds: float
     """Duration of the audio."""
+    damage: str | None = None
+    """What is missing of the audio, in words; None if nothing is known to be."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Transcript:
     """Probability that nobody speaks, where the model has a token for it."""
     segments: tuple[Segment, ...] = ()
     """With timestamps only."""
+    damage: str | None = None
+    """What is missing of the audio, in words: the text is that of the rest."""
 
 
 class DecoderSession(Protocol):
