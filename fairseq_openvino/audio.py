@@ -170,7 +170,9 @@ def _as_floats(name: str, samples: Any) -> np.ndarray:
 
 
 def _unusable(name: str, expected: str, got: str, advice: str) -> AudioError:
-    return AudioError(f"Decoding audio failed in {name!r}: expected {expected}, got {got}. {advice}.")
+    return AudioError(
+        f"Decoding audio failed in {name!r}: expected {expected}, got {got}. {advice}."
+    )
 
 
 @contextmanager
@@ -253,6 +255,10 @@ def _decode_pass(
     with _SoundFile(_rewound(file, inspection), closefd=False) as sound:
         _check_header(name, sound)
         blocks, energies, error = _read_blocks(name, sound, channel)
+        if not blocks:
+            problem = inspection.problem or error
+            got = f"none that can be decoded ({problem})" if problem else "an empty file"
+            raise _unusable(name, "samples", got, "Drop the file")
         return _Decoded(
             np.concatenate(blocks),
             int(sound.samplerate),
@@ -311,9 +317,6 @@ def _read_blocks(
         if samples > limit_samples:
             limit = f"at most {MAX_AUDIO_SECONDS:.0f} s"
             raise _unusable(name, limit, "more", "Split the file")
-    if not samples:
-        got = "an empty file" if error is None else f"none that can be decoded ({error})"
-        raise _unusable(name, "samples", got, "Drop the file")
     return blocks, energies, error
 
 

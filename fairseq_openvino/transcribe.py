@@ -1,7 +1,7 @@
-"""`fairseq-openvino transcribe`: audio files to text with a bundle of any family.
+r"""`fairseq-openvino transcribe`: audio files to text with a bundle of any family.
 
-A line of `--format text` is one result: a TAB or line break in a name or text is written \\t, \\n or
-\\r. Names that are not UTF-8 are written as they are; in `jsonl` their bytes are \\udc80 to \\udcff, as
+A line of `--format text` is one result: a TAB or line break in a name or text is written \t, \n or
+\r. Names that are not UTF-8 are written as they are; in `jsonl` their bytes are \udc80 to \udcff, as
 Python's surrogateescape has them.
 """
 

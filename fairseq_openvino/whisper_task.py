@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from fairseq.data import Dictionary
 from fairseq.data.audio.data_cfg import S2TDataConfig
+from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDatasetCreator
 from fairseq.tasks import LegacyFairseqTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from fairseq_openvino.errors import OptionError
 from fairseq_openvino.generator import as_fairseq, batch_sizes
+from fairseq_openvino.manifest import read_manifest
 from fairseq_openvino.model import Clip, Hypothesis
 from fairseq_openvino.runtime.whisper import WhisperModel, candidate_count
 from fairseq_openvino.whisper_tokens import WhisperTokenizer
@@ -73,15 +75,26 @@ class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
         self.tgt_dict_mt = self.eos_token_mt = None
         self.languages: dict[int, tuple[str, str]] = {}
 
-    def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
+    def load_dataset(self, split: str, *_: Any, **__: Any) -> None:
         """As the parent, with log-mel windows as the source."""
-        super().load_dataset(split, *args, **kwargs)
-        dataset = self.datasets[split]
+        dataset = self.datasets[split] = _Manifest.from_tsv(
+            root=self.args.data, cfg=self.data_cfg, splits=split, tgt_dict=self.tgt_dict,
+            pre_tokenizer=None, bpe_tokenizer=self.build_bpe(self.args), is_train_split=False,
+            epoch=1, seed=self.args.seed,
+        )  # fmt: skip
         for part in getattr(dataset, "datasets", [dataset]):
             part._get_source_audio = _Reader(self.model, part.audio_paths)
+            if not any(part.tgt_texts):
+                part.tgt_texts = None  # nothing to score
         if hasattr(dataset, "src_langs"):
             pairs = zip(dataset.src_langs, dataset.tgt_langs, strict=True)
             self.languages = dict(enumerate(pairs))
+
+    def build_dataset_for_inference(self, *args: Any, **kwargs: Any) -> Any:
+        """What `fairseq-interactive` reads."""
+        dataset = super().build_dataset_for_inference(*args, **kwargs)
+        dataset._get_source_audio = _Reader(self.model, dataset.audio_paths)
+        return dataset
 
     def build_tokenizer(self, args: Any) -> None:
         """None: the tokenizer is part of the subwords."""
@@ -105,6 +118,14 @@ class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
                     f"{value!r}. Leave it out."
                 )
         return WhisperGenerator(self, args)
+
+
+class _Manifest(SpeechToTextDatasetCreator):  # type: ignore[misc]
+    """Manifests that need the columns `id` and `audio` only: every clip is one window."""
+
+    @classmethod
+    def _load_samples_from_tsv(cls, root: str, split: str) -> list[dict[str, str]]:
+        return read_manifest(root, split, {cls.KEY_N_FRAMES: "3000", cls.KEY_TGT_TEXT: ""})
 
 
 class _Reader:
@@ -137,7 +158,7 @@ class WhisperGenerator:
     def generate(self, models: Any, sample: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
         """A collated batch to n-best lists of dictionaries."""
         features = sample["net_input"]["src_tokens"].numpy()
-        ids = sample["id"].tolist()
+        ids = sample["id"].tolist() if "id" in sample else list(range(len(features)))
         wanted = [self._language_and_task(i) for i in ids]
         found: dict[int, list[Hypothesis]] = {}
         for pair in sorted(set(wanted), key=str):

@@ -609,6 +609,13 @@ def test_fairseq_generate_reads_a_manifest_of_audio_files(
         assert [line.text for line in found] == [text for text, _ in expected.hypotheses]
         for line, (_, hypothesis) in zip(found, expected.hypotheses, strict=True):
             assert line.score == pytest.approx(hypothesis.score, abs=1e-3)
+    names = ["id\taudio", *(f"{name}\t{paths[name]}" for name in ("noise", "stereo"))]
+    (tmp_path / "test.tsv").write_text("\n".join(names) + "\n")
+    bare = generate(
+        tmp_path, "--task", "speech_to_text_openvino", "--ov-engine", "--beam", "3",
+        "--max-len-b", "20", path=str(multilingual.bundle.directory),
+    )  # fmt: skip
+    assert len(bare.hypotheses) == 2 and not bare.references and not bare.metric
     with pytest.raises(OptionError, match="--sampling"):
         generate(
             tmp_path, "--task", "speech_to_text_openvino", "--sampling",

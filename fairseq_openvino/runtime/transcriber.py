@@ -184,6 +184,4 @@ def check_nbest(nbest: int, beam: int) -> None:
 def transcript(clip: Clip, texts: Sequence[str], found: Sequence[Hypothesis]) -> Transcript:
     """Of the n best hypotheses of a clip."""
     pairs = tuple(zip(texts, found, strict=True))
-    return Transcript(
-        clip.path, texts[0], found[0].score, clip.seconds, pairs, damage=clip.damage
-    )
+    return Transcript(clip.path, texts[0], found[0].score, clip.seconds, pairs, damage=clip.damage)
