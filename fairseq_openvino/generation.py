@@ -45,11 +45,11 @@ def _skip(index: int, error: Exception) -> None:
     """Report an utterance that failed; raise what concerns the others too."""
     if not concerns_one_clip(error):
         raise error
-    ours = isinstance(error, FairseqOpenVINOError)
-    logger.warning(
-        f"skipping utterance {index}: {'' if ours else type(error).__name__ + ': '}{error}"
-    )
-    logger.debug("why it was skipped", exc_info=error)
+    if isinstance(error, FairseqOpenVINOError):
+        logger.warning(f"skipping utterance {index}: {error}")
+    else:
+        logger.warning(f"skipping utterance {index}: {type(error).__name__}: {error}")
+        logger.debug("it was raised here", exc_info=error)
     _count(_skipped)
 
 
@@ -148,6 +148,7 @@ def skip_bad_inputs() -> None:
     ) -> tuple[list[str], list[int]]:
         """The lines, and the frames of each or 0."""
         dataset = self.build_dataset_for_inference(lines, [1] * len(lines))
+        dataset.split = "lengths"  # what is wrong is counted here, and not when it is read again
         return lines, [
             _readable_frames(dataset, i, self.max_positions()[0]) for i in range(len(lines))
         ]
@@ -157,21 +158,16 @@ def skip_bad_inputs() -> None:
 
 
 def _readable_frames(dataset: Any, index: int, limit: int) -> int:
-    with damage_collected() as damage:
-        item = dataset[index]
-    if item is None:
-        return 0
-    if len(item.source) > limit:
-        path = dataset.audio_paths[index]
-        error = UtteranceTooLongError(
-            f"Reading speech failed in {path!r}: expected at most {limit} frames "
-            f"(--max-source-positions), got {len(item.source)}. Split the audio."
-        )
-        _skip(index, error)
-        return 0
-    if damage:
-        _count(_damaged)
-    return len(item.source)
+    item = dataset[index]
+    if item is None or len(item.source) <= limit:
+        return 0 if item is None else len(item.source)
+    path = dataset.audio_paths[index]
+    error = UtteranceTooLongError(
+        f"Reading speech failed in {path!r}: expected at most {limit} frames "
+        f"(--max-source-positions), got {len(item.source)}. Split the audio."
+    )
+    _skip(index, error)
+    return 0
 
 
 def guard_commands() -> None:

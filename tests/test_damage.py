@@ -138,7 +138,11 @@ def test_a_cut_file_is_never_a_quiet_success(kind: str, fraction: float) -> None
     try:
         waveform, damage = read(content[: int(len(content) * fraction)])
     except AudioError:
-        assert kind in ("caf", "w64", "vorbis")  # libsndfile reads none of them, or no page is whole
+        assert kind in (
+            "caf",
+            "w64",
+            "vorbis",
+        )  # libsndfile reads none of them, or no page is whole
         return
     assert damage
     assert 0 < len(waveform) < len(speech())
@@ -344,7 +348,9 @@ def test_float_files_far_beyond_1_are_refused(amplitude: float) -> None:
     [(b"\0\0\0\x20ftypM4A ", "MP4"), (b"\x1a\x45\xdf\xa3\1", "Matroska"), (b"0&\xb2u\x8e", "ASF")],
 )
 def test_formats_of_video_say_how_to_convert(head: bytes, name: str) -> None:
-    with pytest.raises(AudioError, match=rf"got {name} .*for instance: ffmpeg -i FILE FILE.flac\.$"):
+    with pytest.raises(
+        AudioError, match=rf"got {name} .*for instance: ffmpeg -i FILE FILE.flac\.$"
+    ):
         read(head + bytes(500))
 
 

@@ -22,8 +22,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.benchmark.process import answer_requests, first_line
 from fairseq_openvino.audio import damage_collected
+from fairseq_openvino.benchmark.process import answer_requests, first_line
 from fairseq_openvino.errors import (
     AudioError,
     FairseqOpenVINOError,
