@@ -60,11 +60,14 @@ _damage: ContextVar[list[str] | None] = ContextVar("_damage", default=None)
 def damage_collected() -> Iterator[list[str]]:
     """What `read_audio` finds missing in the files it reads within this block, as texts."""
     found: list[str] = []
+    outer = _damage.get()
     token = _damage.set(found)
     try:
         yield found
     finally:
         _damage.reset(token)
+        if outer is not None:
+            outer += found
 
 
 def read_audio(
