@@ -2,14 +2,17 @@
 
 Exit codes: 0 done; 1 done, but some utterances failed or a comparison did not hold; 2 wrong usage;
 3 model, bundle or data damaged or not fitting; 4 unsafe input refused; 5 dependency, device,
-permission or disk space missing; 130 interrupted.
+permission or disk space missing; 130 interrupted; 141 whoever read the output stopped, as `head` does.
+Output is UTF-8 whatever the locale says.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ from typing import Any
 from fairseq_openvino import __version__
 from fairseq_openvino.benchmark.arguments import add_arguments as add_benchmark_arguments
 from fairseq_openvino.errors import (
+    EXIT_BROKEN_PIPE,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_PARTIAL,
@@ -33,7 +37,11 @@ from fairseq_openvino.transcribe import add_arguments as add_transcribe_argument
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    level = os.environ.get("LOGLEVEL", "WARNING").upper()  # Fairseq's variable
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.run is not _verify:
@@ -46,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return EXIT_BROKEN_PIPE
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -225,6 +225,7 @@ SHIMS: tuple[Callable[[], str | None], ...] = (
     compat_speech.audio_reading,
     compat_speech.audio_root,
     compat_speech.sample_rate_guard,
+    compat_speech.feature_shape_guard,
     compat_speech.hub_interface,
     examples_alias,
     freeze_regex,

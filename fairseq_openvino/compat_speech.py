@@ -14,13 +14,15 @@ import soundfile
 import soxr
 
 from fairseq_openvino.audio import AUDIO_EXTENSIONS, read_audio
-from fairseq_openvino.errors import AudioError
+from fairseq_openvino.errors import AudioError, ModelError
 from fairseq_openvino.features import PCM16_SCALE, fbank
 
 logger = logging.getLogger(__name__)
 
 MP3_SYNC_MASK = 0xE0
 """The three highest bits of an MPEG frame's second byte are ones, after a byte of ones."""
+AUDIO_MAGIC = (b"RIF", b"RF64", b"riff", b"fLa", b"Ogg", b"ID3", b"FORM", b".snd", b"caff")
+"""First bytes of the other formats."""
 
 
 def _rebind(original: Any, replacement: Any) -> None:
@@ -143,30 +145,48 @@ def kaldi_fbank(waveform: np.ndarray, sample_rate: int, n_bins: int = 80) -> np.
     return features
 
 
+def _check_array(path: str, values: np.ndarray, rank: int) -> np.ndarray:
+    """Features (T, F), rank 2, or a waveform (samples,), rank 1.
+
+    Raises:
+        AudioError: the array is empty, of another shape, not of numbers or not finite.
+    """
+    is_shaped = values.ndim == rank and 0 not in values.shape
+    if not is_shaped or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise AudioError(
+            f"Reading speech failed in {path!r}: expected finite numbers in {rank} dimensions, got an "
+            f"array of shape {values.shape} and type {values.dtype}. Compute it again."
+        )
+    return values
+
+
 def is_sf_audio_data(data: bytes) -> bool:
-    """Whether bytes inside a ZIP begin like WAV, FLAC, Ogg or MP3."""
-    if data[:3] in (b"RIF", b"fLa", b"Ogg", b"ID3"):
+    """Whether bytes inside a ZIP begin like an audio file."""
+    if data.startswith(AUDIO_MAGIC):
         return True
     return len(data) > 1 and data[0] == 0xFF and data[1] & MP3_SYNC_MASK == MP3_SYNC_MASK  # noqa: PLR2004
 
 
 def audio_reading() -> None:
-    """WAV, FLAC, Ogg and MP3 are read without torchaudio.
+    """Audio is read without torchaudio.
 
     data/audio/audio_utils.py:46 imports `torchaudio.sox_effects`, removed in torchaudio 2.9, for
     every audio file, and torchaudio 2.11 itself needs the CUDA build of torch. Decoding is
-    libsndfile's, resampling soxr's, filter banks kaldi-native-fbank's; MP3 is new. A file that
-    cannot be read is an `AudioError` with its name. Versions: all.
+    libsndfile's, resampling soxr's, filter banks kaldi-native-fbank's; MP3 and others are new. A
+    file that cannot be read or holds no features is an `AudioError` with its name. Versions: all.
     """
     from fairseq.data.audio import audio_utils
 
-    audio_utils.SF_AUDIO_FILE_EXTENSIONS.add(".mp3")
-    audio_utils.FEATURE_OR_SF_AUDIO_FILE_EXTENSIONS.add(".mp3")
+    audio_utils.SF_AUDIO_FILE_EXTENSIONS.update(AUDIO_EXTENSIONS)
+    audio_utils.FEATURE_OR_SF_AUDIO_FILE_EXTENSIONS.update(AUDIO_EXTENSIONS)
     original = audio_utils.get_features_or_waveform
 
-    def get_features_or_waveform(path: str, *args: Any, **kwargs: Any) -> np.ndarray:
+    def get_features_or_waveform(
+        path: str, need_waveform: bool = False, *args: Any, **kwargs: Any
+    ) -> np.ndarray:
         try:
-            return original(path, *args, **kwargs)
+            found = original(path, need_waveform, *args, **kwargs)
+            return _check_array(path, found, 1 if need_waveform else 2)
         except (OSError, ValueError, IndexError, AssertionError, AudioError) as error:
             if isinstance(error, AudioError) and repr(path) in str(error):
                 raise
@@ -200,6 +220,16 @@ def _beside(root: Path, path: str) -> str:
     return moved.as_posix()
 
 
+def _bad_configuration(path: Path, got: str) -> ModelError:
+    if not path.is_file():
+        there = ", ".join(sorted(each.name for each in path.parent.glob("*.y*ml")))
+        got = f"no such file (there: {there or 'no YAML file'})"
+    return ModelError(
+        f"Reading the data configuration failed in {str(path)!r}: expected a YAML file of options, "
+        f"got {got}. Check the data directory and --config-yaml."
+    )
+
+
 def audio_root() -> None:
     """Paths in the S2T YAML survive moving the data directory.
 
@@ -214,7 +244,12 @@ def audio_root() -> None:
     original = S2TDataConfig.__init__
 
     def __init__(self: Any, yaml_path: Path) -> None:  # noqa: N807
-        original(self, yaml_path)
+        try:
+            original(self, yaml_path)
+        except Exception as error:  # Fairseq raises no narrower one
+            raise _bad_configuration(Path(yaml_path), str(error)) from error
+        if not isinstance(self.config, dict):
+            raise _bad_configuration(Path(yaml_path), type(self.config).__name__)
         root = Path(yaml_path).parent
         relative = self.config.get("audio_root") or ""
         absent = relative == "." or (relative and not Path(relative).exists())
@@ -282,6 +317,30 @@ def _check_rate(path: str, expected_hz: int) -> None:
             f"in the data configuration says, got {rate_hz} Hz. Resample the file to "
             f"{expected_hz} Hz, or prepare data and model with {rate_hz} Hz."
         )
+
+
+def feature_shape_guard() -> None:
+    """Features of another size than the data configuration says are an error of their utterance.
+
+    data/audio/speech_to_text_dataset.py:320 collates whatever an array holds, so that one wrong
+    `.npy` ends the run in the model. Only filter banks are checked. Versions: all.
+    """
+    from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDataset
+
+    original = SpeechToTextDataset._get_source_audio
+
+    def _get_source_audio(self: Any, index: Any) -> Any:
+        source = original(self, index)
+        bins = self.cfg.input_feat_per_channel * self.cfg.input_channels
+        if not self.cfg.use_audio_input and source.shape[-1] != bins:
+            path = self.audio_paths[index] if np.ndim(index) == 0 else index
+            raise AudioError(
+                f"Reading speech failed in {path!r}: expected {bins} feature bins as in the data "
+                f"configuration, got {source.shape[-1]}. Compute the features again."
+            )
+        return source
+
+    SpeechToTextDataset._get_source_audio = _get_source_audio
 
 
 def hub_interface() -> None:

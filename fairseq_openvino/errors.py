@@ -21,6 +21,8 @@ EXIT_ENVIRONMENT = 5
 """A dependency, a device, a permission or disk space is missing."""
 EXIT_INTERRUPTED = 130
 """Stopped by Ctrl-C."""
+EXIT_BROKEN_PIPE = 141
+"""The reader of the output has gone; what a shell shows for a program that SIGPIPE ended."""
 
 
 class FairseqOpenVINOError(Exception):
@@ -50,6 +52,15 @@ class NumericsError(FairseqOpenVINOError):
         super().__init__(message)
         self.indices = indices
         """Rows of the decoder, or utterances of the batch once the search has mapped them."""
+
+
+class BatchError(FairseqOpenVINOError):
+    """Some clips of a batch failed; `results` has the transcripts of the others."""
+
+    def __init__(self, message: str, results: tuple[Any, ...]) -> None:
+        super().__init__(message)
+        self.results = results
+        """In the order given: a `Transcript`, or the error of the clip that failed."""
 
 
 class ModelError(FairseqOpenVINOError):
@@ -105,3 +116,19 @@ class StorageError(FairseqOpenVINOError, OSError):
     """Files could not be written: check permission and free space of the named directory."""
 
     exit_code = EXIT_ENVIRONMENT
+
+
+def concerns_one_clip(error: Exception) -> bool:
+    """Whether other clips can still succeed: not where model, options or machine are at fault."""
+    return not isinstance(error, FairseqOpenVINOError) or error.exit_code == EXIT_PARTIAL
+
+
+def named(error: Exception, clip: str) -> FairseqOpenVINOError:
+    """The error of a clip with the clip's name; one that is not ours with its type."""
+    if isinstance(error, FairseqOpenVINOError):
+        is_named = clip in str(error) or repr(clip)[1:-1] in str(error)
+        return error if is_named else type(error)(f"{clip}: {error}")
+    return FairseqOpenVINOError(
+        f"Transcribing failed in {clip!r}: expected a transcript, got {type(error).__name__}: "
+        f"{str(error).strip().rstrip('.')}. Other clips are not affected; please report it."
+    )

@@ -85,7 +85,7 @@ def log_mel(waveform: np.ndarray, bins: int, window_frames: int) -> np.ndarray:
     Source: openai-whisper `audio.py:log_mel_spectrogram`.
     """
     half = FFT_SAMPLES // 2
-    frames = min(window_frames, -(-(len(waveform) + half) // HOP_SAMPLES))
+    frames = heard_frames(len(waveform), window_frames)
     padded = np.zeros(window_frames * HOP_SAMPLES)
     padded[: len(waveform)] = waveform
     padded = np.pad(padded, half, mode="reflect")
@@ -97,6 +97,19 @@ def log_mel(waveform: np.ndarray, bins: int, window_frames: int) -> np.ndarray:
     decades = np.log10(mel)
     decades = np.maximum(decades, decades.max(initial=np.log10(SMALLEST_POWER)) - DECADES)
     return ((decades + 4.0) / 4.0).astype(np.float32)
+
+
+def heard_frames(samples: int, window_frames: int) -> int:
+    """Frames of a window that see anything of so many samples; the others hold padding only."""
+    return min(window_frames, -(-(samples + FFT_SAMPLES // 2) // HOP_SAMPLES))
+
+
+def padded_log_mel(frames: np.ndarray, window_frames: int) -> np.ndarray:
+    """The window that `heard_frames` (T, F) were cut from; (window_frames, F)."""
+    floor = (np.log10(SMALLEST_POWER) + 4.0) / 4.0
+    silent = max(float(frames.max()) - DECADES / 4.0, floor)
+    behind = np.full((window_frames - len(frames), frames.shape[1]), silent, np.float32)
+    return np.concatenate([frames, behind])
 
 
 @cache

@@ -67,6 +67,8 @@ class Clip:
     """Shape (T, F), float32."""
     seconds: float
     """Duration of the audio."""
+    damage: str | None = None
+    """What is missing of the audio, in words; None if nothing is known to be."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Transcript:
     """With timestamps only."""
     decoded_again: str | None = None
     """Why a result with a shorter audio context was given up for one with the whole window."""
+    damage: str | None = None
+    """What is missing of the audio, in words: the text is that of the rest."""
 
 
 class DecoderSession(Protocol):

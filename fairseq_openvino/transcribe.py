@@ -1,19 +1,23 @@
-"""`fairseq-openvino transcribe`: audio files to text with a bundle of any family."""
+r"""`fairseq-openvino transcribe`: audio files to text with a bundle of any family.
+
+A line of `--format text` is one result: a TAB or line break in a name or text is written \t, \n or
+\r. Names that are not UTF-8 are written as they are; in `jsonl` their bytes are \udc80 to \udcff, as
+Python's surrogateescape has them.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-from fairseq_openvino.errors import EXIT_OK, EXIT_PARTIAL, AudioError, OptionError
+from fairseq_openvino.errors import EXIT_OK, EXIT_PARTIAL, OptionError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command; those left out keep the model's own defaults."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3, AIFF, AU")
     parser.add_argument("--model", required=True, metavar="BUNDLE")
     parser.add_argument("--format", choices=("text", "jsonl"), default="text")
     parser.add_argument("--batch-size", type=int, default=8, help="files decoded together")
@@ -73,16 +77,19 @@ def _run(options: argparse.Namespace, _: list[str]) -> int:
     )
     model.check_supported()
     given = _given(options, model)
-    failed, size = 0, options.batch_size
+    failed, damaged, size = 0, 0, options.batch_size
     for start in range(0, len(options.files), size):
-        for transcript in _readable(model, given, options.files[start : start + size]):
-            if transcript is None:
+        for result in model.transcribe_each(options.files[start : start + size], **given):
+            if isinstance(result, Exception):
                 failed += 1
+                print(f"error: {result}", file=sys.stderr)
             else:
-                print(_format(transcript, options.format), flush=True)
-    if failed:
-        print(f"{failed} of {len(options.files)} files failed", file=sys.stderr)
-    return EXIT_PARTIAL if failed else EXIT_OK
+                damaged += result.damage is not None
+                print(_format(result, options.format), flush=True)
+    for count, what in ((failed, "failed"), (damaged, "are damaged (see above)")):
+        if count:
+            print(f"{count} of {len(options.files)} files {what}", file=sys.stderr)
+    return EXIT_PARTIAL if failed or damaged else EXIT_OK
 
 
 SEARCH_OPTIONS = (
@@ -104,29 +111,18 @@ def _given(options: argparse.Namespace, model: Any) -> dict[str, Any]:
     return given
 
 
-def _readable(model: Any, given: dict[str, Any], paths: list[str]) -> Iterator[Any]:
-    """Transcripts of a batch, None for a file that cannot be used."""
-    clips: list[Any] = []
-    for path in paths:
-        try:
-            clips.append(model.read(path))
-        except AudioError as error:
-            print(f"error: {error}", file=sys.stderr)
-            clips.append(None)
-    usable = [clip for clip in clips if clip is not None]
-    transcripts = iter(model.transcribe_clips(usable, **given) if usable else ())
-    for clip in clips:
-        yield None if clip is None else next(transcripts)
+ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def _format(transcript: Any, kind: str) -> str:
     if kind == "text":
+        path = transcript.path.translate(ESCAPES)
         if transcript.segments:
             return "\n".join(
-                f"{transcript.path}\t{segment.start:.2f}\t{segment.end:.2f}\t{segment.text}"
-                for segment in transcript.segments
+                f"{path}\t{each.start:.2f}\t{each.end:.2f}\t{each.text.translate(ESCAPES)}"
+                for each in transcript.segments
             )
-        return "\n".join(f"{transcript.path}\t{text}" for text, _ in transcript.hypotheses)
+        return "\n".join(f"{path}\t{text.translate(ESCAPES)}" for text, _ in transcript.hypotheses)
     content = {
         "path": transcript.path,
         "text": transcript.text,
@@ -149,6 +145,11 @@ def _format(transcript: Any, kind: str) -> str:
         content["language_probabilities"] = dict(transcript.language_probabilities)
     if transcript.no_speech_probability is not None:
         content["no_speech_probability"] = transcript.no_speech_probability
+    if transcript.decoded_again is not None:
+        content["decoded_again"] = transcript.decoded_again
     if transcript.segments:
         content["segments"] = [vars(segment) for segment in transcript.segments]
-    return json.dumps(content, ensure_ascii=False)
+    if transcript.damage is not None:
+        content["damage"] = transcript.damage
+    text = json.dumps(content, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # surrogates as JSON writes them

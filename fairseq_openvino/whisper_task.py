@@ -10,14 +10,24 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq.data import Dictionary
 from fairseq.data.audio.data_cfg import S2TDataConfig
+from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDatasetCreator
 from fairseq.tasks import LegacyFairseqTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from fairseq_openvino.errors import OptionError
+from fairseq_openvino.features import (
+    FFT_SAMPLES,
+    HOP_SAMPLES,
+    WHISPER_RATE_HZ,
+    heard_frames,
+    padded_log_mel,
+)
 from fairseq_openvino.generator import as_fairseq, batch_sizes
+from fairseq_openvino.manifest import read_manifest
 from fairseq_openvino.model import Clip, Hypothesis
 from fairseq_openvino.runtime.whisper import WhisperModel, candidate_count
 from fairseq_openvino.whisper_tokens import WhisperTokenizer
@@ -73,15 +83,26 @@ class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
         self.tgt_dict_mt = self.eos_token_mt = None
         self.languages: dict[int, tuple[str, str]] = {}
 
-    def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
+    def load_dataset(self, split: str, *_: Any, **__: Any) -> None:
         """As the parent, with log-mel windows as the source."""
-        super().load_dataset(split, *args, **kwargs)
-        dataset = self.datasets[split]
+        dataset = self.datasets[split] = _Manifest.from_tsv(
+            root=self.args.data, cfg=self.data_cfg, splits=split, tgt_dict=self.tgt_dict,
+            pre_tokenizer=None, bpe_tokenizer=self.build_bpe(self.args), is_train_split=False,
+            epoch=1, seed=self.args.seed,
+        )  # fmt: skip
         for part in getattr(dataset, "datasets", [dataset]):
             part._get_source_audio = _Reader(self.model, part.audio_paths)
+            if not any(part.tgt_texts):
+                part.tgt_texts = None  # nothing to score
         if hasattr(dataset, "src_langs"):
             pairs = zip(dataset.src_langs, dataset.tgt_langs, strict=True)
             self.languages = dict(enumerate(pairs))
+
+    def build_dataset_for_inference(self, *args: Any, **kwargs: Any) -> Any:
+        """What `fairseq-interactive` reads."""
+        dataset = super().build_dataset_for_inference(*args, **kwargs)
+        dataset._get_source_audio = _Reader(self.model, dataset.audio_paths)
+        return dataset
 
     def build_tokenizer(self, args: Any) -> None:
         """None: the tokenizer is part of the subwords."""
@@ -107,14 +128,27 @@ class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
         return WhisperGenerator(self, args)
 
 
+class _Manifest(SpeechToTextDatasetCreator):  # type: ignore[misc]
+    """Manifests that need the columns `id` and `audio` only: every clip is one window."""
+
+    @classmethod
+    def _load_samples_from_tsv(cls, root: str, split: str) -> list[dict[str, str]]:
+        return read_manifest(root, split, {cls.KEY_N_FRAMES: "3000", cls.KEY_TGT_TEXT: ""})
+
+
 class _Reader:
-    """Source of a dataset item; importable, so that data-loading workers can have it."""
+    """Source of a dataset item; importable, so that data-loading workers can have it.
+
+    The padding of the window is left out: the number of frames is the only place for the duration.
+    """
 
     def __init__(self, model: WhisperModel, paths: list[str]) -> None:
         self.model, self.paths = model, paths
 
     def __call__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(self.model.read(self.paths[index]).features)
+        clip = self.model.read(self.paths[index])
+        samples = round(clip.seconds * WHISPER_RATE_HZ)
+        return torch.from_numpy(clip.features[: heard_frames(samples, len(clip.features))])
 
 
 class WhisperGenerator:
@@ -137,12 +171,16 @@ class WhisperGenerator:
     def generate(self, models: Any, sample: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
         """A collated batch to n-best lists of dictionaries."""
         features = sample["net_input"]["src_tokens"].numpy()
-        ids = sample["id"].tolist()
+        lengths = sample["net_input"]["src_lengths"].tolist()
+        window = self.model.manifest.limits.max_source_frames
+        ids = sample["id"].tolist() if "id" in sample else list(range(len(features)))
         wanted = [self._language_and_task(i) for i in ids]
         found: dict[int, list[Hypothesis]] = {}
         for pair in sorted(set(wanted), key=str):
             members = [i for i, each in enumerate(wanted) if each == pair]
-            clips = [Clip(f"utterance {ids[i]}", features[i], 0.0) for i in members]
+            clips = [
+                _clip(f"utterance {ids[i]}", features[i, : lengths[i]], window) for i in members
+            ]
             language, task = pair
             transcripts = self.model.transcribe_clips(
                 clips, language=language, task=task, **self.options
@@ -157,6 +195,12 @@ class WhisperGenerator:
         language = source if source in self.model.config.languages else None
         translate = target == ENGLISH and source not in ("", ENGLISH)
         return language, "translate" if translate else "transcribe"
+
+
+def _clip(name: str, frames: np.ndarray, window: int) -> Clip:
+    """Of the frames a `_Reader` left; its duration is right to 10 ms."""
+    samples = len(frames) * HOP_SAMPLES - FFT_SAMPLES // 2
+    return Clip(name, padded_log_mel(frames, window), max(samples, 0) / WHISPER_RATE_HZ)
 
 
 def _data_config(root: Path, name: str) -> S2TDataConfig:

@@ -133,8 +133,8 @@ def test_missing_files_and_directories_are_refused(tmp_path):
 
 
 def test_other_formats_of_libsndfile_are_refused(tmp_path):
-    soundfile.write(tmp_path / "a.au", tone(), RATE_HZ)
-    assert "AU" in refused(tmp_path / "a.au")
+    soundfile.write(tmp_path / "a.voc", tone(), RATE_HZ)
+    assert "VOC" in refused(tmp_path / "a.voc")
 
 
 def test_zero_samples_are_refused(tmp_path):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.export.cache import cached_bundle
 from fairseq_openvino.export.data import DataDirectory
 
@@ -82,15 +81,37 @@ def test_beam_larger_than_the_vocabulary_and_max_len_reached(engines: dict[str, 
         assert max(len(tokens) for best in engine for tokens in best) == options["max_len"] + 1
 
 
-def test_nan_names_the_utterance_and_spares_the_next_batch(engines: dict[str, Any]) -> None:
+def test_nan_costs_its_utterance_only(
+    engines: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     for count in (3, 20):  # one request, and parallel parts
         good = noise(*[40] * count)
         expected = engines["engine"](good)
         bad = [x.copy() for x in good]
         bad[2][5] = np.nan
-        with pytest.raises(NumericsError, match=r"Utterances: \[102\]"):
-            engines["engine"](bad)
-        assert engines["engine"](good) == expected
+        caplog.clear()
+        assert engines["engine"](bad) == expected[:2] + expected[3:]
+        assert caplog.text.count("skipping utterance") == 1
+        assert "skipping utterance 102: Decoding failed" in caplog.text
+
+
+def test_any_exception_costs_its_utterance_only(
+    engines: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fairseq_openvino.runtime.s2t import S2TModel
+
+    encode = S2TModel.encode
+    utterances = [*noise(40, 40, 40, 40), np.full((40, 80), 7, np.float32)]
+    expected = engines["engine"](utterances)
+
+    def fails(self: Any, features: np.ndarray, *rest: Any) -> Any:
+        if (features == 7).all(axis=(1, 2)).any():
+            raise ZeroDivisionError("boom")
+        return encode(self, features, *rest)
+
+    monkeypatch.setattr(S2TModel, "encode", fails)
+    assert engines["engine"](utterances) == expected[:4]
+    assert "skipping utterance 104: ZeroDivisionError: boom" in caplog.text
 
 
 def test_an_interrupted_batch_does_not_disturb_the_next(

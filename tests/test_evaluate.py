@@ -41,9 +41,10 @@ from fairseq_openvino.evaluate.accuracy import (
     score,
     whisper_normalizer,
 )
+from fairseq_openvino.evaluate.child import Child
 from fairseq_openvino.evaluate.clips import frames
 from fairseq_openvino.evaluate.corpus import Utterance, kind_of, read
-from fairseq_openvino.evaluate.engines import BundleEngine
+from fairseq_openvino.evaluate.engines import BundleEngine, Output
 from fairseq_openvino.evaluate.options import Options, Search, default_metrics, from_plain
 from fairseq_openvino.evaluate.originals import FairseqEngine, WhisperEngine
 from fairseq_openvino.evaluate.records import Records
@@ -52,6 +53,7 @@ from fairseq_openvino.evaluate.report import markdown
 from fairseq_openvino.evaluate.results import compute
 from fairseq_openvino.export import ExportOptions, export_checkpoint
 from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.model import Clip
 
 MANIFEST = MINI / "test_st_en_de.tsv"
 CONFIG = "config_st_en_de.yaml"
@@ -566,6 +568,52 @@ def test_unreadable_clips_are_reported_and_count_for_no_engine(
     content = json.loads((output / "evaluation.json").read_text())
     seconds = lines(output, "utterance")[0]["engines"]["openvino"]["seconds"]
     assert content["rows"][0]["times"]["seconds"] == pytest.approx(seconds[0])  # one batch
+
+
+def test_damaged_clips_are_scored_and_named(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for clip in CLIPS[:2]:
+        shutil.copy(clip, tmp_path)
+    (tmp_path / CLIPS[1].name).write_bytes(CLIPS[1].read_bytes()[:-2000])
+    rows = [(clip.name, "Das ist ein Satz.") for clip in CLIPS[:2]]
+    table = write_table(tmp_path / "t.tsv", ("path", "text"), *rows)
+    output = tmp_path / "out"
+    flags = ("--engines", "openvino", "--normalizer", "none")
+    assert cli.main(command(bundle, output, *flags, corpus=table)) == EXIT_PARTIAL
+    whole, cut = lines(output, "utterance")
+    assert whole["damage"] is None and "it ends inside a frame" in cut["damage"]
+    shown = capsys.readouterr().out
+    assert "**1 utterances are damaged and scored" in shown
+    assert f"Damaged utterances:\n\n- {CLIPS[1].name}: " in shown
+
+
+class _Fragile:
+    """An engine that cannot decode some clips."""
+
+    load_seconds = 0.0
+
+    def read(self, path: str) -> Clip:
+        return Clip(path, np.zeros((9, 80), np.float32), 0.1)
+
+    def generate(self, clips: Any, language: str | None) -> list[Output]:
+        if any(clip.path == "bad" for clip in clips):
+            raise RuntimeError("broken\nmore")
+        return [Output(clip.path, 1, -1.0) for clip in clips]
+
+    def precision(self) -> dict[str, str]:
+        return {}
+
+
+def test_a_clip_an_engine_cannot_decode_is_found_in_its_batch(tmp_path: Path) -> None:
+    child = Child({"engine": "openvino", "options": options(tmp_path).plain()})
+    child.engine = _Fragile()
+    child.read(["a", "bad", "c", "d", "bad"])
+    with pytest.raises(RuntimeError, match="broken"):  # it may be the engine that is at fault
+        child.generate([0, 1, 2], None)
+    assert [each["text"] for each in child.generate([0, 2], None)["outputs"]] == ["a", "c"]
+    found = child.generate([0, 1, 2, 3, 4], None)
+    assert found == {"problems": [[1, "RuntimeError: broken"], [4, "RuntimeError: broken"]]}
 
 
 def test_an_engine_that_fails_keeps_its_row(

@@ -144,3 +144,14 @@ def test_global_cmvn_equals_fairseq(tmp_path):
     np.savez(tmp_path / "stats.npz", mean=mean, std=std)
     theirs = GlobalCMVN(str(tmp_path / "stats.npz"))(values)
     np.testing.assert_array_equal(features.global_cmvn(values, mean, std), theirs)
+
+
+@pytest.mark.parametrize("samples", [1, 199, 200, 16_000, 31_999, 32_000])
+@pytest.mark.parametrize("level", [0.0, 1e-6, 0.3])
+def test_a_window_is_its_heard_frames_and_padding(samples: int, level: float) -> None:
+    from fairseq_openvino.features import heard_frames, log_mel, padded_log_mel
+
+    waveform = np.random.default_rng(0).normal(0, level, samples).astype(np.float32)
+    window = log_mel(waveform, 80, 200)
+    frames = window[: heard_frames(samples, 200)]
+    np.testing.assert_allclose(padded_log_mel(frames, 200), window, atol=2e-7)

@@ -12,6 +12,8 @@ from conftest import PACKAGE, child_environment
 
 FLOORS = [
     {"errors", "atomic"},
+    {"audio_mp3"},
+    {"audio_containers"},
     {"bundle", "vocabulary", "audio", "features"},
     {"model", "search", "whisper_tokens", "whisper_search", "whisper_request", "whisper_segments",
      "whisper_context"},
@@ -23,7 +25,7 @@ FLOORS = [
      "export.s2t_transformer", "export.onnx", "export.ir", "export.parity",
      "export.loading", "export", "export.cache"},
     {"models.s2t_openvino", "models.whisper_openvino", "whisper_task", "models", "generator",
-     "generation", "tasks", "tasks.speech_to_text_openvino"},
+     "generation", "manifest", "tasks", "tasks.speech_to_text_openvino"},
     {"verify", "doctor", "transcribe", "reporting", "benchmark", "benchmark.arguments", "benchmark.child",
      "benchmark.engines", "benchmark.graphs", "benchmark.material", "benchmark.plan",
      "benchmark.process", "benchmark.profile", "benchmark.provenance", "benchmark.report",

@@ -18,8 +18,10 @@ from conftest import MINI, PACKAGE, ROOT, child_environment, generate
 from fairseq_openvino import load_model
 from fairseq_openvino.errors import (
     AudioError,
+    BatchError,
     BundleError,
     ModelError,
+    NumericsError,
     OptionError,
     UtteranceTooLongError,
 )
@@ -196,6 +198,75 @@ def test_resampled_audio_gives_nearly_the_same_features(model: Any, tmp_path: Pa
     assert transcript.text == model.transcribe(CLIPS[0]).text
 
 
+def test_arrays_and_files_of_the_same_samples_give_the_same_result(
+    model: Any, tmp_path: Path
+) -> None:
+    import soxr
+
+    waveform, rate = soundfile.read(CLIPS[0], dtype="float32")
+    for rate_hz in (rate, 44_100, 8_000):
+        samples = np.clip(soxr.resample(waveform, rate, rate_hz) * 2**15, -(2**15), 2**15 - 1)
+        array = samples.astype(np.int16)
+        soundfile.write(tmp_path / "same.wav", array, rate_hz)
+        clip, file = model.clip(array, rate_hz), model.read(tmp_path / "same.wav")
+        assert np.array_equal(clip.features, file.features) and clip.seconds == file.seconds
+        found = model.transcribe(array, rate_hz, beam=2)
+        assert found.text == model.transcribe(tmp_path / "same.wav", beam=2).text
+    assert np.array_equal(model.clip(waveform).features, model.clip(waveform, rate).features)
+    assert model.transcribe(waveform.tolist()).text == model.transcribe(CLIPS[0]).text
+    with open(CLIPS[0], "rb") as file:
+        assert model.transcribe(file).text == model.transcribe(CLIPS[0]).text
+    with pytest.raises(AudioError, match=r"got \(9, 2\)"):
+        model.transcribe(np.zeros((9, 2)))
+    with pytest.raises(OptionError, match="sample_rate_hz"):
+        model.transcribe(CLIPS[0], 16_000)
+    with pytest.raises(OptionError, match="in beams: expected options among"):
+        model.transcribe(CLIPS[0], beams=3)
+
+
+def test_one_clip_that_fails_loses_no_other(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At every stage: reading, features, numbers of the model, and anything at all."""
+    expected = [each.text for each in model.transcribe_batch(CLIPS[:3], beam=2)]
+    paths = [tmp_path / f"{name}.wav" for name in ("nan", "bug", "short")]
+    for path, samples in zip(paths, (4000, 4001, 99), strict=True):
+        soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, samples), 16_000)
+    features, decode = model.features, model.transcribe_clips
+
+    def broken(waveform: np.ndarray, rate_hz: int) -> np.ndarray:
+        found: np.ndarray = features(waveform, rate_hz)
+        return found * np.float32(np.nan) if len(waveform) == 4000 else found
+
+    def fails(clips: Any, **options: Any) -> Any:
+        if any(clip.path == str(paths[1]) for clip in clips):
+            raise KeyError("a bug")
+        return decode(clips, **options)
+
+    monkeypatch.setattr(model, "features", broken)
+    monkeypatch.setattr(model, "transcribe_clips", fails)
+    audios = [CLIPS[0], paths[0], CLIPS[1], paths[1], tmp_path / "absent.wav", paths[2], CLIPS[2]]
+    with caplog.at_level("DEBUG"), pytest.raises(BatchError, match="4 of 7 clips") as caught:
+        model.transcribe_batch(audios, beam=2)
+    results = caught.value.results
+    assert [results[i].text for i in (0, 2, 6)] == expected
+    assert isinstance(results[1], NumericsError) and "nan.wav: Decoding failed" in str(results[1])
+    assert "'bug.wav'" not in str(results[3]) and "got KeyError: 'a bug'" in str(results[3])
+    assert str(paths[1]) in str(results[3]) and 'raise KeyError("a bug")' in caplog.text
+    assert "absent.wav" in str(results[4]) and "short.wav" in str(results[5])
+    with pytest.raises(OptionError, match="--nbest"):  # not a clip's failure
+        model.transcribe_batch(audios, beam=2, nbest=3)
+
+
+def test_a_damaged_file_says_so_in_its_transcript(model: Any, tmp_path: Path) -> None:
+    waveform, rate = soundfile.read(CLIPS[0], dtype="float32")
+    soundfile.write(tmp_path / "whole.wav", waveform, rate)
+    content = (tmp_path / "whole.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(content[:-8000])
+    whole, cut = model.transcribe_batch([tmp_path / "whole.wav", tmp_path / "cut.wav"])
+    assert whole.damage is None and cut.damage.startswith("0.25 s of ")
+
+
 def test_too_short_too_long_and_empty_audio(model: Any, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "short.wav", np.zeros(100, np.float32), 16_000)
     with pytest.raises(AudioError, match=r"short.wav.*25 ms"):
@@ -247,6 +318,50 @@ def test_transcribe_command(model: Any, bundle: Path, tmp_path: Path) -> None:
     assert cli("transcribe", files[0], "--model", str(tmp_path)).returncode == 3
     assert cli("transcribe", files[0]).returncode == 2
     assert cli("transcribe", files[0], "--model", str(bundle), "--nbest", "9").returncode == 2
+
+
+def test_transcribe_writes_every_name_and_says_what_is_damaged(
+    model: Any, bundle: Path, tmp_path: Path
+) -> None:
+    """Names of bytes, tabs and line breaks, in a locale without UTF-8."""
+    waveform, rate = soundfile.read(CLIPS[0], dtype="float32")
+    soundfile.write(tmp_path / "whole.wav", waveform, rate)
+    content = (tmp_path / "whole.wav").read_bytes()
+    odd, tab = tmp_path / os.fsdecode(b"x\xff.wav"), tmp_path / "a\tb\nc.wav"
+    odd.write_bytes(content)
+    tab.write_bytes(content[:-8000])
+    words = ["transcribe", odd, tmp_path / "absent.wav", tab, "--model", bundle]
+    locale = {"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"}
+    for extra in (["--batch-size", "1"], ["--format", "jsonl"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "fairseq_openvino", *words, *extra], capture_output=True,
+            env=child_environment(**locale),
+        )  # fmt: skip
+        assert done.returncode == 1 and b"Traceback" not in done.stderr
+        assert b"absent.wav" in done.stderr and b"are missing" in done.stderr
+        assert b"1 of 3 files failed\n1 of 3 files are damaged" in done.stderr
+        first, second = done.stdout.splitlines()
+        if extra[0] == "--format":
+            assert json.loads(first)["path"] == str(odd) and "damage" not in json.loads(first)
+            found = json.loads(second)
+            assert found["path"] == str(tab) and found["damage"].startswith("0.25 s of")
+            assert "Schlüssel" in json.loads(first)["text"]
+        else:
+            assert first.split(b"\t")[0] == os.fsencode(odd) and "Schlüssel".encode() in first
+            assert second.split(b"\t")[0].endswith(rb"a\tb\nc.wav")
+
+
+def test_output_may_be_cut_as_by_head(bundle: Path) -> None:
+    words = ["transcribe", *map(str, CLIPS[:4]), "--model", str(bundle), "--batch-size", "1"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "fairseq_openvino", *words], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=child_environment(),
+    )  # fmt: skip
+    assert run.stdout is not None and run.stderr is not None
+    assert run.stdout.readline()
+    run.stdout.close()
+    assert run.stderr.read() == ""
+    assert run.wait() == 141
 
 
 def test_a_moved_bundle_runs_without_torch_and_fairseq(

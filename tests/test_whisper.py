@@ -671,6 +671,8 @@ def test_fairseq_generate_reads_a_manifest_of_audio_files(
 ) -> None:
     from conftest import generate
 
+    from fairseq_openvino import generation
+
     paths = audio_files(tmp_path)
     rows = ["id\taudio\tn_frames\ttgt_text\tsrc_lang\ttgt_lang"]
     for name, languages in (("noise", "de\ten"), ("stereo", "en\ten"), ("silence", "\t")):
@@ -692,6 +694,17 @@ def test_fairseq_generate_reads_a_manifest_of_audio_files(
         assert [line.text for line in found] == [text for text, _ in expected.hypotheses]
         for line, (_, hypothesis) in zip(found, expected.hypotheses, strict=True):
             assert line.score == pytest.approx(hypothesis.score, abs=1e-3)
+    names = ["id\taudio", *(f"{name}\t{paths[name]}" for name in ("noise", "stereo"))]
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(Path(paths["noise"]).read_bytes()[:-9000])
+    (tmp_path / "test.tsv").write_text("\n".join([*names, f"cut\t{cut}"]) + "\n")
+    damaged = generation._damaged.value
+    bare = generate(
+        tmp_path, "--task", "speech_to_text_openvino", "--ov-engine", "--beam", "3",
+        "--max-len-b", "20", path=str(multilingual.bundle.directory),
+    )  # fmt: skip
+    assert generation._damaged.value == damaged + 1
+    assert len(bare.hypotheses) == 3 and not bare.references and not bare.metric
     with pytest.raises(OptionError, match="--sampling"):
         generate(
             tmp_path, "--task", "speech_to_text_openvino", "--sampling",

@@ -204,6 +204,8 @@ class _Batch:
     """By id, then by engine."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Duration of the audio by id."""
+    damage: dict[str, str] = field(default_factory=dict)
+    """What is missing of the audio, by id."""
     times: dict[str, list[float]] = field(default_factory=dict)
     """Seconds of generate() in each pass, by engine."""
     outputs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -243,8 +245,9 @@ class _Measurement:
         warm = 0
         for batch in self._batches(set()):
             current = self._read(batch)
+            while current.good and not self._generate(current, warm):
+                continue
             if current.good:
-                self._generate(current, warm)
                 for name, times in current.times.items():
                     loads[name] += times[0] if warm == 0 and name in loads else 0.0
                 warm += 1
@@ -266,9 +269,9 @@ class _Measurement:
         finished = len(done)
         for offset, utterances in enumerate(self._batches(done)):
             batch = self._read(utterances)
-            for repeat in range(self.options.repeats):
-                if batch.good:
-                    self._generate(batch, offset + repeat)
+            repeat = 0
+            while batch.good and repeat < self.options.repeats:
+                repeat = repeat + 1 if self._generate(batch, offset + repeat) else 0
             self._check_alive()
             self._record(batch, number + offset)
             finished += len(utterances)
@@ -298,24 +301,28 @@ class _Measurement:
                     batch.problems.setdefault(one.id, {})[process.engine] = clip["problem"]
                 else:
                     batch.seconds.setdefault(one.id, float(clip["seconds"]))
+                if "damage" in clip:
+                    batch.damage[one.id] = clip["damage"]
         return batch
 
-    def _generate(self, batch: _Batch, turn: int) -> None:
-        """One pass over the batch by every engine."""
+    def _generate(self, batch: _Batch, turn: int) -> bool:
+        """One pass over the batch by every engine; False if it has to begin anew without a clip."""
         positions, language = batch.good, batch.utterances[0].language
         shift = turn % len(self.processes) if self.processes else 0
         for process in self.processes[shift:] + self.processes[:shift]:
             answer = self._ask(process, "generate", positions=positions, language=language)
             if answer is None:
                 continue
-            if "problem" in answer:
-                for i in positions:
+            if "problems" in answer:
+                for i, problem in answer["problems"]:
                     problems = batch.problems.setdefault(batch.utterances[i].id, {})
-                    problems[process.engine] = answer["problem"]
-                return
+                    problems[process.engine] = problem
+                batch.times.clear()
+                return False
             batch.times.setdefault(process.engine, []).append(float(answer["seconds"]))
             batch.outputs[process.engine] = answer["outputs"]
             batch.peaks[process.engine] = float(answer["peak_mb"])
+        return True
 
     def _record(self, batch: _Batch, number: int) -> None:
         alive = [process.engine for process in self.processes]
@@ -329,6 +336,7 @@ class _Measurement:
                 seconds=batch.seconds[one.id],
                 reference=one.reference,
                 batch=number,
+                damage=batch.damage.get(one.id),
                 engines={
                     name: {
                         **batch.outputs[name][rank],

@@ -14,7 +14,7 @@ from fairseq_openvino.reporting import write_report
 
 CHART = "evaluation.svg"
 MAX_FAILURES = 20
-"""Failed utterances listed in the Markdown file; the records hold all."""
+"""Failed and damaged utterances listed in the Markdown file; the records hold all."""
 MAX_ERROR_CHARACTERS = 160
 LEGEND = """\
 time: sum over utterances of the duration of generate(), features computed before, median of the
@@ -79,6 +79,11 @@ def _incomplete(results: Results) -> list[str]:
         lines += [
             "",
             f"**{len(results.failures)} utterances failed and count for no engine, see below.**",
+        ]
+    if results.damaged:
+        lines += [
+            "",
+            f"**{len(results.damaged)} utterances are damaged and scored as far as they go, see below.**",
         ]
     if results.runs > 1:
         lines += ["", f"Measured in {results.runs} runs."]
@@ -174,14 +179,21 @@ def _precisions(results: Results) -> list[str]:
 
 
 def _failures(results: Results) -> list[str]:
-    if not results.failures:
+    failed = [
+        f"{record['id']} in `{engine}`: {_one_line(problem)}"
+        for record in results.failures
+        for engine, problem in record["problems"].items()
+    ]
+    damaged = [f"{record['id']}: {_one_line(record['damage'])}" for record in results.damaged]
+    return [*_listed("Failed utterances", failed), *_listed("Damaged utterances", damaged)]
+
+
+def _listed(title: str, entries: list[str]) -> list[str]:
+    if not entries:
         return []
-    lines = ["", "Failed utterances:", ""]
-    for record in results.failures[:MAX_FAILURES]:
-        for engine, problem in record["problems"].items():
-            lines.append(f"- {record['id']} in `{engine}`: {_one_line(problem)}")
-    if len(results.failures) > MAX_FAILURES:
-        lines.append(f"- and {len(results.failures) - MAX_FAILURES} more, in utterances.jsonl")
+    lines = ["", f"{title}:", "", *(f"- {entry}" for entry in entries[:MAX_FAILURES])]
+    if len(entries) > MAX_FAILURES:
+        lines.append(f"- and {len(entries) - MAX_FAILURES} more, in utterances.jsonl")
     return lines
 
 

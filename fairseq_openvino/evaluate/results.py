@@ -92,6 +92,8 @@ class Results:
     utterances: int
     audio_seconds: float
     failures: list[dict[str, Any]]
+    damaged: list[dict[str, Any]]
+    """Id and damage of utterances that were scored although audio is missing."""
     missing: int
     """Utterances an interrupted run did not reach."""
     runs: int
@@ -109,8 +111,9 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        """Every engine has decoded every utterance."""
-        return not (self.failures or self.missing or any(row.error for row in self.rows))
+        """Every engine has decoded every utterance, and all of it."""
+        incomplete = self.failures or self.damaged or self.missing
+        return not (incomplete or any(row.error for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the utterances."""
@@ -164,6 +167,11 @@ def compute(records: Records, spellings: Mapping[str, str]) -> Results:
         utterances=len(records.utterances),
         audio_seconds=audio_seconds,
         failures=records.failures,
+        damaged=[
+            {"id": record["id"], "damage": record["damage"]}
+            for record in records.utterances
+            if record.get("damage")
+        ],
         missing=records.missing,
         runs=len(records.runs),
         figures=figures,

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
 from os import PathLike
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 
 from fairseq_openvino import features as feature_functions
+from fairseq_openvino.audio import source_name
 from fairseq_openvino.bundle import Bundle, FeatureConfig
 from fairseq_openvino.errors import AudioError, ModelError, OptionError, UtteranceTooLongError
 from fairseq_openvino.model import Clip, EncoderOutput, Hypothesis, Transcript
@@ -44,17 +45,17 @@ class S2TModel(Transcriber):
         self._cmvn = _load_cmvn(bundle)
         self._rate_noted = not self.manifest.features.sample_rate_assumed
 
-    def read(self, path: str | PathLike[str]) -> Clip:
+    def read(self, audio: str | PathLike[str] | BinaryIO) -> Clip:
         """See `Transcriber.read`; the first file of another rate than the assumed one is noted."""
-        rate_hz = None if self._rate_noted else _rate_hz(path)
+        rate_hz = None if self._rate_noted else _rate_hz(audio)
         assumed_hz = self.manifest.features.sample_rate_hz
         if rate_hz not in (None, assumed_hz):
             self._rate_noted = True
             logger.warning(
-                f"{str(path)!r} has {rate_hz} Hz and is resampled to {assumed_hz} Hz, which is assumed "
-                "as the bundle does not know the rate of its training audio (export --sample-rate)"
+                f"{source_name(audio)!r} has {rate_hz} Hz and is resampled to {assumed_hz} Hz, which is "
+                "assumed: the bundle does not know the rate of its training audio (export --sample-rate)"
             )
-        return super().read(path)
+        return super().read(audio)
 
     def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         """Waveform (samples,) in [-1, 1] to (T, F), with the transforms of the training data.
@@ -212,12 +213,17 @@ def _same_limit(frames: Sequence[int], options: SearchOptions) -> Iterator[list[
         yield from ([i] for i in range(len(frames)))
 
 
-def _rate_hz(path: str | PathLike[str]) -> int | None:
+def _rate_hz(audio: str | PathLike[str] | BinaryIO) -> int | None:
     """Rate of an audio file; None for one that cannot be read, which the reader reports."""
     try:
-        return int(soundfile.info(path).samplerate)
+        if isinstance(audio, (str, PathLike)):
+            return int(soundfile.info(audio).samplerate)
+        start = audio.tell()
+        rate_hz = int(soundfile.info(audio).samplerate)
+        audio.seek(start)
     except (soundfile.LibsndfileError, OSError, RuntimeError):
         return None
+    return rate_hz
 
 
 def _load_cmvn(bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:

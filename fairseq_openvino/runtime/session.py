@@ -103,7 +103,7 @@ class Session:
             rows = np.flatnonzero(np.isnan(scores).any(axis=1)).tolist()
             raise NumericsError(
                 f"Decoding failed at token {self._length - 1}: expected log-probabilities, got NaN. "
-                "Check the features and weights, or use --ov-precision f32.",
+                "Check the features and weights; f32 is the most robust precision.",
                 tuple(rows),
             )
         probed = self._request.get_tensor("probed").data if self._probing else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq import checkpoint_utils
+from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDatasetCreator
 from fairseq.tasks import register_task
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
@@ -22,8 +23,14 @@ from fairseq_openvino.compat import apply_shims
 from fairseq_openvino.errors import ModelError, OptionError
 from fairseq_openvino.export.cache import cached_bundle, default_cache_dir
 from fairseq_openvino.export.data import DataDirectory
-from fairseq_openvino.generation import guard_commands, skip_unreadable_audio
+from fairseq_openvino.generation import (
+    guard_commands,
+    skip_bad_inputs,
+    skip_unreadable_audio,
+    skip_what_cannot_be_decoded,
+)
 from fairseq_openvino.generator import BATCH_SIZES, OpenVINOGenerator, batch_sizes, replaces
+from fairseq_openvino.manifest import read_manifest
 from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
 from fairseq_openvino.runtime import load_model
 from fairseq_openvino.runtime.engine import PRECISIONS
@@ -217,8 +224,20 @@ def build_generator(
 
 
 def get_batch_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Fairseq's iterator; how large its batches are is kept for `build_generator`."""
-    found = _fairseq_get_batch_iterator(self, *args, **kwargs)
+    """Fairseq's iterator; how large its batches are is kept for `build_generator`.
+
+    Raises:
+        OptionError: an utterance exceeds --max-tokens or the model's positions.
+    """
+    try:
+        found = _fairseq_get_batch_iterator(self, *args, **kwargs)
+    except Exception as error:  # Fairseq's are of no type of their own
+        if "max_tokens" not in str(error) and "Size of sample" not in str(error):
+            raise
+        raise OptionError(
+            f"Making batches failed: expected every utterance to fit, got: {error}. Raise "
+            "--max-tokens, or set --skip-invalid-size-inputs-valid-test."
+        ) from error
     if getattr(self.args, "ov_engine", False):
         setattr(self, BATCH_SIZES, {len(batch) for batch in found.frozen_batches} - {0})
     return found
@@ -232,8 +251,11 @@ def add_args(cls: type[SpeechToTextTask], parser: ArgumentParser) -> None:
 
 apply_shims()
 skip_unreadable_audio()
+skip_what_cannot_be_decoded()
+skip_bad_inputs()
 guard_commands()
 checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
+SpeechToTextDatasetCreator._load_samples_from_tsv = staticmethod(read_manifest)
 SpeechToTextTask.build_generator = build_generator
 SpeechToTextTask.get_batch_iterator = get_batch_iterator
 SpeechToTextTask.add_args = classmethod(add_args)
