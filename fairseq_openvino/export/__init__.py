@@ -14,8 +14,6 @@ import numpy as np
 from fairseq_openvino import __version__
 from fairseq_openvino.atomic import staged_directory
 from fairseq_openvino.bundle import (
-    DECODER_IR,
-    ENCODER_IR,
     Bundle,
     Dimensions,
     Limits,
@@ -90,13 +88,13 @@ def export_checkpoint(
         raise unknown_architecture(loaded.architecture)
     graphs = ARCHITECTURES[loaded.architecture](loaded.model, loaded.arguments)
     with staged_directory(output, options.overwrite) as stage:
-        reference = parity.FairseqReference(loaded.model)
-        report = write_graphs(graphs, stage, options, reference)
+        expected = parity.expect(parity.FairseqReference(loaded.model), graphs)
+        onnx.export_onnx(graphs, stage)
+        loaded, graphs = replace(loaded, model=None), graphs.without_modules()
+        report = finish_graphs(graphs, stage, options, expected)
         text, features = data.copy_into(stage)
         manifest = _manifest(loaded, graphs, options, report)
         write_manifest(stage, replace(manifest, text=text, features=features))
-    del loaded, graphs
-    gc.collect()  # the torch weights are not needed any more
     return open_bundle(output), report
 
 
@@ -119,24 +117,24 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def write_graphs(
-    graphs: Graphs,
-    stage: Path,
-    options: ExportOptions,
-    reference: parity.Reference,
-    cases: parity.Cases = parity.CASES,
+def finish_graphs(
+    graphs: Graphs, stage: Path, options: ExportOptions, expected: parity.Expected
 ) -> parity.Report:
-    """ONNX and IR files of a model into a directory, compared with the reference.
+    """From the ONNX graphs in a directory to checked ONNX and IR files.
+
+    Args:
+        graphs: their dimensions; without modules, so that the torch weights can be freed first.
+        stage: the directory.
+        options: what to write.
+        expected: what the original computes.
 
     Raises:
-        ParityError: a graph does not reproduce the reference.
+        ParityError: a graph does not reproduce the original.
     """
-    onnx.export_onnx(graphs, stage)
+    gc.collect()  # models hold reference cycles
     if options.ir:
-        encoder, decoder = ir.convert(stage / onnx.ENCODER_ONNX, stage / onnx.DECODER_ONNX, graphs)
-        ir.save(encoder, stage / ENCODER_IR, options.precision)
-        ir.save(decoder, stage / DECODER_IR, options.precision)
-    report = parity.check(reference, graphs, stage, options.precision, options.ir, cases)
+        ir.write(stage, graphs, options.precision)
+    report = parity.check(expected, graphs, stage, options.precision, options.ir)
     if options.ir and not options.keep_onnx:
         for path in stage.glob("*.onnx*"):
             path.unlink()
