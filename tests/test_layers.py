@@ -19,7 +19,7 @@ FLOORS = [
     {"checkpoint", "compat_speech", "compat", "compat_transformers"},
     {"export.graphs", "export.transformer", "export.openai_whisper",
      "export.whisper_source", "export.whisper", "export.data", "export.s2t_transformer",
-     "export.onnx", "export.ir", "export.float64", "export.forced", "export.runners",
+     "export.onnx", "export.ir", "export.float64", "export.forced", "export.runners", "export.memory",
      "export.parity", "export.loading", "export", "export.cache"},
     {"models.s2t_openvino", "models.whisper_openvino", "whisper_task", "models", "generator",
      "generation", "tasks", "tasks.speech_to_text_openvino"},

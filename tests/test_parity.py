@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import TINY, random_model
+from conftest import ROOT, TINY, child_environment, random_model
 from whisper_models import Layout, write_whisper
 
 from fairseq_openvino.errors import ParityError
@@ -325,3 +328,52 @@ def test_cases_fit_models_with_few_positions(tmp_path: Path) -> None:
     report = measured(original, graphs, tmp_path)
     assert report.passed and {row.steps for row in report.rows} == {4, 5}
     assert max(max(row.frames) for row in report.rows) == 50
+
+
+PEAKS = """
+import sys
+from pathlib import Path
+import torch
+from conftest import random_model
+from fairseq_openvino.export import (
+    ExportOptions, finish_graphs, memory, onnx, parity, s2t_transformer,
+)
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+def restart():
+    memory.release()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again here
+
+small = random_model("s2t_transformer_xs", encoder_layers=1, decoder_layers=1)[0]
+small(torch.zeros(1, 20, 80), torch.tensor([20]), torch.tensor([[2]]))  # loads what is lazy
+del small
+memory.release()
+before = status("VmRSS")
+model, arguments, _ = random_model("s2t_transformer_m")
+size = 4 * sum(weights.numel() for weights in model.parameters())
+graphs = s2t_transformer.build(model, arguments)
+restart()
+expected = parity.expect(parity.FairseqReference(model), graphs)
+print((status("VmHWM") - before) / size)
+onnx.export_onnx(graphs, Path(sys.argv[1]))
+del model
+graphs = graphs.without_modules()
+restart()
+finish_graphs(graphs, Path(sys.argv[1]), ExportOptions(), expected)
+print((status("VmHWM") - before) / size)
+"""
+
+
+@pytest.mark.soak
+def test_the_gate_needs_little_memory(tmp_path: Path) -> None:
+    """In f32 weights, true size: the model, its graphs and the float64 original; then the files."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAKS, str(tmp_path)], capture_output=True, text=True,
+        env=child_environment(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    original, files = map(float, done.stdout.split())
+    assert original < 2.5 and files < 2.5

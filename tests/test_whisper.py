@@ -93,6 +93,11 @@ def test_parity_gate(pair: Pair) -> None:
     assert pair.report.reference == "transformers" and len(pair.report.rows) == 4
 
 
+def test_onnx_stores_the_tied_embedding_once(multilingual: Pair) -> None:
+    files = multilingual.bundle.manifest.files
+    assert files["decoder.onnx"].bytes < 1.1 * files["decoder.bin"].bytes
+
+
 @pytest.mark.parametrize("timestamps", [False, True])
 @pytest.mark.parametrize("beam", [1, 2, 5])
 def test_tokens_and_segments_equal_transformers(pair: Pair, beam: int, timestamps: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +22,7 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.errors import ArchitectureError, OptionError
-from fairseq_openvino.export import ir, onnx, parity, s2t_transformer
+from fairseq_openvino.export import ir, memory, onnx, parity, s2t_transformer
 from fairseq_openvino.export.data import DataDirectory
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.loading import Loaded, load
@@ -87,6 +86,7 @@ def export_checkpoint(
     if loaded.architecture not in ARCHITECTURES:
         raise unknown_architecture(loaded.architecture)
     graphs = ARCHITECTURES[loaded.architecture](loaded.model, loaded.arguments)
+    memory.release()
     with staged_directory(output, options.overwrite) as stage:
         expected = parity.expect(parity.FairseqReference(loaded.model), graphs)
         onnx.export_onnx(graphs, stage)
@@ -131,9 +131,10 @@ def finish_graphs(
     Raises:
         ParityError: a graph does not reproduce the original.
     """
-    gc.collect()  # models hold reference cycles
+    memory.release()
     if options.ir:
         ir.write(stage, graphs, options.precision)
+        memory.release()
     report = parity.check(expected, graphs, stage, options.precision, options.ir)
     if options.ir and not options.keep_onnx:
         for path in stage.glob("*.onnx*"):

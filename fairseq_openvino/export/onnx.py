@@ -32,6 +32,7 @@ from typing import Any
 import onnx
 import torch
 
+from fairseq_openvino.export import memory
 from fairseq_openvino.export.graphs import Graphs
 
 OPSET = 17
@@ -125,3 +126,4 @@ def _export(
             part.unlink()
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=False)
+    memory.release()

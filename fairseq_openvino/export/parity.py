@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from fairseq_openvino.errors import ParityError
+from fairseq_openvino.export import memory
 from fairseq_openvino.export.float64 import Float64
 from fairseq_openvino.export.forced import Forced, forced
 from fairseq_openvino.export.graphs import Graphs
@@ -232,6 +233,7 @@ def check(expected: Expected, graphs: Graphs, directory: Path, precision: str, i
     batches = [case.batch for case in expected.cases]
     onnx_errors = _measure(OnnxRunner(directory, graphs, batches, threads), expected)
     ir_errors: list[tuple[float, ...]] = [()] * len(batches)
+    memory.release()
     if ir:
         ir_errors = _measure(IrRunner(directory, batches, threads), expected)
     rows = tuple(

@@ -14,6 +14,7 @@ import onnxruntime
 import openvino as ov
 
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
+from fairseq_openvino.export import memory
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, cache_names, cross_names
@@ -48,6 +49,7 @@ class OnnxRunner:
             for batch in batches
         ]
         del encoder
+        memory.release()
         self.decoder = onnxruntime.InferenceSession(str(directory / DECODER_ONNX), options)
         self.empty = [
             np.zeros((batch.rows, graphs.heads, 0, graphs.head_width), np.float32)
@@ -80,6 +82,7 @@ class IrRunner:
             outputs = encoder(encoder_inputs(batch))
             self.cross.append({o.get_any_name(): outputs[o] for o in encoder.outputs[1:]})
         del encoder, outputs
+        memory.release()
         self.decoder = core.compile_model(directory / DECODER_IR, "CPU", properties)
         self.request = self.decoder.create_infer_request()
 

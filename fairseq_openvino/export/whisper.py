@@ -27,7 +27,7 @@ from fairseq_openvino.bundle import (
     open_bundle,
     write_manifest,
 )
-from fairseq_openvino.export import ExportOptions, finish_graphs, onnx, tool_versions
+from fairseq_openvino.export import ExportOptions, finish_graphs, memory, onnx, tool_versions
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import MASKED, Graphs
 from fairseq_openvino.export.parity import Cases, Report, at_nodes, expect
@@ -198,6 +198,7 @@ def export_whisper(
     options = options or ExportOptions()
     loaded = load_source(source, tokenizer)
     graphs = build(loaded.model)
+    memory.release()
     with staged_directory(output, options.overwrite) as stage, torch.no_grad():
         expected = expect(Reference(loaded.model), graphs, parity_cases(graphs))
         onnx.export_onnx(graphs, stage)
