@@ -138,6 +138,16 @@ def test_f16_halves_the_weights(tiny: Path, tmp_path: Path) -> None:
     assert report.limit < max(row.ir_steps or 0 for row in report.rows) <= report.ir_limit
 
 
+def test_cases_fit_a_model_with_few_positions(tiny: Path, tmp_path: Path) -> None:
+    overrides = {"max_source_positions": 50, "max_target_positions": 5}
+    data = DataDirectory(tiny)
+    _, report = export_checkpoint(
+        tiny / "checkpoint.pt", data, tmp_path / "bundle", overrides=overrides
+    )
+    assert {row.steps for row in report.rows} == {4, 5}
+    assert max(max(row.frames) for row in report.rows) == 50
+
+
 def test_existing_output_is_refused_then_replaced(tiny: Path, tmp_path: Path) -> None:
     export(tiny, tmp_path / "bundle", keep_onnx=False)
     with pytest.raises(OptionError, match="--overwrite"):

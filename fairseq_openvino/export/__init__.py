@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -86,7 +87,7 @@ def export_checkpoint(
     if loaded.architecture not in ARCHITECTURES:
         raise unknown_architecture(loaded.architecture)
     graphs = ARCHITECTURES[loaded.architecture](loaded.model, loaded.arguments)
-    memory.release()
+    memory.trim()
     with staged_directory(output, options.overwrite) as stage:
         expected = parity.expect(parity.FairseqReference(loaded.model), graphs)
         onnx.export_onnx(graphs, stage)
@@ -131,10 +132,11 @@ def finish_graphs(
     Raises:
         ParityError: a graph does not reproduce the original.
     """
-    memory.release()
+    gc.collect()  # models hold reference cycles
+    memory.trim()
     if options.ir:
         ir.write(stage, graphs, options.precision)
-        memory.release()
+        memory.trim()
     report = parity.check(expected, graphs, stage, options.precision, options.ir)
     if options.ir and not options.keep_onnx:
         for path in stage.glob("*.onnx*"):

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 
 
-def release() -> None:
-    """Give dropped weights back to the system.
-
-    Models hold reference cycles, and glibc keeps freed blocks of up to 32 MB, which most weights are.
-    """
-    gc.collect()
+def trim() -> None:
+    """Give freed weights back to the system: glibc keeps blocks of up to 32 MB, as most of them are."""
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim is not None:
-            trim(0)
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if malloc_trim is not None:
+            malloc_trim(0)

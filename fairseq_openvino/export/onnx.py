@@ -126,4 +126,4 @@ def _export(
             part.unlink()
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=False)
-    memory.release()
+    memory.trim()

@@ -233,7 +233,7 @@ def check(expected: Expected, graphs: Graphs, directory: Path, precision: str, i
     batches = [case.batch for case in expected.cases]
     onnx_errors = _measure(OnnxRunner(directory, graphs, batches, threads), expected)
     ir_errors: list[tuple[float, ...]] = [()] * len(batches)
-    memory.release()
+    memory.trim()
     if ir:
         ir_errors = _measure(IrRunner(directory, batches, threads), expected)
     rows = tuple(

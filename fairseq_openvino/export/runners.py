@@ -49,7 +49,7 @@ class OnnxRunner:
             for batch in batches
         ]
         del encoder
-        memory.release()
+        memory.trim()
         self.decoder = onnxruntime.InferenceSession(str(directory / DECODER_ONNX), options)
         self.empty = [
             np.zeros((batch.rows, graphs.heads, 0, graphs.head_width), np.float32)
@@ -82,7 +82,7 @@ class IrRunner:
             outputs = encoder(encoder_inputs(batch))
             self.cross.append({o.get_any_name(): outputs[o] for o in encoder.outputs[1:]})
         del encoder, outputs
-        memory.release()
+        memory.trim()
         self.decoder = core.compile_model(directory / DECODER_IR, "CPU", properties)
         self.request = self.decoder.create_infer_request()
 

@@ -198,7 +198,7 @@ def export_whisper(
     options = options or ExportOptions()
     loaded = load_source(source, tokenizer)
     graphs = build(loaded.model)
-    memory.release()
+    memory.trim()
     with staged_directory(output, options.overwrite) as stage, torch.no_grad():
         expected = expect(Reference(loaded.model), graphs, parity_cases(graphs))
         onnx.export_onnx(graphs, stage)
