@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ import numpy as np
 from fairseq_openvino import __version__
 from fairseq_openvino.atomic import staged_directory
 from fairseq_openvino.bundle import (
-    DECODER_IR,
-    ENCODER_IR,
     Bundle,
     Dimensions,
     Limits,
@@ -24,7 +22,7 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.errors import ModelError, OptionError
-from fairseq_openvino.export import ir, onnx, parity, s2t_transformer
+from fairseq_openvino.export import ir, memory, onnx, parity, s2t_transformer
 from fairseq_openvino.export.data import DataDirectory
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.loading import Loaded, load
@@ -91,13 +89,14 @@ def export_checkpoint(
     loaded = load(checkpoint, data, overrides or {}, tuple(ARCHITECTURES))
     _check_data(data, options)
     graphs = ARCHITECTURES[loaded.architecture](loaded.model, loaded.arguments)
+    memory.trim()
     with staged_directory(output, options.overwrite) as stage:
-        reference = parity.FairseqReference(loaded.model)
-        report = write_graphs(graphs, stage, options, reference, _cases(graphs))
+        expected = parity.expect(parity.FairseqReference(loaded.model), graphs)
+        onnx.export_onnx(graphs, stage)
+        loaded, graphs = replace(loaded, model=None), graphs.without_modules()
+        report = finish_graphs(graphs, stage, options, expected)
         data.copy_into(stage)
         write_manifest(stage, _manifest(loaded, graphs, options, report))
-    del loaded, graphs
-    gc.collect()  # the torch weights are not needed any more
     return open_bundle(output), report
 
 
@@ -123,15 +122,6 @@ def _check_data(data: DataDirectory, options: ExportOptions) -> None:
         )
 
 
-def _cases(graphs: Graphs) -> parity.Cases:
-    """The parity cases, cut to the positions of the model."""
-    frames, steps = graphs.max_source_frames, graphs.max_target_tokens - 1
-    return tuple(
-        (tuple(min(length, frames) for length in lengths), min(count, steps))
-        for lengths, count in parity.CASES
-    )
-
-
 def tool_versions() -> dict[str, str]:
     """Versions of the packages that shape a bundle."""
     found = {"fairseq-openvino": __version__, "numpy": np.__version__}
@@ -143,24 +133,26 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def write_graphs(
-    graphs: Graphs,
-    stage: Path,
-    options: ExportOptions,
-    reference: parity.Reference,
-    cases: parity.Cases = parity.CASES,
+def finish_graphs(
+    graphs: Graphs, stage: Path, options: ExportOptions, expected: parity.Expected
 ) -> parity.Report:
-    """ONNX and IR files of a model into a directory, compared with the reference.
+    """From the ONNX graphs in a directory to checked ONNX and IR files.
+
+    Args:
+        graphs: their dimensions; without modules, so that the torch weights can be freed first.
+        stage: the directory.
+        options: what to write.
+        expected: what the original computes.
 
     Raises:
-        ParityError: a graph does not reproduce the reference.
+        ParityError: a graph does not reproduce the original.
     """
-    onnx.export_onnx(graphs, stage)
+    gc.collect()  # models hold reference cycles
+    memory.trim()
     if options.ir:
-        encoder, decoder = ir.convert(stage / onnx.ENCODER_ONNX, stage / onnx.DECODER_ONNX, graphs)
-        ir.save(encoder, stage / ENCODER_IR, options.precision)
-        ir.save(decoder, stage / DECODER_IR, options.precision)
-    report = parity.check(reference, graphs, stage, options.precision, options.ir, cases)
+        ir.write(stage, graphs, options.precision)
+        memory.trim()
+    report = parity.check(expected, graphs, stage, options.precision, options.ir)
     if options.ir and not options.keep_onnx:
         for path in stage.glob("*.onnx*"):
             path.unlink()

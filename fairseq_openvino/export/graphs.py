@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MASKED = -65504.0
@@ -34,3 +34,7 @@ class Graphs:
     """Decoder positions."""
     subsampling: int
     """T / S, rounded."""
+
+    def without_modules(self) -> Graphs:
+        """The numbers alone, which keep no weights in memory."""
+        return replace(self, encoder=None, decoder=None)

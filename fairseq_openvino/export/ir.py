@@ -14,21 +14,22 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 
+from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
 from fairseq_openvino.export.graphs import Graphs
-from fairseq_openvino.export.onnx import cache_names
+from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, cache_names
 
 
-def convert(encoder: Path, decoder: Path, graphs: Graphs) -> tuple[ov.Model, ov.Model]:
-    """Convert both ONNX files.
+def write(directory: Path, graphs: Graphs, precision: str) -> None:
+    """Convert both ONNX files of a directory; weights are stored in `precision` (f32 or f16).
 
-    Returns:
-        The encoder model, and the stateful decoder model with inputs tokens (R, l), offset (),
-        beam_idx (R,) i32, cross_bias, cross_key.p, cross_value.p and the output logits (R, l, V).
+    The encoder keeps its inputs and outputs. The decoder becomes stateful, with the inputs tokens
+    (R, l), offset (), beam_idx (R,) i32, cross_bias, cross_key.p, cross_value.p and the output logits
+    (R, l, V). One model at a time is in memory.
     """
-    encoder_model = ov.convert_model(encoder)
-    decoder_model = ov.convert_model(decoder)
-    _make_stateful(decoder_model, graphs)
-    return encoder_model, decoder_model
+    save(ov.convert_model(directory / ENCODER_ONNX), directory / ENCODER_IR, precision)
+    decoder = ov.convert_model(directory / DECODER_ONNX)
+    _make_stateful(decoder, graphs)
+    save(decoder, directory / DECODER_IR, precision)
 
 
 def save(model: ov.Model, path: Path, precision: str) -> None:

@@ -32,6 +32,7 @@ from typing import Any
 import onnx
 import torch
 
+from fairseq_openvino.export import memory
 from fairseq_openvino.export.graphs import Graphs
 
 OPSET = 17
@@ -89,7 +90,7 @@ def export_onnx(graphs: Graphs, directory: Path) -> tuple[Path, Path]:
 def _decoder_example(graphs: Graphs) -> tuple[torch.Tensor, ...]:
     """N = 2, K = 2, l = 3, L = 5, S = 7; distinct tensors, or the tracer would merge inputs.
 
-    The offset is 0 rather than L, and l is less in a model of fewer positions.
+    The offset 0 does not fit L, but every position table; l is less in a model of fewer positions.
     """
 
     def cache(rows: int, length: int) -> torch.Tensor:
@@ -116,6 +117,7 @@ def _export(
         torch.onnx.export(
             module, example, str(path), input_names=inputs, output_names=outputs,
             dynamic_axes=axes, opset_version=OPSET, dynamo=False,
+            do_constant_folding=False,  # it stores a tied embedding twice, and no graph gets smaller
         )  # fmt: skip
     parts = set(path.parent.iterdir()) - before - {path}
     if parts:  # above 2 GB the exporter writes each weight to a file of its own
@@ -124,3 +126,4 @@ def _export(
             part.unlink()
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=False)
+    memory.trim()

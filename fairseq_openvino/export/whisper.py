@@ -8,11 +8,10 @@ Source of the model: transformers `models/whisper/modeling_whisper.py`.
 from __future__ import annotations
 
 import copy
-import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +27,10 @@ from fairseq_openvino.bundle import (
     open_bundle,
     write_manifest,
 )
-from fairseq_openvino.export import ExportOptions, tool_versions, write_graphs
+from fairseq_openvino.export import ExportOptions, finish_graphs, memory, onnx, tool_versions
+from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import MASKED, Graphs
-from fairseq_openvino.export.parity import Report
+from fairseq_openvino.export.parity import Cases, Report, at_nodes, expect
 from fairseq_openvino.export.transformer import DecoderLayer, EncoderLayer, causal_bias, split_heads
 from fairseq_openvino.export.whisper_source import Source, load_source
 
@@ -113,9 +113,24 @@ class Reference:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        model.set_attn_implementation("sdpa")  # keeps no scores (H, S, S)
 
-    def start(self, features: np.ndarray, lengths: np.ndarray, beam: int) -> None:
-        """Encode (N, T, F) with the position table cut to T."""
+    def logits(self, batch: Forced) -> Tensor:
+        """See `parity.Reference`; frames behind the length of an utterance are cut off its states."""
+        decoder = self.model.model.decoder
+        encoded = self._encode(torch.from_numpy(batch.features))
+        hidden = []
+        for utterance, length in enumerate(batch.lengths):
+            paths = torch.from_numpy(batch.paths[batch.utterances == utterance])
+            states = encoded[utterance, : (length + 1) // FRAMES_PER_POSITION]
+            states = states.expand(len(paths), -1, -1)
+            found = decoder(input_ids=paths, encoder_hidden_states=states, use_cache=False)
+            hidden.append(found.last_hidden_state)
+        logits: Tensor = self.model.proj_out(at_nodes(torch.cat(hidden), batch))
+        return logits
+
+    def _encode(self, features: Tensor) -> Tensor:
+        """(N, T, F) -> (N, S, D), with the position table cut to T."""
         encoder = copy.copy(self.model.model.encoder)  # shares all weights
         encoder._modules = dict(encoder._modules)
         positions = features.shape[1] // FRAMES_PER_POSITION
@@ -123,17 +138,8 @@ class Reference:
         encoder.embed_positions = nn.Embedding.from_pretrained(table)
         encoder.config = copy.copy(encoder.config)
         encoder.config.max_source_positions = positions
-        states = encoder(torch.from_numpy(features).transpose(1, 2)).last_hidden_state
-        self.states = states.repeat_interleave(beam, 0)
-
-    def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """tokens (R, L) -> logits (R, L, V), without a cache."""
-        decoder = self.model.model.decoder
-        hidden = decoder(
-            input_ids=torch.from_numpy(tokens), encoder_hidden_states=self.states, use_cache=False
-        ).last_hidden_state
-        found: np.ndarray = self.model.proj_out(hidden).numpy()
-        return found
+        states: Tensor = encoder(features.transpose(1, 2)).last_hidden_state
+        return states
 
 
 def build(model: Any) -> Graphs:
@@ -156,14 +162,13 @@ def build(model: Any) -> Graphs:
     )
 
 
-def parity_cases(graphs: Graphs) -> tuple[tuple[tuple[int, ...], int], ...]:
+def parity_cases(graphs: Graphs) -> Cases:
     """(T of each utterance, steps): short contexts, alone and in a batch, and the whole window."""
-    window = graphs.max_source_frames
     return (
-        ((min(40, window),), 4),
-        ((min(96, window),) * 2, 8),
-        ((min(260, window),) * 3, 12),
-        ((window,), 16),
+        ((40,), 4),
+        ((96, 52), 8),
+        ((260, 260, 120), 12),
+        ((graphs.max_source_frames,), 16),
     )
 
 
@@ -193,13 +198,14 @@ def export_whisper(
     options = options or ExportOptions()
     loaded = load_source(source, tokenizer)
     graphs = build(loaded.model)
+    memory.trim()
     with staged_directory(output, options.overwrite) as stage, torch.no_grad():
-        cases = parity_cases(graphs)
-        report = write_graphs(graphs, stage, options, Reference(loaded.model), cases)
+        expected = expect(Reference(loaded.model), graphs, parity_cases(graphs))
+        onnx.export_onnx(graphs, stage)
+        loaded, graphs = replace(loaded, model=None), graphs.without_modules()
+        report = finish_graphs(graphs, stage, options, expected)
         (stage / TOKENIZER).write_text(loaded.tokenizer.to_str(), "utf-8")
         write_manifest(stage, _manifest(loaded, graphs, options, report))
-    del loaded, graphs
-    gc.collect()  # the torch weights are not needed any more
     return open_bundle(output), report
 
 

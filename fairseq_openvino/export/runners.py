@@ -1,0 +1,103 @@
+"""Exported files as the parity gate runs them: one class for ONNX, one for IR.
+
+The encoder runs on all batches and is dropped before the decoder is loaded, for the sake of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+import openvino as ov
+
+from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
+from fairseq_openvino.export import memory
+from fairseq_openvino.export.forced import Forced
+from fairseq_openvino.export.graphs import Graphs
+from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, cache_names, cross_names
+from fairseq_openvino.runtime.engine import compile_properties
+
+
+class Runner(Protocol):
+    """The decoder of one format, after the encoder."""
+
+    def start(self, batch: int) -> None:
+        """Empty caches, and what the encoder made of a batch."""
+        ...
+
+    def step(self, tokens: np.ndarray, beam_idx: np.ndarray, offset: int) -> np.ndarray:
+        """tokens (R, l), behind `offset` others, beam_idx (R,) i32 -> logits (R, l, V)."""
+        ...
+
+
+class OnnxRunner:
+    """Both ONNX graphs under onnxruntime, caches passed explicitly."""
+
+    def __init__(
+        self, directory: Path, graphs: Graphs, batches: Sequence[Forced], threads: int
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        encoder = onnxruntime.InferenceSession(str(directory / ENCODER_ONNX), options)
+        names = ["cross_bias", *cross_names(graphs.layers)]
+        self.cross = [
+            dict(zip(names, encoder.run(names, encoder_inputs(batch)), strict=True))
+            for batch in batches
+        ]
+        del encoder
+        memory.trim()
+        self.decoder = onnxruntime.InferenceSession(str(directory / DECODER_ONNX), options)
+        self.empty = [
+            np.zeros((batch.rows, graphs.heads, 0, graphs.head_width), np.float32)
+            for batch in batches
+        ]
+        self.names = cache_names("past", graphs.layers)
+
+    def start(self, batch: int) -> None:
+        """See `Runner`."""
+        self.inputs = self.cross[batch]
+        self.past = dict.fromkeys(self.names, self.empty[batch])
+
+    def step(self, tokens: np.ndarray, beam_idx: np.ndarray, offset: int) -> np.ndarray:
+        """See `Runner`."""
+        past = {name: value[beam_idx] for name, value in self.past.items()}
+        inputs = {"tokens": tokens, "offset": np.array(offset), **self.inputs, **past}
+        logits, *present = self.decoder.run(None, inputs)
+        self.past = dict(zip(self.names, present, strict=True))
+        return np.asarray(logits)
+
+
+class IrRunner:
+    """Both IR models on the CPU at f32, the decoder's caches inside."""
+
+    def __init__(self, directory: Path, batches: Sequence[Forced], threads: int) -> None:
+        core, properties = ov.Core(), compile_properties("f32", "CPU", threads or None)
+        encoder = core.compile_model(directory / ENCODER_IR, "CPU", properties)
+        self.cross = []
+        for batch in batches:
+            outputs = encoder(encoder_inputs(batch))
+            self.cross.append({o.get_any_name(): outputs[o] for o in encoder.outputs[1:]})
+        del encoder, outputs
+        memory.trim()
+        self.decoder = core.compile_model(directory / DECODER_IR, "CPU", properties)
+        self.request = self.decoder.create_infer_request()
+
+    def start(self, batch: int) -> None:
+        """See `Runner`."""
+        self.inputs = self.cross[batch]
+        self.request.reset_state()
+
+    def step(self, tokens: np.ndarray, beam_idx: np.ndarray, offset: int) -> np.ndarray:
+        """See `Runner`."""
+        inputs = {"tokens": tokens, "beam_idx": beam_idx, "offset": np.array(offset)}
+        logits: np.ndarray = self.request.infer(inputs | self.inputs)["logits"]
+        return logits
+
+
+def encoder_inputs(batch: Forced) -> dict[str, np.ndarray]:
+    """Features (N, T, F) f32 and lengths (N,) i64."""
+    return {"features": batch.features, "lengths": batch.lengths}
