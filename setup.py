@@ -54,7 +54,16 @@ setup(
         ],
         "quantize": ["nncf", "tqdm", "sacrebleu", "jiwer"],
         "eval": ["sacrebleu", "jiwer", "matplotlib"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "numba",
+            "tiktoken",
+            "more-itertools",  # of openai-whisper, which the tests need
+        ],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -29,6 +29,8 @@ step "compiling fairseq-fixed (one to three minutes)"
 pip install -c .ci/constraints.txt --no-build-isolation fairseq-fixed
 step "installing fairseq-openvino"
 pip install -c .ci/constraints.txt --no-build-isolation -e ".[fairseq,whisper-export,quantize,eval,dev]"
+# Tests compare with openai-whisper, which asks for triton (for GPUs, several hundred MB).
+pip install -c .ci/constraints.txt --no-build-isolation --no-deps openai-whisper
 
 echo "$WANTED" > "$STAMP"
 step "done: $VENV"

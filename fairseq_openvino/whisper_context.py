@@ -18,6 +18,10 @@ FLOOR = 600
 """Fewest positions of `auto`, where the window has as many."""
 STEP = 50
 """`auto` encodes a multiple of this, so that few shapes occur."""
+QUIET_DECADES, LOG_MEL_DECADES = 3.0, 4.0
+"""Frames 30 dB below the loudest are silence; a log-mel value of 1 is four decades of power."""
+MIN_HEARD_FRAMES = 20
+"""Less sound (0.2 s) behind the last segment is its own end."""
 MAX_COMPRESSION_RATIO = 2.4
 """As openai-whisper's (`transcribe.py`)."""
 MIN_LOG_PROBABILITY = -0.7
@@ -42,6 +46,13 @@ def auto_positions(clip: Clip, window: int) -> int:
     """Encoder positions of `audio_context="auto"`, at most `window`."""
     needed = -(-(positions(clip) + MARGIN) // STEP) * STEP
     return min(max(needed, FLOOR), window)
+
+
+def is_silent(clip: Clip, seek: int) -> bool:
+    """Whether nobody speaks from frame `seek` on: what a decoder writes then is made up."""
+    levels = clip.features.max(axis=1)
+    heard = levels[seek : frames(clip)] > levels.max() - QUIET_DECADES / LOG_MEL_DECADES
+    return int(heard.sum()) < MIN_HEARD_FRAMES
 
 
 def token_limit(seconds: float) -> int:

@@ -14,6 +14,8 @@ from whisper_models import TEXT_TOKENS, Layout, waveforms, write_whisper
 from fairseq_openvino import load_model, whisper_context
 from fairseq_openvino.errors import OptionError, UtteranceTooLongError
 from fairseq_openvino.model import Clip, Hypothesis, Transcript
+from fairseq_openvino.runtime.whisper import is_done
+from fairseq_openvino.whisper_segments import Progress
 
 LAYOUTS = {
     "multilingual": Layout(),
@@ -292,6 +294,19 @@ def test_auto_encodes_at_least_what_keeps_the_decoder_from_looping() -> None:
     assert whisper_context.auto_positions(clip(20.0), 1500) == 1100
     assert whisper_context.auto_positions(clip(29.0), 1500) == 1500
     assert whisper_context.auto_positions(clip(2.0), 400) == 400
+
+
+def test_silence_behind_the_last_segment_is_not_decoded(multilingual: Pair) -> None:
+    tone = np.resize(multilingual.waveforms[0], 32_000)
+    hushed = np.where(np.arange(32_000) < 3_200, tone, 1e-4 * tone).astype(np.float32)
+    for waveform, silent in ((tone, False), (hushed, True)):
+        clip = multilingual.model.clip(waveform, 16000)
+        progress = Progress(200, "en", 1)
+        assert not is_done(clip, progress)  # the first window always is
+        progress.seek = 40
+        assert is_done(clip, progress) == silent
+        progress.seek = 200
+        assert is_done(clip, progress)
 
 
 def test_what_is_doubted() -> None:

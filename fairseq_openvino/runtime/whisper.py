@@ -1,7 +1,7 @@
 """The Whisper family: log-mel windows, special-token prompts, timestamps, language detection.
 
 Tokens equal transformers' `generate`. What follows the last complete segment of a window is decoded
-again, up to the end of the audio, as openai-whisper does it. Sources: transformers
+again, up to the end of the audio, as openai-whisper does it; but not silence. Sources: transformers
 `models/whisper/generation_whisper.py`, openai-whisper `transcribe.py`.
 """
 
@@ -205,7 +205,7 @@ class WhisperModel(Transcriber):
                 for clip, encoded in zip(clips, frames, strict=True)
             ]
         )
-        while active := [i for i, each in enumerate(progress) if not each.done]:
+        while active := [i for i, each in enumerate(progress) if not is_done(clips[i], each)]:
             active.sort(key=lambda i: frames[i])  # windows of one length are encoded together
             windows = [_window(clips[i].features[: frames[i]], progress[i].seek) for i in active]
             self._decode(windows, [progress[i] for i in active], limits[active], request)
@@ -287,6 +287,11 @@ class WhisperModel(Transcriber):
                 for each in progress.segments
             ),
         )
+
+
+def is_done(clip: Clip, progress: Progress) -> bool:
+    """Whether what follows the windows decoded so far, if there are any, is not worth another."""
+    return progress.done or (progress.seek > 0 and context.is_silent(clip, progress.seek))
 
 
 def candidate_count(beam: int) -> int:
