@@ -221,13 +221,15 @@ def reference_greedy(
 
     from fairseq_openvino.export.whisper import Reference
 
-    reference, rules, tokens = Reference(pair.original), pair.model.rules, list(tokens)
+    original, rules, tokens = pair.original, pair.model.rules, list(tokens)
     with torch.no_grad():
-        reference.start(clip.features[None, :frames], np.array([frames]), 1)
+        states = Reference(original).encode(torch.from_numpy(clip.features[None, :frames]))
         for step in range(count):
             bias = rules.later if step else rules.first
-            logits = reference.logits(np.array([tokens]))[0, -1]
-            tokens.append(int(np.argmax(logits + bias[0])))
+            logits = original(
+                decoder_input_ids=torch.tensor([tokens]), encoder_outputs=(states,)
+            ).logits[0, -1]
+            tokens.append(int(np.argmax(logits.numpy() + bias[0])))
     return tokens[-count:]
 
 
