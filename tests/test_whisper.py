@@ -235,18 +235,17 @@ def reference_greedy(
     """Greedy continuation of a prompt by the reference, without a cache."""
     import torch
 
-    from fairseq_openvino.export.forced import Forced
     from fairseq_openvino.export.whisper import Reference
 
-    reference, rules, tokens = Reference(pair.original), pair.model.rules, list(tokens)
-    features, lengths, first = clip.features[None, :frames], np.array([frames]), np.array([0])
+    original, rules, tokens = pair.original, pair.model.rules, list(tokens)
     with torch.no_grad():
+        states = Reference(original).encode(torch.from_numpy(clip.features[None, :frames]))
         for step in range(count):
             bias = rules.later if step else rules.first
-            row = np.zeros((len(tokens), 1), int)
-            batch = Forced(features, lengths, np.array([tokens]), first, row, row)
-            logits = reference.logits(batch)[-1, 0].numpy()
-            tokens.append(int(np.argmax(logits + bias[0])))
+            logits = original(
+                decoder_input_ids=torch.tensor([tokens]), encoder_outputs=(states,)
+            ).logits[0, -1]
+            tokens.append(int(np.argmax(logits.numpy() + bias[0])))
     return tokens[-count:]
 
 

@@ -118,7 +118,7 @@ class Reference:
     def logits(self, batch: Forced) -> Tensor:
         """See `parity.Reference`; frames behind the length of an utterance are cut off its states."""
         decoder = self.model.model.decoder
-        encoded = self._encode(torch.from_numpy(batch.features))
+        encoded = self.encode(torch.from_numpy(batch.features))
         hidden = []
         for utterance, length in enumerate(batch.lengths):
             paths = torch.from_numpy(batch.paths[batch.utterances == utterance])
@@ -129,7 +129,7 @@ class Reference:
         logits: Tensor = self.model.proj_out(at_nodes(torch.cat(hidden), batch))
         return logits
 
-    def _encode(self, features: Tensor) -> Tensor:
+    def encode(self, features: Tensor) -> Tensor:
         """(N, T, F) -> (N, S, D), with the position table cut to T."""
         encoder = copy.copy(self.model.model.encoder)  # shares all weights
         encoder._modules = dict(encoder._modules)
