@@ -16,7 +16,7 @@ demo: setup ## translate the shipped clips, eagerly and with OpenVINO, and compa
 	@$(PYTHON) scripts/demo.py
 
 test: lint ## lint, type-check and run the quick tests
-	@$(PYTHON) -m pytest tests -q -m "not soak and not fault and not bench"
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -q -n auto --dist loadfile -m "not soak and not fault and not bench"
 
 soak: setup ## run the slow tests: large models, 10,000 random searches
 	@$(PYTHON) -m pytest tests -q -m "soak or fault or bench"

@@ -24,7 +24,7 @@ MIN_HEARD_FRAMES = 20
 """Less sound (0.2 s) behind the last segment is its own end."""
 MAX_COMPRESSION_RATIO = 2.4
 """As openai-whisper's (`transcribe.py`)."""
-MIN_LOG_PROBABILITY = -0.7
+MIN_LOG_PROBABILITY = -0.8
 """Average of a text's tokens. openai-whisper's -1 keeps texts that the whole window gets right."""
 MIN_TOKENS_PER_SECOND = 1.0
 """Speech has three or more; fewer may mean that the text stops before the audio does."""

@@ -30,6 +30,7 @@ LONGEST_SECONDS = 30.0
 TOKEN_LIMIT = 440
 """An output of so many tokens did not end by itself; of 448 positions some are the prompt's."""
 RATE_HZ = 16_000
+WAVEFORMS = "waveforms.npz"
 Transcribe = Callable[[Any], tuple[str, int]]
 """A waveform at 16 kHz to its text and number of tokens."""
 
@@ -50,6 +51,8 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     if options.child:
         return _run(options)
+    if not options.score_only:
+        _waveforms(options)
     for model in options.models:
         for engine in options.engines.split(","):
             if not options.score_only and not _file(options.output, model, engine).exists():
@@ -91,33 +94,43 @@ def _rows(corpus: Path) -> list[dict[str, str]]:
     return readable
 
 
-def _run(options: Namespace) -> int:
-    """All clips through one engine; a JSON line for each clip and context."""
+def _waveforms(options: Namespace) -> None:
+    """All clips at 16 kHz, mono, in one file that needs numpy only."""
     import numpy as np
     import soundfile
     import soxr
 
-    (model,), rows = options.models, _rows(options.corpus)
+    found = {}
+    for row in _rows(options.corpus):
+        path = options.corpus.parent / row["path"]
+        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        found[row["path"]] = soxr.resample(samples.mean(axis=1), rate_hz, RATE_HZ)
+    arrays: dict[str, Any] = {name: each.astype(np.float32) for name, each in found.items()}
+    np.savez(options.output / WAVEFORMS, **arrays)
+
+
+def _run(options: Namespace) -> int:
+    """All clips through one engine; a JSON line for each clip and context."""
+    import numpy as np
+
+    (model,) = options.models
     engine, _, precision = options.child.partition(" ")
-    source = Path(model.partition("=")[2])
     loaders = {
         "transformers": _transformers,
         BASELINE: _openai,
         "faster-whisper": _faster,
         "ours": _ours,
     }
-    contexts = loaders[engine](source, precision, options)
+    contexts = loaders[engine](Path(model.partition("=")[2]), precision, options)
+    waveforms = np.load(options.output / WAVEFORMS)
     lines = []
-    for row in [rows[0], *rows]:  # the first once more: warm
-        samples, rate_hz = soundfile.read(
-            options.corpus.parent / row["path"], dtype="float32", always_2d=True
-        )
-        waveform = soxr.resample(samples.mean(axis=1), rate_hz, RATE_HZ).astype(np.float32)
+    for path in [waveforms.files[0], *waveforms.files]:  # the first once more: warm
+        waveform = waveforms[path]
         for context, transcribe in contexts.items():
             started = time.perf_counter()
             text, tokens = transcribe(waveform)
             seconds = time.perf_counter() - started
-            line = {"path": row["path"], "context": context, "text": text, "tokens": tokens}
+            line = {"path": path, "context": context, "text": text, "tokens": tokens}
             lines.append(json.dumps(line | {"seconds": round(seconds, 4)}, ensure_ascii=False))
     partial = _file(options.output, model, options.child).with_suffix(".partial")
     partial.write_text("\n".join(lines[len(contexts) :]) + "\n", encoding="utf-8")
@@ -127,11 +140,13 @@ def _run(options: Namespace) -> int:
 
 def _transformers(source: Path, _: str, options: Namespace) -> dict[str, Transcribe]:
     import torch
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    from fairseq_openvino.compat_transformers import transformers
 
     torch.set_num_threads(options.threads)
-    processor = WhisperProcessor.from_pretrained(source)
-    model: Any = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
+    processor = transformers.WhisperProcessor.from_pretrained(source)
+    kind: Any = transformers.WhisperForConditionalGeneration
+    model = kind.from_pretrained(source, dtype=torch.float32).eval()
     many = model.generation_config.is_multilingual
     named = {"language": "en", "task": "transcribe"} if many else {}
 
