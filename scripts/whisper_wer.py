@@ -231,6 +231,7 @@ def _ours(source: Path, precision: str, options: Namespace) -> dict[str, Transcr
 
 def _table(model: str, options: Namespace) -> str:
     """WER of every engine, and the difference of each to its own `full` or to the baseline."""
+    from fairseq_openvino.benchmark.provenance import provenance
     from fairseq_openvino.evaluate import accuracy
 
     rows = {row["path"]: row for row in _rows(options.corpus)}
@@ -269,7 +270,8 @@ def _table(model: str, options: Namespace) -> str:
         lines.append(
             f"| {engine} | {context} | {value:.2f} | {cell} | {limited} | {seconds:.1f}{ratio} |"
         )
-    return "\n".join(lines) + "\n"
+    origin = "; ".join(f"{name} {value}" for name, value in provenance().items())
+    return "\n".join([*lines, "", f"{origin}; {options.threads} threads"]) + "\n"
 
 
 def _contexts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
