@@ -56,6 +56,7 @@ setup(
         "eval": ["sacrebleu", "jiwer", "matplotlib"],
         "dev": [
             "pytest",
+            "pytest-xdist",
             "hypothesis",
             "ruff",
             "mypy",
