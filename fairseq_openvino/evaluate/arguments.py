@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     search.add_argument("--task", help="Whisper: transcribe (default) or translate")
     search.add_argument(
-        "--audio-context", help="Whisper on OpenVINO: full (default), or auto, to the clip's end"
+        "--audio-context", help="Whisper on OpenVINO: full (default), or auto, less for short clips"
     )
     _add_measurement_arguments(parser)
     parser.set_defaults(run=run)
