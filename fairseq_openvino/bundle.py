@@ -92,7 +92,7 @@ class TextConfig:
     dictionary: str | None = None
     """Fairseq dictionary file (S2T)."""
     bpe: str | None = None
-    """One of `vocabulary.DECODERS`; `None` if tokens are words (S2T)."""
+    """One of `s2t.vocabulary.DECODERS`; `None` if tokens are words (S2T)."""
     sentencepiece: str | None = None
     """SentencePiece model file."""
     prepend_language_tag: bool = False

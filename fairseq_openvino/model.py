@@ -127,7 +127,7 @@ class DecoderSession(Protocol):
     ) -> Candidates:
         """As `step`; returns the C best tokens after the last one under log-prob + bias.
 
-        `bias` is (1 or R, V); `bounds`, (R, 3), see `whisper_search.Rules.bounds`.
+        `bias` is (1 or R, V); `bounds`, (R, 3), see `whisper.search.Rules.bounds`.
         """
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fairseq_openvino.verify import compare, generate_twice, report
+from fairseq_openvino.commands.verify import compare, generate_twice, report
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "examples" / "covost" / "mini"

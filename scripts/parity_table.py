@@ -37,7 +37,8 @@ def main() -> int:
 
 def _row(arch: str, convolution: str) -> bool:
     from fairseq_openvino.errors import ParityError
-    from fairseq_openvino.export import ExportOptions, finish_graphs, onnx, parity, s2t_transformer
+    from fairseq_openvino.export import ExportOptions, finish_graphs, onnx, parity
+    from fairseq_openvino.export.fairseq import s2t_transformer
 
     model, arguments = _random_model(arch, convolution)
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6

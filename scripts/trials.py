@@ -44,11 +44,11 @@ def main() -> int:
 
 
 def _bundle(model: str, work_dir: Path) -> Path:
-    from fairseq_openvino.benchmark.arguments import TRAINED
     from fairseq_openvino.benchmark.material import prepare, source
     from fairseq_openvino.benchmark.plan import Case, Options
+    from fairseq_openvino.commands.benchmark import TRAINED
     from fairseq_openvino.export import export_checkpoint
-    from fairseq_openvino.export.data import DataDirectory
+    from fairseq_openvino.export.fairseq.data import DataDirectory
 
     trained = model == TRAINED
     case = Case(model, None if trained else 250, None if trained else 1, BEAM)
@@ -82,7 +82,7 @@ def _compiled_with(**changed: str) -> Any:
 
 def _decode(model: Any, utterances: int) -> Callable[[], Any]:
     """A batch of random features, TOKENS tokens for every hypothesis."""
-    from fairseq_openvino.search import SearchOptions, decode_batch
+    from fairseq_openvino.s2t.search import SearchOptions, decode_batch
 
     features = np.random.default_rng(0).standard_normal((utterances, FRAMES, 80), np.float32)
     lengths = np.full(utterances, FRAMES)

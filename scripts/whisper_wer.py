@@ -141,7 +141,7 @@ def _run(options: Namespace) -> int:
 def _transformers(source: Path, _: str, options: Namespace) -> dict[str, Transcribe]:
     import torch
 
-    from fairseq_openvino.compat_transformers import transformers
+    from fairseq_openvino.compat.transformers import transformers
 
     torch.set_num_threads(options.threads)
     processor = transformers.WhisperProcessor.from_pretrained(source)
@@ -166,7 +166,7 @@ def _openai(source: Path, _: str, options: Namespace) -> dict[str, Transcribe]:
     import whisper
     from safetensors.torch import load_file
 
-    from fairseq_openvino.export.openai_whisper import rename
+    from fairseq_openvino.export.whisper.openai import rename
 
     torch.set_num_threads(options.threads)
     config = json.loads((source / "config.json").read_text("utf-8"))
@@ -211,7 +211,7 @@ def _faster(source: Path, precision: str, options: Namespace) -> dict[str, Trans
 
 def _ours(source: Path, precision: str, options: Namespace) -> dict[str, Transcribe]:
     from fairseq_openvino import load_model
-    from fairseq_openvino.export.whisper import export_whisper
+    from fairseq_openvino.export.whisper.graphs import export_whisper
 
     bundle = options.output / "bundles" / source.name
     if not bundle.exists():
@@ -231,8 +231,8 @@ def _ours(source: Path, precision: str, options: Namespace) -> dict[str, Transcr
 
 def _table(model: str, options: Namespace) -> str:
     """WER of every engine, and the difference of each to its own `full` or to the baseline."""
-    from fairseq_openvino.benchmark.provenance import provenance
     from fairseq_openvino.evaluate import accuracy
+    from fairseq_openvino.machine import provenance
 
     rows = {row["path"]: row for row in _rows(options.corpus)}
     normalizer = accuracy.whisper_normalizer("en")

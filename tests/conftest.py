@@ -129,7 +129,7 @@ def generate(data: Path, *flags: str, path: str | None = None, config: str = "co
     from fairseq_cli.generate import _main
 
     import fairseq_openvino.tasks.speech_to_text_openvino  # noqa: F401  --user-dir does this
-    from fairseq_openvino.verify import parse_generate
+    from fairseq_openvino.commands.verify import parse_generate
 
     words = [
         str(data), "--config-yaml", config, "--gen-subset", "test", "--task", "speech_to_text",

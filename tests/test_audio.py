@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from fairseq_openvino import audio
 from fairseq_openvino.errors import AudioError
+from fairseq_openvino.speech import audio
 
 RATE_HZ = 16_000
 

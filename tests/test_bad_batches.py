@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fairseq_openvino.export.cache import cached_bundle
-from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export.fairseq.data import DataDirectory
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_nan_costs_its_utterance_only(
 def test_any_exception_costs_its_utterance_only(
     engines: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from fairseq_openvino.runtime.s2t import S2TModel
+    from fairseq_openvino.s2t.model import S2TModel
 
     encode = S2TModel.encode
     utterances = [*noise(40, 40, 40, 40), np.full((40, 80), 7, np.float32)]
@@ -117,7 +117,7 @@ def test_any_exception_costs_its_utterance_only(
 def test_an_interrupted_batch_does_not_disturb_the_next(
     engines: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fairseq_openvino.search import _Search
+    from fairseq_openvino.s2t.search import _Search
 
     utterances = noise(60, 50, 45)
     expected = engines["engine"](utterances)

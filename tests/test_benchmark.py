@@ -15,12 +15,12 @@ from conftest import TINY
 from fairseq_openvino import cli
 from fairseq_openvino.benchmark import Options, Results, run_benchmark
 from fairseq_openvino.benchmark import rounds as rounds_module
-from fairseq_openvino.benchmark.arguments import add_arguments, parse
 from fairseq_openvino.benchmark.plan import Case, cases, chosen_engines, known_engines
 from fairseq_openvino.benchmark.process import EngineFailed, Process
 from fairseq_openvino.benchmark.report import markdown, write
 from fairseq_openvino.benchmark.results import Row, identical_share, speedups
 from fairseq_openvino.bundle import open_bundle
+from fairseq_openvino.commands.benchmark import add_arguments, parse
 from fairseq_openvino.errors import EXIT_USAGE, OptionError
 from fairseq_openvino.runtime.engine import PRECISIONS
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairseq_openvino.benchmark.arguments import add_arguments
 from fairseq_openvino.benchmark.process import EngineFailed
 from fairseq_openvino.benchmark.whisper import checkpoint, material, peer_ggml, plan, rounds
 from fairseq_openvino.benchmark.whisper import memory as memory_module
@@ -28,6 +27,7 @@ from fairseq_openvino.benchmark.whisper.results import (
     round_of,
 )
 from fairseq_openvino.benchmark.whisper.rounds import run_whisper_benchmark
+from fairseq_openvino.commands.benchmark import add_arguments
 from fairseq_openvino.errors import OptionError
 
 SMALLEST = checkpoint.Size(width=32, layers=1, heads=2)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fairseq_openvino import compat
+from fairseq_openvino.compat import shims as compat
 from fairseq_openvino.errors import OptionError
 
 pytest.importorskip("fairseq")
@@ -476,7 +476,7 @@ def test_levenshtein_equals_rapidfuzz(seed):
 
 def test_shims_do_not_import_fairseq_before_they_are_applied():
     code = (
-        "import sys, fairseq_openvino.compat; "
+        "import sys, fairseq_openvino.compat.shims; "
         "sys.exit(any(name.split('.')[0] == 'fairseq' for name in sys.modules))"
     )
     process = _start(["-c", code], ROOT)
@@ -486,7 +486,7 @@ def test_shims_do_not_import_fairseq_before_they_are_applied():
 def test_convert_waveform_normalises_before_it_mixes_like_sox():
     import torch
 
-    from fairseq_openvino.compat_speech import convert_waveform
+    from fairseq_openvino.compat.speech import convert_waveform
 
     stereo = np.stack([np.full(800, 0.5), np.full(800, -0.25)]).astype(np.float32)
     mixed, rate_hz = convert_waveform(stereo, 8000, normalize_volume=True, to_mono=True)
@@ -500,7 +500,7 @@ def test_convert_waveform_normalises_before_it_mixes_like_sox():
 
 
 def test_mp3_is_recognised_with_and_without_a_tag():
-    from fairseq_openvino.compat_speech import is_sf_audio_data
+    from fairseq_openvino.compat.speech import is_sf_audio_data
 
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros(4000), RATE_HZ, format="MP3")

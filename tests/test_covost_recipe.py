@@ -19,9 +19,9 @@ import soundfile
 import torch
 import yaml
 
-from fairseq_openvino.audio import read_audio
 from fairseq_openvino.errors import CheckpointError, MissingDependencyError, OptionError
-from fairseq_openvino.features import fbank, utterance_cmvn
+from fairseq_openvino.speech.audio import read_audio
+from fairseq_openvino.speech.features import fbank, utterance_cmvn
 
 RECIPE = Path(__file__).parents[1] / "examples" / "covost"
 MINI = RECIPE / "mini"

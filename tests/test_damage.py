@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from fairseq_openvino import audio, audio_mp3
-from fairseq_openvino.audio import damage_collected, read_audio
 from fairseq_openvino.errors import AudioError
+from fairseq_openvino.speech import audio
+from fairseq_openvino.speech import mp3 as audio_mp3
+from fairseq_openvino.speech.audio import damage_collected, read_audio
 
 RATE_HZ = 16_000
 ENCODINGS: dict[str, dict[str, str]] = {

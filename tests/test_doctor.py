@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_openvino import __version__, doctor
+from fairseq_openvino import __version__, machine
+from fairseq_openvino.commands import doctor
 from fairseq_openvino.runtime.engine import PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ _find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: (
     None if name in ("torch", "fairseq") else _find(name, package)
 )
-from fairseq_openvino.doctor import report
+from fairseq_openvino.commands.doctor import report
 print(report())
 assert "torch" not in sys.modules
 """
@@ -75,20 +76,66 @@ def test_a_device_that_does_not_compile_is_a_row_with_the_reason():
 
 
 def test_cpu_flags_are_those_of_the_kernel():
-    _, flags = doctor._cpu()
-    if not doctor.CPU_INFO.is_file():
-        assert flags == frozenset()
+    if not machine.cpu().flags:
         pytest.skip("this system has no /proc/cpuinfo")
-    text = doctor.CPU_INFO.read_text()
-    machine = doctor._machine()
-    for flag in doctor.CPU_FLAGS:
+    text = Path("/proc/cpuinfo").read_text()
+    shown = doctor._machine()
+    for flag in machine.CPU_FLAGS:
         place = "cpu flags" if f" {flag} " in text.replace("\n", " \n") else "cpu lacks"
-        assert flag in machine[place].split(", ")
+        assert flag in shown[place].split(", ")
 
 
 def test_system_without_cpuinfo_is_reported_as_unknown(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "CPU_INFO", tmp_path / "absent")
+    assert machine.cpu(tmp_path) == machine.CPU()
+    monkeypatch.setattr(machine, "cpu", machine.CPU)
     assert "unknown" in doctor._machine()["cpu lacks"]
+
+
+def control_group(root, line, **files):
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(line + "\n")
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(path.name.replace("_max", ".max").replace("cpu_cfs", "cpu.cfs")).write_text(
+            text
+        )
+    return root
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "cores"),
+    [
+        ("0::/a/b", {"a__b__cpu_max": "150000 100000\n"}, 2),
+        ("0::/a/b", {"a__cpu_max": "100000 100000\n", "a__b__cpu_max": "max 100000\n"}, 1),
+        ("0::/", {"cpu_max": "20000 100000\n"}, 1),
+        ("0::/a", {"a__cpu_max": "max 100000\n"}, None),
+        ("0::/a", {"a__cpu_max": "nonsense\n"}, None),
+        ("0::/gone", {}, None),
+        (
+            "4:cpu,cpuacct:/docker/x\n1:memory:/",
+            {"cpu,cpuacct__cpu_cfs_quota_us": "300000\n", "cpu,cpuacct__cpu_cfs_period_us": "100000\n"},
+            3,
+        ),
+        (
+            "4:cpu,cpuacct:/",
+            {"cpu,cpuacct__cpu_cfs_quota_us": "-1\n", "cpu,cpuacct__cpu_cfs_period_us": "100000\n"},
+            None,
+        ),
+        ("4:cpuset:/", {"cpuset__cpu_max": "100000 100000\n"}, None),
+    ],
+)  # fmt: skip
+def test_control_groups_bound_the_threads(tmp_path, line, files, cores):
+    """As Linux lays them out: v2 in one tree, v1 in one for each controller."""
+    root = control_group(tmp_path, line, **files)
+    assert machine.cpu_quota(root) == cores
+    available = len(os.sched_getaffinity(0))
+    assert machine.threads(root) == min(available, cores or available)
+
+
+def test_a_quota_bounds_the_engine_and_is_shown(monkeypatch):
+    monkeypatch.setattr(machine, "cpu_quota", lambda _root=None: 1)
+    assert doctor._machine()["threads"] == "1 (control groups allow 1)"
 
 
 def test_missing_packages_name_their_extra(monkeypatch):
@@ -118,9 +165,9 @@ def test_report_without_torch_and_fairseq():
 
 def test_report_lists_every_shim():
     pytest.importorskip("fairseq")
-    from fairseq_openvino.compat import SHIMS
+    from fairseq_openvino.compat.shims import SHIMS
 
-    code = "from fairseq_openvino.doctor import report; print(report())"
+    code = "from fairseq_openvino.commands.doctor import report; print(report())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment["FAIRSEQ_OPENVINO_DISABLE_SHIMS"] = "wer_scorer"
     done = subprocess.run(

@@ -34,16 +34,7 @@ from fairseq_openvino.errors import (
     UtteranceTooLongError,
 )
 from fairseq_openvino.evaluate import measure
-from fairseq_openvino.evaluate.accuracy import (
-    METRICS,
-    bootstrap_difference,
-    check,
-    score,
-    whisper_normalizer,
-)
 from fairseq_openvino.evaluate.child import Child
-from fairseq_openvino.evaluate.clips import frames
-from fairseq_openvino.evaluate.corpus import Utterance, kind_of, read
 from fairseq_openvino.evaluate.engines import BundleEngine, Output
 from fairseq_openvino.evaluate.options import Options, Search, default_metrics, from_plain
 from fairseq_openvino.evaluate.originals import FairseqEngine, WhisperEngine
@@ -52,8 +43,17 @@ from fairseq_openvino.evaluate.records import read as read_records
 from fairseq_openvino.evaluate.report import markdown
 from fairseq_openvino.evaluate.results import compute
 from fairseq_openvino.export import ExportOptions, export_checkpoint
-from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.metrics import (
+    METRICS,
+    bootstrap_difference,
+    check,
+    score,
+    whisper_normalizer,
+)
 from fairseq_openvino.model import Clip
+from fairseq_openvino.speech.corpus import Utterance, kind_of, read
+from fairseq_openvino.speech.stored import frames
 
 MANIFEST = MINI / "test_st_en_de.tsv"
 CONFIG = "config_st_en_de.yaml"
@@ -775,7 +775,7 @@ def test_whisper_in_pytorch_is_generate(whisper: Path, tmp_path: Path) -> None:
 
 
 def test_whisper_in_pytorch_and_openvino(whisper: Path, tmp_path: Path) -> None:
-    from fairseq_openvino.export.whisper import export_whisper
+    from fairseq_openvino.export.whisper.graphs import export_whisper
 
     export_whisper(whisper, tmp_path / "bundle")
     output = tmp_path / "out"

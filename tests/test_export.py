@@ -32,8 +32,8 @@ from fairseq_openvino.export import (
     s2t_transformer,
 )
 from fairseq_openvino.export import onnx as onnx_export
-from fairseq_openvino.export.data import DataDirectory
-from fairseq_openvino.export.loading import load
+from fairseq_openvino.export.fairseq.checkpoint import load
+from fairseq_openvino.export.fairseq.data import DataDirectory
 
 SMALL, LARGE = ("xs", "s", "sp"), ("m", "mp", "l", "lp")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairseq_openvino import features
+from fairseq_openvino.speech import features
 
 TOLERANCE = 1e-3
 AUDIBLE_NATS = 15.0
@@ -149,7 +149,7 @@ def test_global_cmvn_equals_fairseq(tmp_path):
 @pytest.mark.parametrize("samples", [1, 199, 200, 16_000, 31_999, 32_000])
 @pytest.mark.parametrize("level", [0.0, 1e-6, 0.3])
 def test_a_window_is_its_heard_frames_and_padding(samples: int, level: float) -> None:
-    from fairseq_openvino.features import heard_frames, log_mel, padded_log_mel
+    from fairseq_openvino.speech.features import heard_frames, log_mel, padded_log_mel
 
     waveform = np.random.default_rng(0).normal(0, level, samples).astype(np.float32)
     window = log_mel(waveform, 80, 200)

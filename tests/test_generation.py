@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from conftest import PACKAGE, child_environment, generate
 
-from fairseq_openvino import generation
 from fairseq_openvino.errors import ModelError, OptionError
+from fairseq_openvino.plugin import commands as generation
 
 FAST = ("--beam", "2", "--max-len-b", "8")
 

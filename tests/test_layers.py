@@ -5,58 +5,48 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from conftest import PACKAGE, child_environment
 
 FLOORS = [
-    {"errors", "atomic"},
-    {"audio_mp3"},
-    {"audio_containers"},
-    {"bundle", "vocabulary", "audio", "features"},
-    {"model", "search", "whisper_tokens", "whisper_search", "whisper_request", "whisper_segments",
-     "whisper_context"},
-    {"runtime.engine", "runtime.rewrite", "runtime.plan", "runtime.session", "runtime.s2t",
-     "runtime.whisper", "runtime.transcriber", "runtime"},
-    {"checkpoint", "compat_speech", "compat", "compat_transformers"},
-    {"export.graphs", "export.transformer", "export.openai_whisper",
-     "export.whisper_source", "export.whisper", "export.data", "export.preprocessing",
-     "export.s2t_transformer", "export.onnx", "export.ir", "export.float64", "export.forced",
-     "export.runners", "export.memory", "export.parity", "export.loading", "export", "export.cache"},
-    {"models.s2t_openvino", "models.whisper_openvino", "whisper_task", "models", "generator",
-     "generation", "manifest", "tasks", "tasks.speech_to_text_openvino"},
-    {"verify", "doctor", "transcribe", "reporting", "benchmark", "benchmark.arguments", "benchmark.child",
-     "benchmark.engines", "benchmark.graphs", "benchmark.material", "benchmark.plan",
-     "benchmark.process", "benchmark.profile", "benchmark.provenance", "benchmark.report",
-     "benchmark.results", "benchmark.rounds", "benchmark.workload", "benchmark.whisper",
-     "benchmark.whisper.checkpoint", "benchmark.whisper.command", "benchmark.whisper.material",
-     "benchmark.whisper.memory", "benchmark.whisper.own_child", "benchmark.whisper.peer_child",
-     "benchmark.whisper.peer_ggml", "benchmark.whisper.plan", "benchmark.whisper.report",
-     "benchmark.whisper.results", "benchmark.whisper.rounds",
-     "evaluate", "evaluate.accuracy", "evaluate.arguments", "evaluate.chart", "evaluate.child",
-     "evaluate.clips", "evaluate.corpus", "evaluate.engines", "evaluate.measure",
-     "evaluate.options", "evaluate.originals", "evaluate.process", "evaluate.records",
-     "evaluate.report", "evaluate.results",
-     "quantize", "quantize.arguments", "quantize.components", "quantize.compress",
-     "quantize.divergence", "quantize.gate", "quantize.material", "quantize.options",
-     "quantize.procedure", "quantize.progress", "quantize.recording", "quantize.report",
-     "quantize.samples"},
-    {"cli", "__main__"},
-]  # fmt: skip
-"""A module imports from its own floor and from floors above it in this list only."""
+    {"__init__"},
+    {"errors"},
+    {"atomic", "machine", "tables", "bundle"},
+    {"model", "checkpoint"},
+    {"speech"},
+    {"compat"},
+    {"metrics"},
+    {"runtime"},
+    {"recognizer", "s2t", "whisper"},
+    {"export"},
+    {"plugin", "tasks", "models"},
+    {"quantize", "evaluate", "benchmark"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+]
+"""Rooms: files of the top level and folders. One imports from its own floor and those before it."""
+LAZY = {("__init__", "recognizer")}
+"""`fairseq_openvino.load_model` is looked up when it is used."""
 HEAVY = ("torch", "fairseq", "openvino", "onnx", "onnxruntime", "nncf", "transformers")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 
 def modules() -> dict[str, Path]:
+    """Dotted name below the package to file."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name:
-            found[name] = path
+        found[".".join(parts[:-1] if parts[1:] and parts[-1] == "__init__" else parts)] = path
     return found
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def floor(name: str) -> int:
@@ -64,23 +54,45 @@ def floor(name: str) -> int:
 
 
 def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports, inside functions too."""
     names: set[str] = set()
+    known = modules()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fairseq_openvino"):
-            base = (node.module or "").removeprefix("fairseq_openvino").lstrip(".")
-            inner = {f"{base}.{alias.name}".lstrip(".") for alias in node.names}
-            names |= {name for name in inner if name in modules()} or {base}
-    return names - {""}
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [name if below(name) in known else node.module for name in inner]
+        else:
+            continue
+        names |= {below(name) for name in found if name.partition(".")[0] == PACKAGE.name}
+    return names
 
 
-def test_every_module_has_a_floor() -> None:
-    assert set(modules()) == set().union(*FLOORS)
+def below(name: str) -> str:
+    return name.partition(".")[2] or "__init__"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(name) for name in modules()} == set().union(*FLOORS)
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_run_downwards(name: str) -> None:
-    above = {other for other in imported(modules()[name]) if floor(other) > floor(name)}
-    assert not above
+    rooms = {room(other) for other in imported(modules()[name])}
+    above = {other for other in rooms if floor(other) > floor(room(name))}
+    assert not {(room(name), other) for other in above} - LAZY
+
+
+@pytest.mark.xfail(reason="quantize, evaluate and benchmark are one circle", strict=True)
+@pytest.mark.parametrize("of", [room, str], ids=["rooms", "modules"])
+def test_there_are_no_circles(of: Callable[[str], str]) -> None:
+    needs: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        if name != "__init__":
+            found = {of(other) for other in imported(path)} - {"__init__", of(name)}
+            needs.setdefault(of(name), set()).update(found)
+    assert len(list(TopologicalSorter(needs).static_order())) >= len(needs)  # raises CycleError
 
 
 def test_sizes_stay_readable() -> None:

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from fairseq_openvino import cli
 from fairseq_openvino.errors import ArchitectureError, CheckpointError
 from fairseq_openvino.export import ARCHITECTURES, ExportOptions, export_checkpoint
-from fairseq_openvino.export.data import DataDirectory
-from fairseq_openvino.export.loading import load
+from fairseq_openvino.export.fairseq.checkpoint import load
+from fairseq_openvino.export.fairseq.data import DataDirectory
 
 State = dict[str, Any]
 

@@ -20,13 +20,14 @@ from conftest import ROOT, TINY, child_environment, random_model
 from whisper_models import Layout, write_whisper
 
 from fairseq_openvino.errors import ParityError
-from fairseq_openvino.export import ir, parity, s2t_transformer
+from fairseq_openvino.export import ir, parity
 from fairseq_openvino.export import onnx as onnx_export
-from fairseq_openvino.export import whisper as whisper_export
+from fairseq_openvino.export.fairseq import s2t_transformer
 from fairseq_openvino.export.float64 import Float64
 from fairseq_openvino.export.forced import BEAM, forced
 from fairseq_openvino.export.graphs import Graphs
-from fairseq_openvino.export.whisper_source import load_source
+from fairseq_openvino.export.whisper import graphs as whisper_export
+from fairseq_openvino.export.whisper.huggingface import load_source
 
 MATRICES = 20
 

@@ -25,12 +25,12 @@ from conftest import (
 )
 
 from fairseq_openvino.bundle import is_bundle
+from fairseq_openvino.commands.verify import compare
 from fairseq_openvino.errors import ModelError, OptionError
 from fairseq_openvino.export.cache import cached_bundle
-from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.runtime.engine import Engine, Variant
-from fairseq_openvino.runtime.s2t import S2TModel
-from fairseq_openvino.verify import compare
+from fairseq_openvino.s2t.model import S2TModel
 
 
 def assert_identical(eager: Any, engine: Any) -> None:
@@ -279,8 +279,8 @@ def test_bundle_of_another_vocabulary_is_refused(bundle: Path, tmp_path: Path) -
 def test_no_torch_weights_remain(tiny: Path, bundle: Path) -> None:
     from fairseq.data import Dictionary
 
-    from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
-    from fairseq_openvino.runtime import load_model
+    from fairseq_openvino.plugin.model import S2TOpenVINOModel
+    from fairseq_openvino.recognizer import load_model
 
     model = S2TOpenVINOModel(load_model(bundle), Dictionary.load(str(tiny / "dict.txt")))
     assert list(model.parameters()) == [] and list(model.buffers()) == []

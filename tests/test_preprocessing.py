@@ -16,12 +16,12 @@ import yaml
 from conftest import MINI, generate, write_checkpoint, write_data
 
 from fairseq_openvino import cli, load_model
-from fairseq_openvino.audio import read_audio
 from fairseq_openvino.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 from fairseq_openvino.errors import ModelError, OptionError
 from fairseq_openvino.export import ExportOptions, export_checkpoint
 from fairseq_openvino.export.cache import cached_bundle
-from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.speech.audio import read_audio
 
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))[:12:11]
 CHECKPOINT = MINI / "checkpoint.pt"

@@ -25,6 +25,7 @@ from fairseq_openvino.bundle import (
     RuntimePrecision,
     open_bundle,
 )
+from fairseq_openvino.commands.quantize import add_arguments, parse
 from fairseq_openvino.errors import (
     EXIT_PARTIAL,
     EXIT_USAGE,
@@ -35,9 +36,8 @@ from fairseq_openvino.errors import (
 )
 from fairseq_openvino.evaluate import corpus
 from fairseq_openvino.export import ExportOptions, export_checkpoint
-from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.quantize import compress, gate, procedure, recording
-from fairseq_openvino.quantize.arguments import add_arguments, parse
 from fairseq_openvino.quantize.components import Component, Form
 from fairseq_openvino.quantize.divergence import divergence
 from fairseq_openvino.quantize.gate import LADDERS, transcriber
@@ -194,7 +194,7 @@ def test_the_other_modes(source: Bundle, work: Path, tmp_path: Path, mode: str) 
 
 
 def test_every_family_goes_through_the_contract(whisper: Path, tmp_path: Path) -> None:
-    from fairseq_openvino.export.whisper import export_whisper
+    from fairseq_openvino.export.whisper.graphs import export_whisper
 
     original = export_whisper(whisper, tmp_path / "bundle")[0]
     options = Options(

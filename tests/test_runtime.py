@@ -26,10 +26,10 @@ from fairseq_openvino.errors import (
     UtteranceTooLongError,
 )
 from fairseq_openvino.export import ExportOptions, export_checkpoint
-from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.runtime.engine import Variant
 from fairseq_openvino.runtime.session import concatenate
-from fairseq_openvino.search import SearchOptions
+from fairseq_openvino.s2t.search import SearchOptions
 
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))
 
@@ -118,7 +118,7 @@ def test_low_precision_keeps_the_translations(model: Any, bundle: Path, precisio
 
 def test_parallel_parts_give_the_result_of_one_request(model: Any) -> None:
     """The whole batch keeps its padding, so splitting it changes no hypothesis."""
-    from fairseq_openvino.search import decode_batch
+    from fairseq_openvino.s2t.search import decode_batch
 
     features = [model.read(clip).features for clip in CLIPS[:24]]
     lengths = np.array([len(x) for x in features])
@@ -398,7 +398,7 @@ def test_a_moved_bundle_runs_without_torch_and_fairseq(
 
 
 def test_verify_command_passes_and_names_the_first_difference(bundle: Path, tmp_path: Path) -> None:
-    from fairseq_openvino.verify import Line, Run, compare
+    from fairseq_openvino.commands.verify import Line, Run, compare
 
     words = [
         str(MINI), "--config-yaml", "config_st_en_de.yaml", "--gen-subset", "test_st_en_de",

@@ -15,7 +15,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_openvino.errors import NumericsError, OptionError
 from fairseq_openvino.model import Candidates, EncoderOutput
-from fairseq_openvino.search import SearchOptions, TokenIds, generate
+from fairseq_openvino.s2t.search import SearchOptions, TokenIds, generate
 
 PAD, EOS, UNK = 1, 2, 3
 MAX_TARGET = 30
@@ -179,7 +179,7 @@ def test_ten_thousand_random_tables_give_fairseqs_hypotheses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where two candidates have exactly the same score, torch.topk may choose either."""
-    from fairseq_openvino import search
+    from fairseq_openvino.s2t import search
 
     original, ties = search._Search._merge, []
 

@@ -8,8 +8,15 @@ import pytest
 from conftest import write_checkpoint, write_data
 
 from fairseq_openvino import cli
+from fairseq_openvino.commands.verify import (
+    Line,
+    Run,
+    compare,
+    parse_generate,
+    report,
+    run_generate,
+)
 from fairseq_openvino.errors import FairseqOpenVINOError
-from fairseq_openvino.verify import Line, Run, compare, parse_generate, report, run_generate
 
 
 def run(*numbers: int, skipped: int = 0) -> Run:
@@ -94,7 +101,7 @@ def test_one_unreadable_clip_does_not_hide_the_others(
 
 
 def test_the_exit_code_of_a_run_is_passed_on(data: Path) -> None:
-    from fairseq_openvino.verify import PACKAGE
+    from fairseq_openvino.commands.verify import PACKAGE
 
     words = [str(data), "--path", str(data / "checkpoint.pt"), "--task", "speech_to_text"]
     words += ["--user-dir", str(PACKAGE), "--ov-engine", "--retain-dropout"]

@@ -13,7 +13,7 @@ from fairseq.data import Dictionary, encoders
 from fairseq.data.encoders import characters, fastbpe, subword_nmt_bpe
 
 from fairseq_openvino.errors import ModelError
-from fairseq_openvino.vocabulary import Vocabulary, load_dictionary
+from fairseq_openvino.s2t.vocabulary import Vocabulary, load_dictionary
 
 
 def shipped(kind: str) -> Path:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from whisper_models import TEXT_TOKENS, Layout, waveforms, write_whisper
 
-from fairseq_openvino import load_model, whisper_context
+from fairseq_openvino import load_model
 from fairseq_openvino.errors import OptionError, UtteranceTooLongError
 from fairseq_openvino.model import Clip, Hypothesis, Transcript
-from fairseq_openvino.runtime.whisper import is_done
-from fairseq_openvino.whisper_segments import Progress
+from fairseq_openvino.whisper import context as whisper_context
+from fairseq_openvino.whisper.model import is_done
+from fairseq_openvino.whisper.windows import Progress
 
 LAYOUTS = {
     "multilingual": Layout(),
@@ -30,8 +31,8 @@ class Pair:
     def __init__(self, directory: Path, layout: Layout) -> None:
         import torch
 
-        from fairseq_openvino.compat_transformers import transformers
-        from fairseq_openvino.export.whisper import export_whisper
+        from fairseq_openvino.compat.transformers import transformers
+        from fairseq_openvino.export.whisper.graphs import export_whisper
 
         self.layout, self.directory = layout, write_whisper(directory / "source", layout)
         self.bundle, self.report = export_whisper(self.directory, directory / "bundle")
@@ -235,7 +236,7 @@ def reference_greedy(
     """Greedy continuation of a prompt by the reference, without a cache."""
     import torch
 
-    from fairseq_openvino.export.whisper import Reference
+    from fairseq_openvino.export.whisper.graphs import Reference
 
     original, rules, tokens = pair.original, pair.model.rules, list(tokens)
     with torch.no_grad():
@@ -367,8 +368,8 @@ def test_timestamp_rules_equal_transformers() -> None:
     from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
     from fairseq_openvino.bundle import WhisperConfig
-    from fairseq_openvino.compat_transformers import transformers
-    from fairseq_openvino.whisper_search import Rules, apply_rules
+    from fairseq_openvino.compat.transformers import transformers
+    from fairseq_openvino.whisper.search import Rules, apply_rules
 
     random = np.random.default_rng(0)
     size, first, end = 60, 40, 30
@@ -394,7 +395,7 @@ def test_timestamp_rules_equal_transformers() -> None:
 
 @pytest.mark.parametrize("rows", [1, 6])
 def test_the_graph_applies_the_rules_as_numpy_does(multilingual: Pair, rows: int) -> None:
-    from fairseq_openvino.whisper_search import apply_rules
+    from fairseq_openvino.whisper.search import apply_rules
 
     model, random = multilingual.model, np.random.default_rng(rows)
     encoded = model._encode_windows([clip.features for clip in multilingual.clips[:rows]])
@@ -550,8 +551,8 @@ def test_a_bad_file_does_not_lose_the_others(
 
 def test_features_equal_the_reference(tmp_path: Path) -> None:
     """Within 1e-4 of transformers' extractor, which takes 32-bit transforms where torch is there."""
-    from fairseq_openvino.compat_transformers import transformers
-    from fairseq_openvino.features import log_mel
+    from fairseq_openvino.compat.transformers import transformers
+    from fairseq_openvino.speech.features import log_mel
 
     for bins, seconds in ((80, 30), (128, 30), (80, 2)):
         extractor = transformers.WhisperFeatureExtractor(feature_size=bins, chunk_length=seconds)
@@ -570,7 +571,7 @@ def openai(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     import torch
 
-    from fairseq_openvino.compat_transformers import transformers
+    from fairseq_openvino.compat.transformers import transformers
 
     directory = tmp_path_factory.mktemp("openai")
     torch.manual_seed(0)
@@ -614,7 +615,7 @@ def test_openai_checkpoints(openai: Path, tmp_path: Path, monkeypatch: pytest.Mo
     import torch
 
     from fairseq_openvino.errors import CheckpointError, ModelError, UnsafeCheckpointError
-    from fairseq_openvino.export.whisper import export_whisper
+    from fairseq_openvino.export.whisper.graphs import export_whisper
 
     bundle, report = export_whisper(openai / "small.pt", tmp_path / "bundle")
     rules = bundle.manifest.whisper
@@ -648,7 +649,7 @@ def test_sources_that_cannot_be_exported(multilingual: Pair, tmp_path: Path) -> 
     import shutil
 
     from fairseq_openvino.errors import CheckpointError, ModelError
-    from fairseq_openvino.export.whisper import export_whisper
+    from fairseq_openvino.export.whisper.graphs import export_whisper
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(multilingual.directory, tmp_path / name))
@@ -690,7 +691,7 @@ def test_fairseq_generate_reads_a_manifest_of_audio_files(
 ) -> None:
     from conftest import generate
 
-    from fairseq_openvino import generation
+    from fairseq_openvino.plugin import commands as generation
 
     paths = audio_files(tmp_path)
     rows = ["id\taudio\tn_frames\ttgt_text\tsrc_lang\ttgt_lang"]

@@ -46,7 +46,7 @@ def wer(model: Any, wanted: list[dict[str, str]], column: str = "text", **option
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from fairseq_openvino.export.whisper import export_whisper
+    from fairseq_openvino.export.whisper.graphs import export_whisper
 
     path = tmp_path_factory.mktemp("whisper-mini") / "bundle"
     assert export_whisper(MINI, path)[1].passed
@@ -62,7 +62,7 @@ def model(bundle: Path) -> Any:
 def original() -> Any:
     import torch
 
-    from fairseq_openvino.compat_transformers import transformers
+    from fairseq_openvino.compat.transformers import transformers
 
     return transformers.WhisperForConditionalGeneration.from_pretrained(
         MINI, dtype=torch.float32, attn_implementation="eager"

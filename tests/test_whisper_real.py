@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fairseq_openvino import load_model
-from fairseq_openvino.evaluate.accuracy import bootstrap_difference, whisper_normalizer
+from fairseq_openvino.metrics import bootstrap_difference, whisper_normalizer
 from fairseq_openvino.model import Clip
 
 WEIGHTS = os.environ.get("FAIRSEQ_OPENVINO_WHISPER", "")
@@ -35,7 +35,7 @@ class Real:
     """A checkpoint, its bundle and the clips its language allows."""
 
     def __init__(self, source: Path, bundle: Path) -> None:
-        from fairseq_openvino.export.whisper import export_whisper
+        from fairseq_openvino.export.whisper.graphs import export_whisper
 
         self.source, (self.bundle, self.report) = source, export_whisper(source, bundle)
         self.model: Any = load_model(self.bundle)
@@ -70,7 +70,7 @@ def test_the_gate_passes(real: Real) -> None:
 def test_tokens_equal_transformers(real: Real, beam: int) -> None:
     import torch
 
-    from fairseq_openvino.compat_transformers import transformers
+    from fairseq_openvino.compat.transformers import transformers
 
     original: Any = transformers.WhisperForConditionalGeneration.from_pretrained(
         real.source, dtype=torch.float32

@@ -11,8 +11,8 @@ import pytest
 
 from fairseq_openvino.bundle import WhisperConfig
 from fairseq_openvino.model import Hypothesis
-from fairseq_openvino.whisper_search import Rules
-from fairseq_openvino.whisper_segments import Progress
+from fairseq_openvino.whisper.search import Rules
+from fairseq_openvino.whisper.windows import Progress
 
 EOS, FIRST = 50257, 50364
 RULES = Rules(

@@ -33,7 +33,7 @@ def write_whisper(directory: Path, layout: Layout) -> Path:
     """A Hugging Face directory."""
     import torch
 
-    from fairseq_openvino.compat_transformers import transformers
+    from fairseq_openvino.compat.transformers import transformers
 
     directory.mkdir(parents=True, exist_ok=True)
     special = special_tokens(layout.languages)

@@ -17,9 +17,9 @@ import numpy as np
 import soundfile
 from covost_corpus import clip_id
 
-from fairseq_openvino.audio import read_audio
 from fairseq_openvino.errors import AudioError, OptionError
-from fairseq_openvino.features import fbank
+from fairseq_openvino.speech.audio import read_audio
+from fairseq_openvino.speech.features import fbank
 
 ZIP_NAME = "fbank80.zip"
 RECORD_NAME = "fbank80.json"

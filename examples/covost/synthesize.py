@@ -25,13 +25,13 @@ import numpy as np
 import soundfile
 from covost_corpus import write_rows
 
-from fairseq_openvino.audio import read_audio
 from fairseq_openvino.errors import (
     EXIT_OK,
     FairseqOpenVINOError,
     MissingDependencyError,
     OptionError,
 )
+from fairseq_openvino.speech.audio import read_audio
 
 SAMPLE_RATE_HZ = 16_000
 MP3_COMPRESSION = 0.9

@@ -96,7 +96,7 @@ def _models(engine: str, source: Source, config: Any, task: Any, options: Option
     if engine in ("onnxruntime", "openvino-stateless"):
         from fairseq_openvino.benchmark import graphs
         from fairseq_openvino.bundle import open_bundle
-        from fairseq_openvino.models.s2t_openvino import S2TOpenVINOModel
+        from fairseq_openvino.plugin.model import S2TOpenVINOModel
 
         build = graphs.onnxruntime_model if engine == "onnxruntime" else graphs.stateless_model
         model = build(open_bundle(source.onnx_bundle), options.threads)

@@ -22,7 +22,7 @@ from fairseq_openvino.export.onnx import (
     cross_names,
 )
 from fairseq_openvino.model import Candidates, EncoderOutput
-from fairseq_openvino.vocabulary import Vocabulary, load_dictionary
+from fairseq_openvino.s2t.vocabulary import Vocabulary, load_dictionary
 
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 """Named inputs to all outputs, in graph order."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_openvino.benchmark.plan import SIZES, TRAINED_DIRECTORY, Case, Options
-from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export.fairseq.data import DataDirectory
 
 CHECKPOINT, BUNDLE = "checkpoint.pt", "bundle"
 ONNX_BUNDLE, QUANTIZED_BUNDLE = "onnx-bundle", "quantized-bundle"
@@ -82,14 +82,14 @@ def prepare(case: Case, options: Options, work_dir: Path, onnx: bool, quantized:
 
 def _quantize(found: Source, case: Case, options: Options, bundle: Path) -> None:
     """`quantize` at its defaults; random weights are calibrated on random features, unjudged."""
+    from fairseq_openvino import machine
     from fairseq_openvino.export import export_checkpoint
     from fairseq_openvino.quantize.options import Options as QuantizeOptions
     from fairseq_openvino.quantize.procedure import quantize_bundle
-    from fairseq_openvino.runtime.plan import cpu_flags, has_bf16
 
     if not bundle.is_dir():
         export_checkpoint(found.checkpoint, DataDirectory(found.data, found.config_yaml), bundle)
-    inference = "bf16" if has_bf16(cpu_flags()) else "f32"
+    inference = "bf16" if machine.cpu().has_bf16 else "f32"
     chosen = QuantizeOptions(
         config_yaml=found.data / found.config_yaml, inference_precision=inference,
         threads=options.threads,

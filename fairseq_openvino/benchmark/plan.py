@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from fairseq_openvino import machine
 from fairseq_openvino.errors import OptionError
 
 BASELINE = "eager"
@@ -37,11 +37,6 @@ TRAINED_DIRECTORY = Path(__file__).parent.parent.parent / "examples" / "covost" 
 MIN_VOCABULARY = 8
 
 
-def default_threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class Options:
     """One benchmark run."""
@@ -62,7 +57,7 @@ class Options:
     """Tokens every hypothesis of a random model has (--min-len, --max-len-b)."""
     frames: int = 550
     """Feature frames of each utterance of a random model, 10 ms each."""
-    threads: int = field(default_factory=default_threads)
+    threads: int = field(default_factory=machine.threads)
     """CPU threads of every engine."""
     timeout: float = 180.0
     """Seconds a child may take to load or to run one round."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_openvino.benchmark.workload import Loaded
-from fairseq_openvino.search import candidate_count
+from fairseq_openvino.s2t.search import candidate_count
 
 PAST, MEASURED = 25, 11
 """Tokens before the first measured step, and measured steps: 30 past tokens in the middle."""

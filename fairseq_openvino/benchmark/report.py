@@ -15,7 +15,7 @@ from fairseq_openvino.benchmark.results import (
     identical_share,
     speedups,
 )
-from fairseq_openvino.reporting import write_report
+from fairseq_openvino.tables import write_report
 
 COLUMNS = (
     "engine",

@@ -25,9 +25,9 @@ from fairseq_openvino.benchmark.plan import (
     chosen_engines,
 )
 from fairseq_openvino.benchmark.process import EngineFailed, Process
-from fairseq_openvino.benchmark.provenance import provenance
 from fairseq_openvino.benchmark.results import Results, Row
 from fairseq_openvino.errors import FairseqOpenVINOError
+from fairseq_openvino.machine import provenance
 
 ON_ONNX = ("onnxruntime", "openvino-stateless")
 PROFILED = f"{OURS}f32"

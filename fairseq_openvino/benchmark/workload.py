@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairseq_openvino import machine
 from fairseq_openvino.benchmark.material import Source
 from fairseq_openvino.benchmark.plan import Case, Options
 
@@ -155,20 +156,8 @@ def measure_round(loaded: Loaded, source: Source) -> dict[str, Any]:
         "tokens": sum(map(len, ordered)),
         "digests": [_digest(tokens) for tokens in ordered],
         "bleu": _bleu(loaded, source, best) if loaded.bpe is not None else None,
-        "peak_mb": peak_mb(),
+        "peak_mb": machine.peak_megabytes(),
     }
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process, MB (1e6 bytes)."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _digest(tokens: list[int]) -> str:

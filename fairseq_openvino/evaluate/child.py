@@ -15,14 +15,13 @@ decoded anything, only errors about audio and numbers are taken for an utterance
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.audio import damage_collected
+from fairseq_openvino import machine
 from fairseq_openvino.benchmark.process import answer_requests, first_line
 from fairseq_openvino.errors import (
     AudioError,
@@ -33,6 +32,7 @@ from fairseq_openvino.errors import (
 from fairseq_openvino.evaluate.engines import Engine, Output, load
 from fairseq_openvino.evaluate.options import from_plain
 from fairseq_openvino.model import Clip
+from fairseq_openvino.speech.audio import damage_collected
 
 STATUS = Path("/proc/self/status")
 
@@ -76,7 +76,7 @@ class Child:
         return {
             "seconds": seconds,
             "outputs": [asdict(output) for output in outputs],
-            "peak_mb": peak_mb(),
+            "peak_mb": machine.peak_megabytes(),
         }
 
     def _read(self, path: str) -> tuple[Clip | None, dict[str, Any]]:
@@ -125,15 +125,6 @@ def _problem(error: Exception) -> str:
     """One line; of an error that is not ours, with its type."""
     ours = isinstance(error, FairseqOpenVINOError)
     return first_line(error) if ours else f"{type(error).__name__}: {first_line(error)}"
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process, MB (1e6 bytes)."""
-    if STATUS.is_file():  # the other figure may be that of the process before exec
-        for line in STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 if __name__ == "__main__":

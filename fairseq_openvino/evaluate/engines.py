@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fairseq_openvino.errors import AudioError
-from fairseq_openvino.evaluate.clips import frames, waveform
 from fairseq_openvino.evaluate.options import ORIGINAL, Options
 from fairseq_openvino.model import Clip
+from fairseq_openvino.speech.stored import frames, waveform
 
 READ_BACK = (
     "INFERENCE_PRECISION_HINT",
@@ -72,7 +72,7 @@ class BundleEngine:
     """A bundle on OpenVINO."""
 
     def __init__(self, name: str, options: Options) -> None:
-        from fairseq_openvino.runtime import load_model
+        from fairseq_openvino.recognizer import load_model
 
         started = time.perf_counter()
         bundle = options.bundle_of(name)

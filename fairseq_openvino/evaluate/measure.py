@@ -13,16 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fairseq_openvino import machine
 from fairseq_openvino.benchmark.process import EngineFailed
-from fairseq_openvino.benchmark.provenance import provenance
 from fairseq_openvino.errors import FairseqOpenVINOError, OptionError
-from fairseq_openvino.evaluate import corpus
-from fairseq_openvino.evaluate.accuracy import WORD_METRICS, check, whisper_normalizer
-from fairseq_openvino.evaluate.corpus import Utterance
 from fairseq_openvino.evaluate.options import TRANSLATE, Options, default_metrics, fail
 from fairseq_openvino.evaluate.process import WAITING, EngineProcess
 from fairseq_openvino.evaluate.records import (
@@ -36,6 +32,10 @@ from fairseq_openvino.evaluate.records import (
     changed,
     spellings,
 )
+from fairseq_openvino.machine import provenance
+from fairseq_openvino.metrics import WORD_METRICS, check, whisper_normalizer
+from fairseq_openvino.speech import corpus
+from fairseq_openvino.speech.corpus import Utterance
 
 WARM_UP_BATCHES = 2
 """Decoded by every engine before anything is timed; the first counts as part of loading."""
@@ -158,12 +158,7 @@ def _keep_spellings(source: Path, output: Path) -> None:
 
 
 def _run(options: Options, survey: Survey) -> dict[str, Any]:
-    stated = provenance()
-    for package in PACKAGES:
-        try:
-            stated[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    stated = provenance() | machine.versions(PACKAGES)
     stated["threads"] = str(options.threads)
     stated |= {name: os.environ.get(name, value) for name, value in WAITING.items()}
     return {

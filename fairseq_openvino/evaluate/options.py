@@ -9,10 +9,10 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.benchmark.plan import default_threads
+from fairseq_openvino import machine
 from fairseq_openvino.errors import OptionError
-from fairseq_openvino.evaluate.accuracy import BLEU_TOKENIZER, METRICS
-from fairseq_openvino.evaluate.corpus import FAIRSEQ, Utterance
+from fairseq_openvino.metrics import BLEU_TOKENIZER, METRICS
+from fairseq_openvino.speech.corpus import FAIRSEQ, Utterance
 
 ORIGINAL = "pytorch"
 OPENVINO = "openvino"
@@ -91,7 +91,7 @@ class Options:
     """Utterances decoded together (N)."""
     repeats: int = 3
     """Measured passes; an utterance's time is the median of them."""
-    threads: int = field(default_factory=default_threads)
+    threads: int = field(default_factory=machine.threads)
     """CPU threads of every engine."""
     timeout: float = 600.0
     """Seconds an engine may take to load or to decode one batch."""

@@ -15,10 +15,10 @@ from fairseq_openvino.errors import (
     OptionError,
     UtteranceTooLongError,
 )
-from fairseq_openvino.evaluate.clips import frames, waveform
 from fairseq_openvino.evaluate.engines import Output, stored_for_whisper, whisper_language
 from fairseq_openvino.evaluate.options import Options
 from fairseq_openvino.model import Clip
+from fairseq_openvino.speech.stored import frames, waveform
 
 PRECISION = {"asked": "f32", "stored": "f32"}
 SUBSET = "test"
@@ -35,8 +35,8 @@ class FairseqEngine:
             from fairseq.models import MODEL_REGISTRY
             from fairseq.tasks.speech_to_text import SpeechToTextTask
 
-            from fairseq_openvino.export.data import DataDirectory
-            from fairseq_openvino.export.loading import load
+            from fairseq_openvino.export.fairseq.checkpoint import load
+            from fairseq_openvino.export.fairseq.data import DataDirectory
         except ImportError as error:
             raise MissingDependencyError(
                 f"Evaluating the engine pytorch failed: expected torch and fairseq, got {error}. "
@@ -138,7 +138,7 @@ class WhisperEngine:
         try:
             import torch
 
-            from fairseq_openvino.compat_transformers import transformers
+            from fairseq_openvino.compat.transformers import transformers
         except ImportError as error:
             raise MissingDependencyError(
                 "Evaluating the engine pytorch failed: expected torch and transformers, got "

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from fairseq_openvino.evaluate.accuracy import Difference
 from fairseq_openvino.evaluate.chart import draw
 from fairseq_openvino.evaluate.options import known_engines
 from fairseq_openvino.evaluate.results import Results, Row
-from fairseq_openvino.reporting import write_report
+from fairseq_openvino.metrics import Difference
+from fairseq_openvino.tables import write_report
 
 CHART = "evaluation.svg"
 MAX_FAILURES = 20

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fairseq_openvino.errors import ModelError
-from fairseq_openvino.evaluate.accuracy import (
+from fairseq_openvino.evaluate.records import Records
+from fairseq_openvino.metrics import (
     WORD_METRICS,
     Difference,
     Normalizer,
@@ -19,7 +20,6 @@ from fairseq_openvino.evaluate.accuracy import (
     score,
     whisper_normalizer,
 )
-from fairseq_openvino.evaluate.records import Records
 
 ACCURACY = "accuracy"
 PERCENTILES = (50, 95)

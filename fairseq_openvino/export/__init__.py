@@ -5,13 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fairseq_openvino import __version__
+from fairseq_openvino import __version__, machine
 from fairseq_openvino.atomic import staged_directory
 from fairseq_openvino.bundle import (
     Bundle,
@@ -22,18 +19,20 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.errors import ModelError, OptionError
-from fairseq_openvino.export import ir, memory, onnx, parity, s2t_transformer
-from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export import ir, memory, onnx, parity
+from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq.checkpoint import Loaded, load
+from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.fairseq.preprocessing import fail
 from fairseq_openvino.export.graphs import Graphs
-from fairseq_openvino.export.loading import Loaded, load
-from fairseq_openvino.export.preprocessing import fail
 
 logger = logging.getLogger(__name__)
 
 ARCHITECTURES = {s2t_transformer.ARCHITECTURE: s2t_transformer.build}
 """Fairseq model name to exporter."""
 STORED_PRECISIONS = ("f32", "f16")
-VERSIONED = ("fairseq-openvino", "openvino", "torch", "onnx", "onnxruntime", "fairseq-fixed")
+SHAPING = ("numpy", "openvino", "torch", "onnx", "onnxruntime", "fairseq-fixed")
+"""Distributions whose versions shape a bundle."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +123,7 @@ def _check_data(data: DataDirectory, options: ExportOptions) -> None:
 
 def tool_versions() -> dict[str, str]:
     """Versions of the packages that shape a bundle."""
-    found = {"fairseq-openvino": __version__, "numpy": np.__version__}
-    for package in VERSIONED[1:]:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"fairseq-openvino": __version__, **machine.versions(SHAPING)}
 
 
 def finish_graphs(

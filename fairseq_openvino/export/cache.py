@@ -12,7 +12,7 @@ from typing import Any
 from fairseq_openvino.atomic import locked, sha256
 from fairseq_openvino.bundle import Bundle, is_bundle, open_bundle
 from fairseq_openvino.errors import BundleError, CheckpointError
-from fairseq_openvino.export.data import DataDirectory
+from fairseq_openvino.export.fairseq.data import DataDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from fairseq_openvino.benchmark.plan import default_threads
+from fairseq_openvino import machine, metrics
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import NumericsError, QualityError
-from fairseq_openvino.evaluate import accuracy
-from fairseq_openvino.evaluate.corpus import Utterance
 from fairseq_openvino.evaluate.engines import BundleEngine
 from fairseq_openvino.evaluate.options import OPENVINO, Search, default_metrics
 from fairseq_openvino.evaluate.options import Options as EvaluateOptions
@@ -35,6 +33,7 @@ from fairseq_openvino.quantize.options import (
     Options,
 )
 from fairseq_openvino.quantize.progress import bar
+from fairseq_openvino.speech.corpus import Utterance
 
 _FULL, _WEIGHTS, _SMALL = Form(INT8), Form(INT8_WEIGHTS), Form(INT4_WEIGHTS)
 _RELAXED = [
@@ -108,12 +107,12 @@ class Gate:
         default = MAX_DROP[self.metric]
         self.max_drop = default if options.max_drop is None else options.max_drop
         self._references = [utterance.reference for utterance in self.utterances]
-        words = self.metric in accuracy.WORD_METRICS
+        words = self.metric in metrics.WORD_METRICS
         language = self.utterances[0].language
-        self._normalizer = accuracy.whisper_normalizer(language) if words else None
-        accuracy.check(self._references, self._normalizer)
+        self._normalizer = metrics.whisper_normalizer(language) if words else None
+        metrics.check(self._references, self._normalizer)
         self.baseline = self._texts(original, options.original_precision)
-        self.baseline_score = accuracy.score(
+        self.baseline_score = metrics.score(
             self._references, self.baseline.hypotheses, self.metric, self._normalizer,
             options.tokenizer,
         )  # fmt: skip
@@ -125,11 +124,11 @@ class Gate:
         except NumericsError:  # NaN: not a text in sight, which no metric forgives
             found = Texts([""] * len(self.utterances), {})
         compared = (self._references, self.baseline.hypotheses, found.hypotheses, self.metric)
-        difference = accuracy.bootstrap_difference(
+        difference = metrics.bootstrap_difference(
             *compared, normalizer=self._normalizer, tokenizer=self.options.tokenizer
         )
         drop, low, high = difference.difference, difference.low, difference.high
-        if self.metric not in accuracy.LOWER_IS_BETTER:
+        if self.metric not in metrics.LOWER_IS_BETTER:
             drop, low, high = -drop, -high, -low
         pairs = zip(self.baseline.hypotheses, found.hypotheses, strict=True)
         return Trial(
@@ -221,5 +220,5 @@ def _evaluate_options(
         bundle=bundle.directory,
         text_column=options.text_column,
         search=Search(beam=beam, language=options.language),
-        threads=options.threads or default_threads(),
+        threads=options.threads or machine.threads(),
     )

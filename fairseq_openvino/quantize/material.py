@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_openvino.errors import OptionError
-from fairseq_openvino.evaluate import corpus
-from fairseq_openvino.evaluate.corpus import Utterance
 from fairseq_openvino.quantize.options import Options
+from fairseq_openvino.speech import corpus
+from fairseq_openvino.speech.corpus import Utterance
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.errors import ModelError, OptionError, QualityError
-from fairseq_openvino.evaluate.corpus import Utterance
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
 from fairseq_openvino.quantize.gate import Gate, Trial, climb, transcriber
@@ -27,6 +26,7 @@ from fairseq_openvino.quantize.material import Material, draw
 from fairseq_openvino.quantize.options import Options
 from fairseq_openvino.quantize.progress import bar
 from fairseq_openvino.runtime.engine import EngineOptions, compile_properties
+from fairseq_openvino.speech.corpus import Utterance
 
 SCRATCH = "scratch-"
 DEVICE = "CPU"
@@ -54,7 +54,7 @@ def quantize_bundle(
 
     Args:
         source: the bundle, in floating point.
-        calibration: a corpus, see `evaluate.corpus`.
+        calibration: a corpus, see `speech.corpus`.
         output: the bundle to create.
         options: what to quantize and how much worse it may be.
         announce: receives a line about each decision.

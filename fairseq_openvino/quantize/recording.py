@@ -27,8 +27,8 @@ import openvino as ov
 
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import StorageError
-from fairseq_openvino.evaluate.corpus import Utterance
 from fairseq_openvino.runtime.engine import Engine, EngineOptions, Lease, Variant
+from fairseq_openvino.speech.corpus import Utterance
 
 FORMAT = 1
 """Changes whenever recordings of an earlier version cannot be used."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import openvino as ov
 
+from fairseq_openvino import machine
 from fairseq_openvino.atomic import locked
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle
 from fairseq_openvino.errors import DeviceError, OptionError
@@ -103,6 +105,16 @@ def compile_properties(
     return properties
 
 
+def read_back(compiled: ov.CompiledModel, names: Iterable[str]) -> dict[str, str]:
+    """What became of these properties; those the device does not know are left out."""
+    known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+    values = {name: compiled.get_property(name) for name in names if name in known}
+    return {
+        name: str(value.get_type_name() if hasattr(value, "get_type_name") else value)
+        for name, value in values.items()
+    }
+
+
 class Engine:
     """Compiled graphs of one bundle; thread-safe. Each variant is compiled at its first use."""
 
@@ -145,8 +157,9 @@ class Engine:
 
     def _compile(self, variant: Variant) -> ov.CompiledModel:
         options = self.options
+        bounded = machine.threads() if machine.cpu_quota() else None  # OpenVINO counts cores only
         properties = compile_properties(
-            variant.precision, options.device, options.threads, variant.streams
+            variant.precision, options.device, options.threads or bounded, variant.streams
         )
         if variant.precision == INT8_BF16 and variant.beam == 1:  # one row: nothing to amortise it
             properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"

@@ -101,7 +101,7 @@ def append_candidates(
     """Outputs `scores` and `best` (R, C) of the last token, under a new input `bias` (1 or R, V).
 
     With `first_timestamp`, another input `bounds` (R, 3) carries Whisper's timestamp rules, see
-    `whisper_search.apply_rules`. With `probed`, the output of that name (R, G) holds the
+    `whisper.search.apply_rules`. With `probed`, the output of that name (R, G) holds the
     log-probabilities of these tokens, without bias.
     """
     logits = _last_logits(model)  # (R, V)

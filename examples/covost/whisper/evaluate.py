@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, WhisperForConditionalGeneration
 
-from fairseq_openvino.audio import read_audio
 from fairseq_openvino.errors import EXIT_OK, FairseqOpenVINOError
+from fairseq_openvino.speech.audio import read_audio
 
 BATCH = 25
 TASKS = (("en", "transcribe"), ("de", "transcribe"), ("de", "translate"))

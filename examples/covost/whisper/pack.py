@@ -29,8 +29,8 @@ from prepare import read_speech
 from speak import AUDIBLE, decode_mp3, encode_mp3
 from transformers import WhisperForConditionalGeneration, WhisperTokenizer
 
-from fairseq_openvino.audio import read_audio
 from fairseq_openvino.errors import EXIT_OK, FairseqOpenVINOError, ModelError
+from fairseq_openvino.speech.audio import read_audio
 
 COVOST_MINI = Path(__file__).resolve().parents[1] / "mini"
 COLUMNS = ("path", "kind", "language", "text", "english", "segments")

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_openvino.audio import read_audio
 from fairseq_openvino.benchmark.plan import TRAINED_DIRECTORY
 from fairseq_openvino.benchmark.process import package_environment
 from fairseq_openvino.benchmark.whisper import checkpoint, peer_ggml
@@ -31,6 +30,7 @@ from fairseq_openvino.benchmark.whisper.plan import (
     Options,
 )
 from fairseq_openvino.errors import MissingDependencyError
+from fairseq_openvino.speech.audio import read_audio
 
 DIGEST_DIGITS = 8
 CONVERSION_SECONDS = 900.0

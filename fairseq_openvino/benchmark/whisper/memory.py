@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino.benchmark.plan import TRAINED_DIRECTORY
-from fairseq_openvino.benchmark.provenance import provenance
 from fairseq_openvino.benchmark.whisper.material import (
     ConversionFailed,
     Material,
@@ -22,7 +21,8 @@ from fairseq_openvino.benchmark.whisper.material import (
 from fairseq_openvino.benchmark.whisper.peer_child import RATE_HZ
 from fairseq_openvino.benchmark.whisper.plan import ENGINES, ROOT, WORKLOADS, Options
 from fairseq_openvino.errors import FairseqOpenVINOError, StorageError
-from fairseq_openvino.runtime import load_model
+from fairseq_openvino.machine import provenance
+from fairseq_openvino.recognizer import load_model
 
 MICRO = ROOT / "examples" / "covost" / "whisper" / "mini"
 """The trained micro-Whisper, where it is shipped."""

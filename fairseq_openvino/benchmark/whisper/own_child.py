@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_openvino import load_model
+from fairseq_openvino import load_model, machine
 from fairseq_openvino.benchmark.whisper import peer_child
 from fairseq_openvino.benchmark.whisper.material import make_clips
 from fairseq_openvino.benchmark.whisper.plan import OURS, WORKLOADS
-from fairseq_openvino.runtime.plan import cpu_flags, has_bf16, plan_batch
+from fairseq_openvino.runtime.precision import plan_batch
 
 
 def load_ours(settings: dict[str, Any]) -> tuple[peer_child.Run, str, list[str]]:
@@ -36,16 +36,14 @@ def load_ours(settings: dict[str, Any]) -> tuple[peer_child.Run, str, list[str]]
         )  # fmt: skip
         return [{"tokens": each.hypotheses[0][1].tokens.tolist()} for each in found]
 
-    plans = [
-        plan_batch(model.engine.options, workload.clips, cpu_flags()) for workload in WORKLOADS
-    ]
+    plans = [plan_batch(model.engine.options, workload.clips) for workload in WORKLOADS]
     used = dict.fromkeys(f"{plan.encoder} encoder, {plan.decoder} decoder" for plan in plans)
     return run, "; in a batch ".join(used), ["openvino"]
 
 
 def export(source: Path, bundle: Path) -> None:
     """A checkpoint to a bundle."""
-    from fairseq_openvino.export.whisper import export_whisper
+    from fairseq_openvino.export.whisper.graphs import export_whisper
 
     export_whisper(source, bundle)
 
@@ -58,7 +56,7 @@ def quantize(source: Path, bundle: Path) -> None:
     from fairseq_openvino.quantize.procedure import quantize_bundle
 
     options = Options(
-        inference_precision="bf16" if has_bf16(cpu_flags()) else "f32", calibration_size=4,
+        inference_precision="bf16" if machine.cpu().has_bf16 else "f32", calibration_size=4,
         held_out_size=1, alphas=(0.5,), beam=1, max_drop=1e6, language="en",
     )  # fmt: skip
     with TemporaryDirectory() as scratch:

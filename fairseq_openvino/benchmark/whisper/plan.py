@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
-from fairseq_openvino.benchmark.plan import default_threads
+from fairseq_openvino import machine
 from fairseq_openvino.benchmark.whisper.checkpoint import SIZES
 from fairseq_openvino.errors import OptionError
 from fairseq_openvino.runtime.engine import PRECISIONS
@@ -89,7 +89,7 @@ class Options:
     """Measured rounds of every workload."""
     tokens: int = 64
     """Tokens every hypothesis has."""
-    threads: int = field(default_factory=default_threads)
+    threads: int = field(default_factory=machine.threads)
     """CPU threads of every engine."""
     timeout: float = 180.0
     """Seconds an engine may take to load or to run one round."""

@@ -15,7 +15,7 @@ from fairseq_openvino.benchmark.whisper.results import (
     fastest_peer,
 )
 from fairseq_openvino.benchmark.whisper.rounds import SLOW_SECONDS
-from fairseq_openvino.reporting import write_report
+from fairseq_openvino.tables import write_report
 
 LEGEND = f"""\
 Random weights at true size: speed only. time: from samples at 16 kHz to tokens, log-mel included,

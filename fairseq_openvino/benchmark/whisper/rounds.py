@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino.benchmark.process import Conversation, EngineFailed, package_environment
-from fairseq_openvino.benchmark.provenance import provenance
 from fairseq_openvino.benchmark.whisper import peer_child
 from fairseq_openvino.benchmark.whisper.checkpoint import text_tokens
 from fairseq_openvino.benchmark.whisper.material import (
@@ -35,6 +34,7 @@ from fairseq_openvino.benchmark.whisper.plan import (
     Workload,
 )
 from fairseq_openvino.benchmark.whisper.results import Loaded, Results, Row, round_of
+from fairseq_openvino.machine import provenance
 
 PAUSE_SECONDS = 0.25
 """Longer than the 200 ms for which OpenMP threads wait for more work."""

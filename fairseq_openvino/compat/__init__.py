@@ -1,0 +1,1 @@
+"""Fairseq on today's libraries."""

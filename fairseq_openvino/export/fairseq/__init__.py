@@ -1,0 +1,1 @@
+"""Fairseq checkpoints."""

@@ -1,0 +1,183 @@
+"""Fairseq checkpoints to eager Fairseq models, with the mistakes named before Fairseq trips."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_openvino.atomic import sha256
+from fairseq_openvino.errors import (
+    ArchitectureError,
+    CheckpointError,
+    MissingDependencyError,
+    ModelError,
+)
+from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.s2t.vocabulary import check_size
+
+EMBEDDING = "decoder.embed_tokens.weight"
+MAX_NAMES_IN_MESSAGE = 5
+FIRST_CONVOLUTION = "encoder.subsample.conv_layers.0.weight"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An eager model and where it came from."""
+
+    model: Any
+    """The Fairseq model, in eval mode."""
+    arguments: Any
+    """Its model arguments."""
+    architecture: str
+    """Fairseq's model name, as `s2t_transformer`."""
+    data: DataDirectory
+    source: dict[str, Any]
+    """For the manifest: file name, SHA-256, architecture and overrides of the checkpoint."""
+
+
+def load(
+    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], known: tuple[str, ...]
+) -> Loaded:
+    """Load a checkpoint for export.
+
+    Of the file only weights and model arguments count: training state, task, criterion and optimizer
+    may be missing or unknown here.
+
+    Args:
+        checkpoint: a `.pt` file.
+        data: its data directory.
+        overrides: model arguments to replace.
+        known: model names that are accepted.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or its weights and arguments make no model.
+        ArchitectureError: the model is of another name; nothing else is looked at.
+        ModelError: vocabulary or feature size do not fit the weights.
+    """
+    try:
+        from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+
+        from fairseq_openvino.checkpoint import load_checkpoint
+        from fairseq_openvino.compat.shims import apply_shims
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Exporting failed: expected torch and fairseq, got {error}. "
+            "Install them as the README says (pip install 'fairseq-openvino[fairseq]')."
+        ) from error
+    apply_shims()
+    state = load_checkpoint(checkpoint)
+    arguments = _model_arguments(checkpoint, state, overrides)
+    name = str(getattr(arguments, "_name", None) or getattr(arguments, "arch", ""))
+    architecture = ARCH_MODEL_NAME_REGISTRY.get(name, name)
+    if architecture not in known:
+        raise ArchitectureError(
+            f"Exporting failed: expected one of the architectures {', '.join(known)} (all sizes), "
+            f"got {name!r}. Generate without --ov-engine."
+        )
+    source = {
+        "checkpoint": checkpoint.name,
+        "sha256": sha256(checkpoint),
+        "arch": name,
+        "overrides": {key: repr(value) for key, value in overrides.items()},
+    }
+    if not isinstance(state["model"], dict):
+        raise _fail(checkpoint, "weights by name as 'model'", type(state["model"]).__name__)
+    check_fit(state["model"], data)
+    model = _build(checkpoint, data, arguments, name)
+    _load_weights(checkpoint, model, state["model"], arguments)
+    return Loaded(model.eval(), arguments, architecture, data, source)
+
+
+def _model_arguments(
+    checkpoint: Path, state: dict[str, Any], overrides: dict[str, Any]
+) -> Namespace:
+    """Of `args` (legacy) or `cfg.model`, as a copy."""
+    from omegaconf import DictConfig, OmegaConf
+
+    stored = state.get("args")
+    if stored is None:
+        groups = state.get("cfg")
+        stored = groups.get("model") if isinstance(groups, (dict, DictConfig)) else None
+    if isinstance(stored, DictConfig):
+        stored = OmegaConf.to_container(stored)
+    values = vars(stored) if isinstance(stored, Namespace) else stored
+    if not isinstance(values, dict) or not {"arch", "_name"} & values.keys():
+        got = type(values).__name__ if not isinstance(values, dict) else "arguments without it"
+        raise _fail(
+            checkpoint,
+            "model arguments with 'arch' as 'args' or 'cfg.model'",
+            f"{'none' if values is None else got} and the keys {sorted(map(str, state))}",
+        )
+    return Namespace(**{str(key): value for key, value in (values | overrides).items()})
+
+
+def _build(checkpoint: Path, data: DataDirectory, arguments: Namespace, name: str) -> Any:
+    """The model without its weights, as Fairseq's task builds it (tasks/speech_to_text.py)."""
+    from fairseq.dataclass.utils import _set_legacy_defaults
+    from fairseq.models import ARCH_MODEL_REGISTRY
+    from fairseq.tasks.speech_to_text import SpeechToTextTask
+
+    for owner in (SpeechToTextTask, ARCH_MODEL_REGISTRY[name]):
+        _set_legacy_defaults(arguments, owner)
+    wanted = Namespace(
+        data=str(data.root),
+        config_yaml=data.config_yaml,
+        max_source_positions=arguments.max_source_positions,
+        max_target_positions=arguments.max_target_positions,
+    )
+    try:
+        task = SpeechToTextTask.setup_task(wanted)
+        return task.build_model(arguments, from_checkpoint=True)
+    except Exception as error:  # a model may trip over its arguments anywhere
+        got = f"{type(error).__name__}: {error}"
+        raise _fail(checkpoint, f"model arguments that build {name}", got) from error
+
+
+def _load_weights(
+    checkpoint: Path, model: Any, weights: dict[str, Any], arguments: Namespace
+) -> None:
+    try:
+        model.load_state_dict(weights, strict=True, model_cfg=arguments)
+    except Exception as error:
+        wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        found = {key: tuple(getattr(value, "shape", ())) for key, value in weights.items()}
+        sizes = sorted(key for key in wanted.keys() & found.keys() if wanted[key] != found[key])
+        differences = {
+            "without": sorted(wanted.keys() - found.keys()),
+            "with": sorted(found.keys() - wanted.keys()),
+            "with other sizes of": [f"{key} {found[key]} for {wanted[key]}" for key in sizes],
+        }
+        got = "; ".join(f"{how} {_first(keys)}" for how, keys in differences.items() if keys)
+        raise _fail(checkpoint, "the weights of its model arguments", got or str(error)) from error
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - MAX_NAMES_IN_MESSAGE
+    listed = ", ".join(names[:MAX_NAMES_IN_MESSAGE])
+    return f"{listed} and {more} more" if more > 0 else listed
+
+
+def check_fit(weights: dict[str, Any], data: DataDirectory) -> None:
+    """Compare V and F of the weights with the data directory.
+
+    Raises:
+        ModelError: one of them differs.
+    """
+    symbols = data.symbols()
+    if EMBEDDING in weights:
+        check_size(data.dictionary, symbols, weights[EMBEDDING].shape[0])
+    if FIRST_CONVOLUTION in weights and weights[FIRST_CONVOLUTION].shape[1] != data.feature_bins:
+        raise ModelError(
+            f"Loading a checkpoint failed in {data.config_yaml!r}: expected input_feat_per_channel * "
+            f"input_channels = {weights[FIRST_CONVOLUTION].shape[1]} as the model has, "
+            f"got {data.feature_bins}. Use the configuration the model was trained with."
+        )
+
+
+def _fail(checkpoint: Path, expected: str, got: str) -> CheckpointError:
+    return CheckpointError(
+        f"Loading a checkpoint failed in {str(checkpoint)!r}: expected {expected}, got {got}. "
+        "Give a checkpoint written by fairseq-train, with --model-overrides that fit it."
+    )

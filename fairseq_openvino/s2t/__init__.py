@@ -1,0 +1,1 @@
+"""Fairseq's encoder-decoder family."""

@@ -1,0 +1,1 @@
+"""Audio and what is made of it."""

@@ -1,0 +1,256 @@
+"""What a file should hold, against what it holds: libsndfile reads what is there and says nothing.
+
+Sources: EBU Tech 3306 (RF64), RFC 3533 (Ogg), RFC 7845 4 and Vorbis I A.2 (granule positions).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from fairseq_openvino.errors import AudioError
+from fairseq_openvino.speech import mp3 as audio_mp3
+
+MAX_SCANNED_BYTES = 1 << 30
+"""Ogg and MP3 are held in memory; an hour of either is far smaller."""
+UNKNOWN_BYTES = 2_000_000_000
+"""Whoever writes to a pipe declares 0, -1, or a number from here on."""
+MAX_CHUNKS = 1000
+OGG_MAGIC, OGG_HEADER_BYTES, OGG_BEGIN, OGG_END = b"OggS", 27, 2, 4
+OPUS_RATE_HZ = 48_000
+BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a container tells about its completeness."""
+
+    problem: str | None = None
+    """What is wrong."""
+    seconds: float | None = None
+    """Duration the audio should have, if that is known."""
+    share: float | None = None
+    """Part of the audio that is there, 0 to 1, if that is known."""
+    content: bytes | None = None
+    """To be decoded in the place of the file."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A container of named chunks."""
+
+    first: int
+    """Where the first chunk begins, bytes."""
+    name_bytes: int
+    size: str
+    """`struct` format of a chunk's size."""
+    counted: int
+    """Bytes of a chunk's header that its size counts."""
+    alignment: int
+    data: bytes
+    """How the name of the chunk with the samples begins."""
+
+
+LAYOUTS = {
+    b"RIFF": Layout(12, 4, "<I", 0, 2, b"data"),
+    b"RF64": Layout(12, 4, "<I", 0, 2, b"data"),
+    b"RIFX": Layout(12, 4, ">I", 0, 2, b"data"),
+    b"FORM": Layout(12, 4, ">I", 0, 2, b"SSND"),
+    b"riff": Layout(40, 16, "<Q", 24, 8, b"data"),
+    b"caff": Layout(8, 4, ">q", 0, 1, b"data"),
+}
+"""By the first bytes: WAV in three forms, AIFF, W64, CAF."""
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Where the samples are declared and begin."""
+
+    declared: int
+    """Bytes."""
+    begin: int
+    place: int
+    """Of the declaration."""
+    format: str
+    """`struct` format of the declaration."""
+
+
+def inspect(file: BinaryIO) -> Inspection:
+    """Compare what a file declares with what is there.
+
+    Raises:
+        AudioError: the file is too large to be held in memory where it has to be.
+    """
+    head = _at(file, 0, 12)
+    if head[:4] == OGG_MAGIC:
+        return _inspect_ogg(_whole(file))
+    if head[:3] == b"ID3" or audio_mp3.SYNC.match(head):
+        frames = audio_mp3.scan(content := _whole(file))
+        if frames is None:
+            return Inspection()
+        stream = frames.stream(content) if frames.misleads else None
+        return Inspection(frames.problem, frames.seconds, content=stream)
+    if head[:4] == b".snd" and len(head) == 12:  # noqa: PLR2004  AU, a header and samples
+        begin, declared = struct.unpack(">4xII", head)
+        return _inspect_samples(file, head[:4], _Samples(declared, begin, 8, ">I"))
+    if head[:4] in LAYOUTS:
+        samples = _find_samples(file, LAYOUTS[head[:4]])
+        return Inspection() if samples is None else _inspect_samples(file, head[:4], samples)
+    return Inspection()
+
+
+def _at(file: BinaryIO, position: int, count: int) -> bytes:
+    file.seek(position)
+    return file.read(count)
+
+
+def _whole(file: BinaryIO) -> bytes:
+    content = _at(file, 0, MAX_SCANNED_BYTES + 1)
+    if len(content) > MAX_SCANNED_BYTES:
+        raise AudioError(
+            f"Decoding audio failed: expected at most {MAX_SCANNED_BYTES} bytes of it, got more. "
+            "Split the file."
+        )
+    return content
+
+
+def _find_samples(file: BinaryIO, layout: Layout) -> _Samples | None:
+    """The chunk with the samples; RF64 declares its size in `ds64`."""
+    position, large = layout.first, None
+    header_bytes = layout.name_bytes + struct.calcsize(layout.size)
+    for _ in range(MAX_CHUNKS):
+        header = _at(file, position, header_bytes)
+        if len(header) < header_bytes:
+            return None
+        place, begin = position + layout.name_bytes, position + header_bytes
+        (size,) = struct.unpack(layout.size, header[layout.name_bytes :])
+        size -= layout.counted
+        if header.startswith(b"ds64") and len(content := _at(file, begin + 8, 8)) == 8:  # noqa: PLR2004
+            large = _Samples(int.from_bytes(content, "little"), 0, begin + 8, "<Q")
+        if header.startswith(layout.data):
+            if large is not None:
+                return _Samples(large.declared, begin, large.place, large.format)
+            return _Samples(size, begin, place, layout.size)
+        size = max(size, 0)
+        position = begin + size + -size % layout.alignment
+    return None
+
+
+def _inspect_samples(file: BinaryIO, magic: bytes, samples: _Samples) -> Inspection:
+    present = file.seek(0, io.SEEK_END) - samples.begin
+    if 0 < samples.declared < UNKNOWN_BYTES:
+        if present >= samples.declared:
+            return Inspection()
+        problem = f"{samples.declared} bytes of samples are declared, {present} are there"
+        return Inspection(problem, share=max(present, 0) / samples.declared)
+    if present <= 0 or magic not in (b"RIFF", b"RIFX", b"RF64", b"caff"):
+        return Inspection()  # libsndfile reads the others to their ends
+    if samples.declared > 0 and magic != b"RF64":
+        return Inspection()
+    if samples.declared == 0 and _are_chunks(_at(file, samples.begin, present)):
+        return Inspection()  # an empty file with a description
+    content = bytearray(_whole(file))
+    struct.pack_into(samples.format, content, samples.place, present)
+    return Inspection(content=bytes(content))
+
+
+def _are_chunks(content: bytes) -> bool:
+    """Whether these are chunks of a WAV file up to their end."""
+    position = 0
+    while position + 8 <= len(content):
+        if not content[position : position + 4].isascii():
+            return False
+        size = int.from_bytes(content[position + 4 : position + 8], "little")
+        position += 8 + size + size % 2
+    return position == len(content)
+
+
+@dataclass
+class _OggStream:
+    """One logical stream, page by page."""
+
+    sequence: int
+    units_hz: int
+    """Granules in a second; 0 if unknown."""
+    skipped: int = 0
+    """Opus: samples in front of the audio."""
+    granule: int = 0
+    is_ended: bool = False
+
+
+@dataclass
+class _Ogg:
+    """What the pages tell."""
+
+    streams: list[_OggStream] = field(default_factory=list)
+    gaps: int = 0
+    links: int = 0
+    """Groups of streams one behind the other; libsndfile reads the first."""
+
+    def inspection(self) -> Inspection:
+        problems = [f"{self.gaps} pages are damaged or missing"] if self.gaps else []
+        if not all(stream.is_ended for stream in self.streams):
+            problems.append("it does not end with a last page")
+        if self.links > 1:
+            problems.append(f"only the first of {self.links} streams in a row is read")
+        if not problems:
+            return Inspection()
+        seconds = sum(
+            (stream.granule - stream.skipped) / stream.units_hz
+            for stream in self.streams
+            if stream.units_hz
+        )
+        return Inspection(" and ".join(problems), seconds if self.gaps or self.links > 1 else None)
+
+
+def _inspect_ogg(content: bytes) -> Inspection:
+    """Every page in its place, and the last one marked as such; damaged pages count as missing."""
+    found, open_streams = _Ogg(), dict[int, _OggStream]()
+    position, was_begin = 0, False
+    while (position := content.find(OGG_MAGIC, position)) >= 0:
+        page = _ogg_page(content, position)
+        if page is None:
+            position += len(OGG_MAGIC)
+            continue
+        _, _, flags, granule, serial, sequence = struct.unpack_from("<4sBBqII", page)
+        stream = open_streams.get(serial)
+        if stream is None or flags & OGG_BEGIN:
+            body = page[OGG_HEADER_BYTES + page[26] :]
+            stream = open_streams[serial] = _ogg_stream(body, sequence)
+            found.streams.append(stream)
+            found.links += not was_begin
+        elif sequence != stream.sequence + 1:
+            found.gaps += max(sequence - stream.sequence - 1, 1)
+        was_begin = bool(flags & OGG_BEGIN)
+        stream.sequence = sequence
+        stream.granule = max(stream.granule, granule)
+        stream.is_ended = stream.is_ended or bool(flags & OGG_END)
+        position += len(page)
+    return found.inspection()
+
+
+def _ogg_page(content: bytes, position: int) -> bytes | None:
+    """The page that begins there; None if it is cut or its checksum is wrong."""
+    if position + OGG_HEADER_BYTES > len(content):
+        return None
+    body = position + OGG_HEADER_BYTES + content[position + 26]
+    page = content[position : body + sum(content[position + OGG_HEADER_BYTES : body])]
+    if len(page) < body - position or position + len(page) > len(content):
+        return None
+    blank = page[:22] + bytes(4) + page[26:]
+    # zlib's CRC-32 has the same polynomial with all bits in the opposite order
+    crc = zlib.crc32(blank.translate(BITS_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    stated = page[22:26].translate(BITS_REVERSED)
+    return page if crc == int.from_bytes(stated, "big") else None
+
+
+def _ogg_stream(body: bytes, sequence: int) -> _OggStream:
+    """A stream by its first packet."""
+    if body.startswith(b"OpusHead"):
+        return _OggStream(sequence, OPUS_RATE_HZ, int.from_bytes(body[10:12], "little"))
+    if body.startswith(b"\x01vorbis"):
+        return _OggStream(sequence, int.from_bytes(body[12:16], "little"))
+    return _OggStream(sequence, 0)

@@ -1,0 +1,278 @@
+"""Corpora as a stream of utterances: four layouts, one iterator.
+
+| layout            | recognised by                            | id                 | reference   |
+|-------------------|------------------------------------------|--------------------|-------------|
+| Fairseq manifest  | TSV with `id`, `audio`, `tgt_text`       | `id`               | `tgt_text`  |
+| Common Voice      | TSV with `path`, `sentence`              | `path`, no suffix  | `sentence`  |
+| plain             | TSV with `path`, `text`                  | `path`             | `text`      |
+| LibriSpeech       | a directory with `*.trans.txt`           | first word         | the rest    |
+
+Audio is looked up beside the file (Common Voice: in `clips`), for a Fairseq manifest below the
+`audio_root` of its YAML first. Every row is checked when it is reached; nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fairseq_openvino.errors import MissingDependencyError, ModelError, OptionError
+from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS
+
+FAIRSEQ, COMMON_VOICE, PLAIN, LIBRISPEECH = "fairseq", "common-voice", "plain", "librispeech"
+FAIRSEQ_COLUMNS = ("id", "audio")
+TEXT_COLUMNS = {FAIRSEQ: "tgt_text", COMMON_VOICE: "sentence", PLAIN: "text"}
+LANGUAGE_COLUMNS = {"tgt_text": "tgt_lang", "src_text": "src_lang", "sentence": "locale"}
+"""Column that names the language of a column of texts; of any other one: `language`."""
+SOURCE_LANGUAGE_COLUMN = "src_lang"
+TRANSCRIPTS = "*.trans.txt"
+LIBRISPEECH_LANGUAGE = "en"
+CLIPS = "clips"
+SLICE_PARTS = 3
+"""`<zip>:<offset>:<bytes>`."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One clip and what it should become."""
+
+    id: str
+    """Unique in the corpus."""
+    path: str
+    """An audio file, a `.npy` of features, or `<zip>:<offset>:<bytes>` of either; it exists."""
+    reference: str
+    """Not empty."""
+    language: str | None = None
+    """Code of the reference's language, where the corpus states it."""
+    source_language: str | None = None
+    """Code of the spoken language, where the corpus states it."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a TSV file."""
+
+    where: str
+    """File and line, for messages."""
+    values: dict[str, str]
+
+
+def kind_of(path: str | PathLike[str]) -> str:
+    """FAIRSEQ, COMMON_VOICE, PLAIN or LIBRISPEECH.
+
+    Raises:
+        ModelError: the path is missing or none of the four.
+    """
+    root = Path(path)
+    if root.is_dir():
+        if next(root.rglob(TRANSCRIPTS), None) is None:
+            raise _fail(str(root), f"a folder with {TRANSCRIPTS}", "none", "Give the TSV file")
+        return LIBRISPEECH
+    columns = next(_rows(root, header_only=True)).values
+    if all(name in columns for name in FAIRSEQ_COLUMNS):
+        return FAIRSEQ
+    for kind in (COMMON_VOICE, PLAIN):
+        if "path" in columns and TEXT_COLUMNS[kind] in columns:
+            return kind
+    expected = "tab-separated columns id, audio, tgt_text or path, sentence or path, text"
+    raise _fail(str(root), expected, ", ".join(columns) or "none", "Name the columns in line 1")
+
+
+def read(
+    path: str | PathLike[str],
+    config_yaml: str | PathLike[str] | None = None,
+    text_column: str | None = None,
+    limit: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+) -> Iterator[Utterance]:
+    """The utterances of a corpus, one row in memory at a time.
+
+    Args:
+        path: a TSV file or a LibriSpeech folder.
+        config_yaml: Fairseq's data configuration, for its `audio_root`.
+        text_column: column of the references, as `src_text` to score transcripts of a translation
+            corpus; default: that of the layout.
+        limit: take the first so many.
+        shard: (i, n), 1 <= i <= n: of those, every n-th from the i-th on.
+
+    Raises:
+        ModelError: a file is missing, a row is malformed, a reference is empty or an id repeated.
+        OptionError: limit or shard is out of range.
+    """
+    if limit is not None and limit < 1:
+        raise OptionError(
+            f"Reading a corpus failed in --limit: expected at least 1, got {limit}. Raise it."
+        )
+    number, count = shard
+    if not 1 <= number <= count:
+        raise OptionError(
+            f"Reading a corpus failed in --shard: expected i/n with 1 <= i <= n, got {number}/{count}. "
+            "Correct the flag."
+        )
+    kind, root = kind_of(path), Path(path)
+    if kind == LIBRISPEECH:
+        if text_column is not None:
+            raise OptionError(
+                f"Reading a corpus failed in --text-column: expected it unset for the folder "
+                f"{str(root)!r}, got {text_column!r}. Leave it out."
+            )
+        found = _librispeech(root)
+    else:
+        found = _table(kind, root, config_yaml, text_column)
+    yield from islice(_unique(root, found), number - 1, limit, count)
+
+
+def _unique(root: Path, utterances: Iterator[Utterance]) -> Iterator[Utterance]:
+    seen: set[str] = set()
+    for utterance in utterances:
+        if utterance.id in seen:
+            raise _fail(str(root), "each id once", f"{utterance.id!r} again", "Drop the repetition")
+        seen.add(utterance.id)
+        yield utterance
+    if not seen:
+        raise _fail(str(root), "at least one utterance", "none", "Give another file")
+
+
+def _table(
+    kind: str,
+    path: Path,
+    config_yaml: str | PathLike[str] | None,
+    text_column: str | None,
+) -> Iterator[Utterance]:
+    """Rows of the three TSV layouts."""
+    column = text_column or TEXT_COLUMNS[kind]
+    language = LANGUAGE_COLUMNS.get(column, "language")
+    roots = [path.parent]
+    if kind == COMMON_VOICE:
+        roots.insert(0, path.parent / CLIPS)
+    elif kind == FAIRSEQ and config_yaml is not None:
+        roots.insert(0, _audio_root(Path(config_yaml)))
+    name: Callable[[str], str] = str
+    if kind == COMMON_VOICE:
+        name = _without_suffix
+    for row in _rows(path):
+        values = row.values
+        audio = values["audio" if kind == FAIRSEQ else "path"]
+        if column not in values:
+            raise _fail(row.where, f"a column {column}", "none", "Check --text-column")
+        yield Utterance(
+            id=_filled(row, "id") if kind == FAIRSEQ else name(_filled(row, "path")),
+            path=_locate(row.where, audio, roots),
+            reference=_filled(row, column),
+            language=values.get(language) or None,
+            source_language=values.get(SOURCE_LANGUAGE_COLUMN) or None,
+        )
+
+
+def _rows(path: Path, header_only: bool = False) -> Iterator[_Row]:
+    """Lines of a TSV file by column name; of the header alone if asked for.
+
+    Quotes are characters like any other, as in Fairseq and Common Voice.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            columns = next(lines, [])
+            if header_only:
+                yield _Row(str(path), dict.fromkeys(columns, ""))
+                return
+            for cells in lines:
+                where = f"{path}, line {lines.line_num}"
+                if len(cells) != len(columns):
+                    advice = "Repair the row: it may hold a tab or a line break"
+                    raise _fail(where, f"{len(columns)} columns", str(len(cells)), advice)
+                yield _Row(where, dict(zip(columns, cells, strict=True)))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise _fail(str(path), "a readable UTF-8 TSV file", str(error), "Check the path") from error
+
+
+def _librispeech(root: Path) -> Iterator[Utterance]:
+    """`<id> <TEXT>` lines beside `<id>.flac`."""
+    for path in sorted(root.rglob(TRANSCRIPTS)):
+        try:
+            with open(path, encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    where = f"{path}, line {number}"
+                    name, _, text = line.strip().partition(" ")
+                    row = _Row(where, {"id": name, "text": text.strip()})
+                    files = [f"{_filled(row, 'id')}{suffix}" for suffix in AUDIO_EXTENSIONS]
+                    audio = next((f for f in files if (path.parent / f).is_file()), f"{name}.flac")
+                    yield Utterance(
+                        id=name,
+                        path=_locate(where, audio, [path.parent]),
+                        reference=_filled(row, "text"),
+                        language=LIBRISPEECH_LANGUAGE,
+                        source_language=LIBRISPEECH_LANGUAGE,
+                    )
+        except (OSError, UnicodeError) as error:
+            raise _fail(str(path), "readable UTF-8 text", str(error), "Check the file") from error
+
+
+def _filled(row: _Row, column: str) -> str:
+    text = row.values[column]
+    if not text.strip():
+        raise _fail(row.where, f"a text in column {column}", repr(text), "Fill it or drop the row")
+    return text
+
+
+def _locate(where: str, audio: str, roots: list[Path]) -> str:
+    """The first root's file that exists, with its slice."""
+    name, offset, size = _sliced(where, audio)
+    for root in roots:
+        path = root / name  # an absolute name stands for itself
+        if path.is_file():
+            if offset is None:
+                return str(path)
+            if offset + size > path.stat().st_size:
+                end = f"a file of at least {offset + size} bytes"
+                raise _fail(where, end, f"{path.stat().st_size} in {str(path)!r}", "Repack it")
+            return f"{path}:{offset}:{size}"
+    places = " or ".join(dict.fromkeys(str(root) for root in roots))
+    raise _fail(where, f"the audio {name!r} in {places}", "no such file", "Check the paths")
+
+
+def _sliced(where: str, audio: str) -> tuple[str, int | None, int]:
+    """File, offset and size in bytes; the offset is None for a whole file."""
+    parts = audio.rsplit(":", SLICE_PARTS - 1)
+    if len(parts) < SLICE_PARTS or not parts[0].endswith(".zip"):
+        if not audio.strip():
+            raise _fail(where, "the path of an audio file", repr(audio), "Fill it or drop the row")
+        return audio, None, 0
+    name, offset, size = parts
+    if not (offset.isdigit() and size.isdigit()):
+        raise _fail(where, "<zip>:<offset>:<bytes>", repr(audio), "Repair the row")
+    return name, int(offset), int(size)
+
+
+def _audio_root(config_yaml: Path) -> Path:
+    """`audio_root`, as Fairseq with the shim `audio_root` takes it: relative to the YAML too."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Reading a corpus failed in {str(config_yaml)!r}: expected PyYAML, got {error}. "
+            "Install fairseq-openvino[fairseq]."
+        ) from error
+    try:
+        content: Any = yaml.safe_load(config_yaml.read_text("utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        advice = "Check --data and --config-yaml"
+        raise _fail(str(config_yaml), "a readable YAML file", str(error), advice) from error
+    stated = str(content.get("audio_root") or "") if isinstance(content, dict) else ""
+    beside = config_yaml.parent / stated
+    return beside if stated and (stated == "." or not Path(stated).is_dir()) else Path(stated)
+
+
+def _without_suffix(path: str) -> str:
+    return str(Path(path).with_suffix(""))
+
+
+def _fail(where: str, expected: str, got: str, advice: str) -> ModelError:
+    return ModelError(
+        f"Reading a corpus failed in {where}: expected {expected}, got {got}. {advice}."
+    )
