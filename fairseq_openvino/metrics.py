@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fairseq_openvino.errors import MissingDependencyError, ModelError, OptionError
+from fairseq_openvino.speech.corpus import FAIRSEQ, Utterance
 
 METRICS = ("bleu", "chrf", "wer", "accuracy")
+TRANSLATION_METRICS = ("bleu", "chrf")
 WORD_METRICS = ("wer", "accuracy")
-"""Metrics for which texts may be normalised first."""
+"""Of transcripts; texts may be normalised first."""
 LOWER_IS_BETTER = ("wer",)
 BLEU_TOKENIZER = "13a"
 CONFIDENCE = 0.95
@@ -132,6 +134,20 @@ def bootstrap_difference(
     low, high = np.percentile(drawn, [tail, 100 - tail])
     difference = second.value(second.sums.sum(axis=0)) - first.value(first.sums.sum(axis=0))
     return Difference(difference, float(low), float(high))
+
+
+def default_metrics(kind: str, first: Utterance, text_column: str | None = None) -> tuple[str, ...]:
+    """Translations are scored by BLEU and chrF, transcripts by word errors.
+
+    Args:
+        kind: layout of the corpus.
+        first: its first utterance.
+        text_column: column of the references, if it is not the layout's own: a transcript.
+    """
+    translated = kind == FAIRSEQ
+    if first.language is not None and first.source_language is not None:
+        translated = first.language != first.source_language
+    return TRANSLATION_METRICS if translated and text_column is None else WORD_METRICS
 
 
 def whisper_normalizer(

@@ -47,7 +47,7 @@ def _bundle(model: str, work_dir: Path) -> Path:
     from fairseq_openvino.benchmark.material import prepare, source
     from fairseq_openvino.benchmark.plan import Case, Options
     from fairseq_openvino.commands.benchmark import TRAINED
-    from fairseq_openvino.export import export_checkpoint
+    from fairseq_openvino.export.fairseq import export_checkpoint
     from fairseq_openvino.export.fairseq.data import DataDirectory
 
     trained = model == TRAINED

@@ -22,7 +22,7 @@ from fairseq_openvino.benchmark.results import Row, identical_share, speedups
 from fairseq_openvino.bundle import open_bundle
 from fairseq_openvino.commands.benchmark import add_arguments, parse
 from fairseq_openvino.errors import EXIT_USAGE, OptionError
-from fairseq_openvino.runtime.engine import PRECISIONS
+from fairseq_openvino.runtime.options import PRECISIONS
 
 EXACT = ("eager", "ours-f32", "onnxruntime", "openvino-stateless")
 QUANTIZED = "ours-nncf"

@@ -42,7 +42,8 @@ from fairseq_openvino.evaluate.records import Records
 from fairseq_openvino.evaluate.records import read as read_records
 from fairseq_openvino.evaluate.report import markdown
 from fairseq_openvino.evaluate.results import compute
-from fairseq_openvino.export import ExportOptions, export_checkpoint
+from fairseq_openvino.export.fairseq import export_checkpoint
+from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.metrics import (
     METRICS,
@@ -775,7 +776,7 @@ def test_whisper_in_pytorch_is_generate(whisper: Path, tmp_path: Path) -> None:
 
 
 def test_whisper_in_pytorch_and_openvino(whisper: Path, tmp_path: Path) -> None:
-    from fairseq_openvino.export.whisper.graphs import export_whisper
+    from fairseq_openvino.export.whisper import export_whisper
 
     export_whisper(whisper, tmp_path / "bundle")
     output = tmp_path / "out"

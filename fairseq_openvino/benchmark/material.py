@@ -72,10 +72,11 @@ def prepare(case: Case, options: Options, work_dir: Path, onnx: bool, quantized:
             _write_checkpoint(found, SIZES[case.model], case.vocabulary, options.model_overrides)
         _write_data(found, found.subset, case.utterances, options.frames)
     if onnx and not found.onnx_bundle.is_dir():
-        from fairseq_openvino.export import ExportOptions, export_checkpoint
+        from fairseq_openvino.export.fairseq import export_checkpoint
+        from fairseq_openvino.export.options import ExportOptions
 
         data = DataDirectory(found.data, found.config_yaml)
-        export_checkpoint(found.checkpoint, data, found.onnx_bundle, ExportOptions(ir=False))
+        export_checkpoint(found.checkpoint, data, found.onnx_bundle, ExportOptions(onnx_only=True))
     if quantized and not found.quantized_bundle.is_dir():
         _quantize(found, case, options, work_dir / case.material / BUNDLE)
 
@@ -83,7 +84,7 @@ def prepare(case: Case, options: Options, work_dir: Path, onnx: bool, quantized:
 def _quantize(found: Source, case: Case, options: Options, bundle: Path) -> None:
     """`quantize` at its defaults; random weights are calibrated on random features, unjudged."""
     from fairseq_openvino import machine
-    from fairseq_openvino.export import export_checkpoint
+    from fairseq_openvino.export.fairseq import export_checkpoint
     from fairseq_openvino.quantize.options import Options as QuantizeOptions
     from fairseq_openvino.quantize.procedure import quantize_bundle
 

@@ -139,7 +139,7 @@ def cases(options: Options) -> list[Case]:
 
 def known_engines() -> dict[str, str]:
     """Name and description of every engine; ours in every precision this version has."""
-    from fairseq_openvino.runtime.engine import PRECISIONS
+    from fairseq_openvino.runtime.options import PRECISIONS
 
     ours = {
         f"{OURS}{precision}": f"fairseq-generate --ov-engine --ov-precision {precision}"

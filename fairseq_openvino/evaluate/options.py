@@ -201,7 +201,7 @@ def from_plain(plain: dict[str, Any]) -> Options:
 
 def known_engines() -> dict[str, str]:
     """Name and meaning of every engine."""
-    from fairseq_openvino.runtime.engine import PRECISIONS
+    from fairseq_openvino.runtime.options import PRECISIONS
 
     found = {
         ORIGINAL: "--checkpoint in PyTorch, f32: Fairseq's generator or transformers' generate()",

@@ -60,25 +60,6 @@ class Reference(Protocol):
         ...
 
 
-class FairseqReference:
-    """A Fairseq encoder-decoder model in eval mode."""
-
-    name = "Fairseq"
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def logits(self, batch: Forced) -> torch.Tensor:
-        """See `Reference`."""
-        encoder, decoder = self.model.encoder, self.model.decoder
-        encoded = encoder(torch.from_numpy(batch.features), torch.from_numpy(batch.lengths))
-        encoded = encoder.reorder_encoder_out(encoded, torch.from_numpy(batch.utterances))
-        paths = torch.from_numpy(batch.paths)
-        hidden = decoder(paths, encoder_out=encoded, features_only=True)[0]  # (Q, steps, D)
-        logits: torch.Tensor = decoder.output_layer(at_nodes(hidden, batch))
-        return logits
-
-
 def at_nodes(hidden: torch.Tensor, batch: Forced) -> torch.Tensor:
     """Decoder states (Q, steps, D) of all paths -> (steps, R, D), of the rows at each step."""
     return hidden[torch.from_numpy(batch.nodes), torch.arange(batch.steps).unsqueeze(1)]

@@ -21,11 +21,12 @@ from fairseq_openvino.bundle import (
 from fairseq_openvino.errors import ModelError, OptionError, QualityError
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
-from fairseq_openvino.quantize.gate import Gate, Trial, climb, transcriber
+from fairseq_openvino.quantize.gate import Gate, Trial, climb, search_options
 from fairseq_openvino.quantize.material import Material, draw
 from fairseq_openvino.quantize.options import Options
 from fairseq_openvino.quantize.progress import bar
-from fairseq_openvino.runtime.engine import EngineOptions, compile_properties
+from fairseq_openvino.recognizer import load_model
+from fairseq_openvino.runtime.engine import compile_properties
 from fairseq_openvino.speech.corpus import Utterance
 
 SCRATCH = "scratch-"
@@ -116,15 +117,13 @@ def _record(
     """Recordings of the utterances, made at f32 by greedy decoding."""
     if not utterances:
         return []
-    recorder = recording.Recorder()
-    pipeline = transcriber(bundle, options, "f32", beam=1)
-    pipeline.model.engine = recording.RecordingEngine(
-        bundle, EngineOptions(threads=options.threads), recorder
-    )
+    recognizer = load_model(bundle, threads=options.threads, precision="f32")
+    model = recording.RecordingModel(recognizer.model)
 
     def decode(utterance: Utterance) -> list[recording.EncoderCall]:
-        pipeline.generate([pipeline.read(utterance.path)], utterance.language)
-        return recorder.take()
+        search = search_options(recognizer, utterance, 1, options.language)
+        recognizer.family.decode(model, [recognizer.read(utterance.path)], search)
+        return model.take()
 
     def shown(items: Iterable[Utterance]) -> Iterator[Utterance]:
         with bar("recording", len(utterances)) as progress:

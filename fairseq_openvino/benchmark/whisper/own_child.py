@@ -43,7 +43,7 @@ def load_ours(settings: dict[str, Any]) -> tuple[peer_child.Run, str, list[str]]
 
 def export(source: Path, bundle: Path) -> None:
     """A checkpoint to a bundle."""
-    from fairseq_openvino.export.whisper.graphs import export_whisper
+    from fairseq_openvino.export.whisper import export_whisper
 
     export_whisper(source, bundle)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fairseq_openvino import machine
 from fairseq_openvino.benchmark.whisper.checkpoint import SIZES
 from fairseq_openvino.errors import OptionError
-from fairseq_openvino.runtime.engine import PRECISIONS
+from fairseq_openvino.runtime.options import PRECISIONS
 
 ROOT = Path(__file__).parents[3]
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"

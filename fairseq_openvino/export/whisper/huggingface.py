@@ -158,7 +158,16 @@ def _rules(generation: Any, config: Any, path: Path) -> WhisperConfig:
         max_tokens=min(
             generation.max_length or config.max_target_positions, config.max_target_positions
         ),
+        alignment_heads=_alignment_heads(generation, config),
     )
+
+
+def _alignment_heads(generation: Any, config: Any) -> tuple[tuple[int, int], ...]:
+    """As the checkpoint has them; none of them if one does not exist in this model."""
+    found = getattr(generation, "alignment_heads", None) or ()
+    heads = tuple((int(layer), int(head)) for layer, head in found)
+    layers, width = config.decoder_layers, config.decoder_attention_heads
+    return heads if all(0 <= a < layers and 0 <= b < width for a, b in heads) else ()
 
 
 def _token(value: Any, whisper: WhisperConfig) -> int:
