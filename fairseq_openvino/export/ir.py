@@ -67,8 +67,9 @@ def _initialise_states(model: ov.Model, graphs: Graphs) -> None:
             start = _rows_of(model.input(spec.start).get_node(), rows)
         elif (start := zeros.get(spec.dims)) is None:
             sizes = [dim if isinstance(dim, int) else 0 for dim in spec.dims[1:]]
-            shape = ops.concat([rows, ops.constant(np.array(sizes, np.int64))], 0)
-            start = zeros[spec.dims] = ops.broadcast(ops.constant(np.float32(0)), shape)
+            tail = ops.constant(np.array(sizes, np.int64))
+            zero = ops.constant(np.float32(0))
+            start = zeros[spec.dims] = ops.broadcast(zero, ops.concat([rows, tail], 0))
         node.set_arguments([start.output(0)])
 
 
