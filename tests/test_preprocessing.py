@@ -18,9 +18,7 @@ from conftest import MINI, generate, write_checkpoint, write_data
 from fairseq_openvino import cli, load_model
 from fairseq_openvino.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 from fairseq_openvino.errors import ModelError, OptionError
-from fairseq_openvino.export.fairseq import export_checkpoint
-from fairseq_openvino.export.options import ExportOptions
-from fairseq_openvino.export.fairseq import cached_bundle
+from fairseq_openvino.export.fairseq import cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.speech.audio import read_audio
 
@@ -142,8 +140,7 @@ def described(base: Bundle, data: DataDirectory, directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path = tmp_path_factory.mktemp("mini") / "bundle"
-    data = DataDirectory(MINI, "config_st_en_de.yaml")
-    return export_checkpoint(CHECKPOINT, data, path, ExportOptions(keep_onnx=False))[0]
+    return export_checkpoint(CHECKPOINT, DataDirectory(MINI, "config_st_en_de.yaml"), path)[0]
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +275,7 @@ def test_a_language_is_needed_where_fairseq_needs_an_eos_token(
 ) -> None:
     data = write_case(tmp_path, Case("tag", True, APPENDED, symbols=TAGS))
     model = load_model(described(mini, data, tmp_path / "bundle"))
-    with pytest.raises(OptionError, match=r"--language: expected one of de, fr .*got none"):
+    with pytest.raises(OptionError, match=r"in language: expected one of de, fr .*got none"):
         model.transcribe(CLIPS[0])
     with pytest.raises(OptionError, match="got 'xx'"):
         model.transcribe(CLIPS[0], language="xx")
