@@ -16,7 +16,7 @@ import yaml
 from conftest import MINI, generate, write_checkpoint, write_data
 
 from fairseq_openvino import cli, load_model
-from fairseq_openvino.bundle import MANIFEST, Bundle, open_bundle, write_manifest
+from fairseq_openvino.bundle import DIGEST, MANIFEST, Bundle, open_bundle, write_manifest
 from fairseq_openvino.errors import ModelError, OptionError
 from fairseq_openvino.export.fairseq import cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
@@ -321,19 +321,18 @@ def test_generate_runs_where_only_transcribe_cannot(
     assert cli.main(["export", "--path", str(words / "checkpoint.pt"), *exported]) == 3
 
 
-def test_the_cache_tells_subsets_with_other_transforms_apart(
-    tmp_path: Path, cache_dir: Path, words: Path
-) -> None:
-    from fairseq_openvino.export.cache import _key
-
+def test_the_cache_tells_subsets_with_other_transforms_apart(tmp_path: Path, words: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"vocab_filename": str(words / "dict.txt")} | listed(star=CMVN, test=[]))
     )
-    keys = [
-        _key(words / "checkpoint.pt", DataDirectory(tmp_path, gen_subset=subset), {})
+    bundles = [
+        cached_bundle(
+            words / "checkpoint.pt", DataDirectory(tmp_path, "config.yaml", subset), {}, tmp_path
+        )
         for subset in ("test", "dev", "valid")
     ]
-    assert keys[0] != keys[1] == keys[2]
+    assert bundles[0].directory != bundles[1].directory == bundles[2].directory
+    assert [bundle.manifest.features.transforms for bundle in bundles[:2]] == [(), tuple(CMVN)]
 
 
 def test_an_unknown_rate_is_assumed_and_said(
@@ -358,9 +357,13 @@ def test_an_unknown_rate_is_assumed_and_said(
     manifest["features"]["sample_rate_hz"] = None
     for key in ("bpe_separator", "append_language_tag", "eos_token"):
         del manifest["text"][key]
-    del manifest["unsupported"]
+    heads, _, head_width = model.manifest.memory[1].dims[1:]
+    manifest["dimensions"] |= {"heads": heads, "head_width": head_width}
+    for key in ("unsupported", "memory", "state", DIGEST):
+        del manifest[key]
+    manifest["format"] = 1
     (model.bundle.directory / MANIFEST).write_text(json.dumps(manifest))
-    assert open_bundle(model.bundle.directory).manifest == model.manifest
+    assert open_bundle(model.bundle.directory).manifest == replace(model.manifest, format=1)
 
 
 def test_a_rate_is_stated_once(tmp_path: Path) -> None:
@@ -375,9 +378,9 @@ def test_a_rate_is_stated_once(tmp_path: Path) -> None:
 
 
 def test_export_says_what_it_assumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from fairseq_openvino.export import _check_data
+    from fairseq_openvino.export.fairseq import _check_data
 
     config = {"sample_rate": None, "eos_token": "absent"}
     with caplog.at_level(logging.WARNING):
-        _check_data(write_case(tmp_path, Case("said", False, config)), ExportOptions())
+        _check_data(write_case(tmp_path, Case("said", False, config)))
     assert "16000 Hz is assumed" in caplog.text and "'absent' is not in the dict" in caplog.text
