@@ -311,12 +311,22 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Attention:
+    """What format 1 says of memory and state."""
+
+    layers: Count
+    heads: Count
+    head_width: Count
+
+
 def _of_format_1(content: dict[str, Any]) -> Manifest:
     """As format 2 has it. Nothing but the names of its fields protects it, so each must be known."""
     numbers, features = dict(content["dimensions"]), dict(content["features"])
-    attention = [msgspec.convert(numbers.pop(name), Count) for name in ("heads", "head_width")]
-    layers = msgspec.convert(numbers["layers"], Count)
-    memory, state = msgspec.to_builtins(attention_specs(layers, *attention))
+    sizes = msgspec.convert(numbers, _Attention)
+    specs = attention_specs(sizes.layers, sizes.heads, sizes.head_width)
+    memory, state = msgspec.to_builtins(specs)
+    numbers = {name: size for name, size in numbers.items() if name not in ("heads", "head_width")}
     if features["sample_rate_hz"] is None:  # the oldest: the configuration says none
         features |= {"sample_rate_hz": ASSUMED_RATE_HZ, "sample_rate_assumed": True}
     content = content | {
