@@ -15,6 +15,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -249,6 +250,11 @@ def attention_specs(
     cross = (TensorSpec(f"cross_{part}", ("N", heads, "S", head_width)) for part in parts)
     state = (TensorSpec(part, ("R", heads, "L", head_width)) for part in parts)
     return (mask, *cross), tuple(state)
+
+
+def is_recurrent(state: Iterable[TensorSpec]) -> bool:
+    """Whether a decoder with this state is given one token a call."""
+    return any("L" not in spec.dims for spec in state)
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
