@@ -15,6 +15,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -251,6 +252,11 @@ def attention_specs(
     return (mask, *cross), tuple(state)
 
 
+def is_recurrent(state: Iterable[TensorSpec]) -> bool:
+    """Whether a decoder with this state is given one token a call."""
+    return any("L" not in spec.dims for spec in state)
+
+
 def is_bundle(path: str | os.PathLike[str]) -> bool:
     """Whether the path is a directory with a manifest; says nothing about its integrity."""
     return (Path(path) / MANIFEST).is_file()
@@ -311,12 +317,22 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Attention:
+    """What format 1 says of memory and state."""
+
+    layers: Count
+    heads: Count
+    head_width: Count
+
+
 def _of_format_1(content: dict[str, Any]) -> Manifest:
     """As format 2 has it. Nothing but the names of its fields protects it, so each must be known."""
     numbers, features = dict(content["dimensions"]), dict(content["features"])
-    attention = [msgspec.convert(numbers.pop(name), Count) for name in ("heads", "head_width")]
-    layers = msgspec.convert(numbers["layers"], Count)
-    memory, state = msgspec.to_builtins(attention_specs(layers, *attention))
+    sizes = msgspec.convert(numbers, _Attention)
+    specs = attention_specs(sizes.layers, sizes.heads, sizes.head_width)
+    memory, state = msgspec.to_builtins(specs)
+    numbers = {name: size for name, size in numbers.items() if name not in ("heads", "head_width")}
     if features["sample_rate_hz"] is None:  # the oldest: the configuration says none
         features |= {"sample_rate_hz": ASSUMED_RATE_HZ, "sample_rate_assumed": True}
     content = content | {

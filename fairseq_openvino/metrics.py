@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairseq_openvino.errors import MissingDependencyError, ModelError, OptionError
+from fairseq_openvino.errors import MissingDependencyError, ModelError, invalid
 from fairseq_openvino.speech.corpus import FAIRSEQ, Utterance
 
 METRICS = ("bleu", "chrf", "wer", "accuracy")
@@ -230,10 +230,7 @@ def _statistics(
     tokenizer: str,
 ) -> _Statistics:
     if metric not in METRICS:
-        raise OptionError(
-            f"Scoring failed in --metrics: expected some of {', '.join(METRICS)}, got {metric!r}. "
-            "Correct the name."
-        )
+        raise invalid("Scoring", "metrics", f"some of {', '.join(METRICS)}", repr(metric))
     if len(references) != len(hypotheses):
         raise ModelError(
             f"Scoring failed in the hypotheses: expected one for each of {len(references)} "
@@ -255,10 +252,8 @@ def _sacrebleu_statistics(
     except ImportError as error:
         raise _missing("sacrebleu", error) from error
     if tokenizer not in _TOKENIZERS:
-        raise OptionError(
-            f"Scoring failed in --sacrebleu-tokenizer: expected one of {', '.join(_TOKENIZERS)}, "
-            f"got {tokenizer!r}. Correct the name."
-        )
+        known = f"one of {', '.join(_TOKENIZERS)}"
+        raise invalid("Scoring", "tokenizer", known, repr(tokenizer))
     # force: texts that end in " ." are scored, not warned about, one line a text
     scorer: Any = BLEU(tokenize=tokenizer, force=True) if metric == "bleu" else CHRF()
     sums = np.array(scorer._extract_corpus_statistics(list(hypotheses), [list(references)]))

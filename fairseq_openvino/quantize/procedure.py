@@ -18,12 +18,12 @@ from fairseq_openvino.bundle import (
     open_bundle,
     write_manifest,
 )
-from fairseq_openvino.errors import ModelError, OptionError, QualityError
+from fairseq_openvino.errors import ModelError, QualityError, failure, invalid
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
 from fairseq_openvino.quantize.gate import Gate, Trial, climb, search_options
 from fairseq_openvino.quantize.material import Material, draw
-from fairseq_openvino.quantize.options import Options
+from fairseq_openvino.quantize.options import ACTION, Options
 from fairseq_openvino.quantize.progress import bar
 from fairseq_openvino.recognizer import load_model
 from fairseq_openvino.runtime.engine import compile_properties
@@ -71,15 +71,12 @@ def quantize_bundle(
     compress.load_nncf()
     bundle = open_bundle(source)
     if bundle.manifest.quantization:
-        raise ModelError(
-            f"Quantizing failed in {str(source)!r}: expected a bundle in floating point, got one "
-            f"quantized as {bundle.manifest.quantization.get('mode')!r}. Give the bundle it came from."
-        )
+        got = f"one quantized as {bundle.manifest.quantization.get('mode')!r}"
+        advice = "Give the bundle it came from"
+        raise failure(ModelError, ACTION, source, "a bundle in floating point", got, advice)
     if output.resolve() == source.resolve():
-        raise OptionError(
-            f"Quantizing failed in --output: expected another directory than the bundle, got "
-            f"{str(output)!r}. Give a new name."
-        )
+        expected, got = "another directory than the bundle", repr(str(output))
+        raise invalid(ACTION, "output", expected, got, "Give a new name")
     material = draw(calibration, options)
     work = options.work_dir or output.absolute().with_name(f".{output.name}.work")
     with staged_directory(output, options.overwrite) as stage:

@@ -131,12 +131,14 @@ def _log_sum(values: ov.Node, largest: ov.Node) -> ov.Node:
 
 
 def _last_logits(model: ov.Model) -> ov.Output:
-    """Logits (R, V) of the last token; the output projection sees no other token."""
-    projection = model.output("logits").get_node().input_value(0).get_node()
-    last = ops.gather(projection.input_value(0), ops.constant(-1), ops.constant(1))  # (R, D)
-    projection.input(0).replace_source_output(last.output(0))
+    """Logits (R, V) of the last token; where a product makes them, it sees no other token."""
+    logits = model.output("logits").get_node().input_value(0)
+    projection, last, axis = logits.get_node(), ops.constant(-1), ops.constant(1)
+    if projection.get_type_name() != "MatMul":
+        return ops.gather(logits, last, axis).output(0)
+    states = ops.gather(projection.input_value(0), last, axis)  # (R, D)
+    projection.input(0).replace_source_output(states.output(0))
     model.validate_nodes_and_infer_types()
-    logits: ov.Output = projection.output(0)
     return logits
 
 

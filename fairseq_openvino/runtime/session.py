@@ -8,6 +8,7 @@ from types import TracebackType
 import numpy as np
 import openvino as ov
 
+from fairseq_openvino.bundle import is_recurrent
 from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.model import Ask, Memory, Step
 from fairseq_openvino.runtime.engine import Engine, Variant
@@ -25,8 +26,7 @@ class Session:
         self._request.reset_state()
         self._release = weakref.finalize(self, lease.release)
         self._head = variant.head
-        recurrent = any("L" not in spec.dims for spec in engine.bundle.manifest.state)
-        self._width = 1 if recurrent else None
+        self._one_by_one = is_recurrent(engine.bundle.manifest.state)
         self._length = 0  # L
         self._inputs: dict[str, np.ndarray] = {}  # the request reads this memory
         self._bind(memory)
@@ -39,7 +39,8 @@ class Session:
         if head.mask is not None:
             self._set("bounds", np.asarray(ask.bounds), np.int32)
         count, beam_idx = ask.tokens.shape[1], ask.beam_idx
-        width, each = self._width or count, []
+        width = 1 if self._one_by_one else count
+        each: list[np.ndarray] = []
         for start in range(0, count, width):
             self._infer(ask.tokens[:, start : start + width], beam_idx)
             beam_idx = np.arange(len(ask.tokens), dtype=np.int32)
