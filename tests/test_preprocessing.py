@@ -370,10 +370,10 @@ def test_a_rate_is_stated_once(tmp_path: Path) -> None:
     silent = write_case(tmp_path, Case("rate", False, {"sample_rate": None}))
     stated = replace(silent, rate_hz=48000).feature_config()
     assert stated.sample_rate_hz == 48000 and not stated.sample_rate_assumed
-    with pytest.raises(OptionError, match="--sample-rate.*1000 to 384000 Hz, got -1"):
+    with pytest.raises(OptionError, match="in sample_rate: expected 1000 to 384000 Hz, got -1"):
         replace(silent, rate_hz=-1)
     said = replace(write_case(tmp_path, Case("rate", False)), rate_hz=48000)
-    with pytest.raises(OptionError, match="--sample-rate: expected 16000 Hz"):
+    with pytest.raises(OptionError, match="in sample_rate: expected 16000 Hz"):
         said.feature_config()
 
 
