@@ -32,9 +32,14 @@ class FairseqOpenVINOError(Exception):
 
 
 class OptionError(FairseqOpenVINOError, ValueError):
-    """Options contradict each other or cannot work with this engine: change the named flag."""
+    """Options contradict each other or cannot work with this engine: change the named one."""
 
     exit_code = EXIT_USAGE
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        """The option, where the message says ` in <field>:`; a command prints its own flag instead."""
 
 
 class AudioError(FairseqOpenVINOError):

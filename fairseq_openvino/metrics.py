@@ -21,11 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fairseq_openvino.errors import MissingDependencyError, ModelError, OptionError
+from fairseq_openvino.speech.corpus import FAIRSEQ, Utterance
 
 METRICS = ("bleu", "chrf", "wer", "accuracy")
 WORD_METRICS = ("wer", "accuracy")
 """Metrics for which texts may be normalised first."""
 LOWER_IS_BETTER = ("wer",)
+TRANSLATION_METRICS = ("bleu", "chrf")
+RECOGNITION_METRICS = ("wer", "accuracy")
 BLEU_TOKENIZER = "13a"
 CONFIDENCE = 0.95
 BOOTSTRAP_SAMPLES = 1000
@@ -65,6 +68,23 @@ class Difference(NamedTuple):
     difference: float
     low: float
     high: float
+
+
+def default_metrics(
+    kind: str, first: Utterance, text_column: str | None = None, task: str = "transcribe"
+) -> tuple[str, ...]:
+    """Translations are scored by BLEU and chrF, transcripts by word errors.
+
+    Args:
+        kind: layout of the corpus.
+        first: its first utterance.
+        text_column: of the references, if it is not that of the layout.
+        task: Whisper's, transcribe or translate.
+    """
+    translated = kind == FAIRSEQ and text_column is None
+    if first.language is not None and first.source_language is not None:
+        translated = first.language != first.source_language and text_column is None
+    return TRANSLATION_METRICS if translated or task == "translate" else RECOGNITION_METRICS
 
 
 def score(

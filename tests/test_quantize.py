@@ -14,6 +14,7 @@ import openvino as ov
 import pytest
 import soundfile
 from conftest import MINI
+from fairseq_openvino.evaluate import corpus
 from openvino import opset13 as ops
 
 from fairseq_openvino import cli, load_model
@@ -34,7 +35,6 @@ from fairseq_openvino.errors import (
     OptionError,
     QualityError,
 )
-from fairseq_openvino.evaluate import corpus
 from fairseq_openvino.export import ExportOptions, export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.quantize import compress, gate, procedure, recording

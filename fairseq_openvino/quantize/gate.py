@@ -16,12 +16,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from fairseq_openvino import machine, metrics
+from fairseq_openvino import machine, metrics, utterances
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import NumericsError, QualityError
-from fairseq_openvino.evaluate.engines import BundleEngine
-from fairseq_openvino.evaluate.options import OPENVINO, Search, default_metrics
-from fairseq_openvino.evaluate.options import Options as EvaluateOptions
 from fairseq_openvino.quantize.components import DECODER, ENCODER, Component, Components, Form
 from fairseq_openvino.quantize.material import Material
 from fairseq_openvino.quantize.options import (
@@ -33,6 +30,7 @@ from fairseq_openvino.quantize.options import (
     Options,
 )
 from fairseq_openvino.quantize.progress import bar
+from fairseq_openvino.recognizer import load_model
 from fairseq_openvino.speech.corpus import Utterance
 
 _FULL, _WEIGHTS, _SMALL = Form(INT8), Form(INT8_WEIGHTS), Form(INT4_WEIGHTS)
@@ -102,8 +100,8 @@ class Gate:
         self.options, self.utterances = options, material.validation
         self.metric = options.metric
         if self.metric == "auto":
-            evaluated = _evaluate_options(original, options, "f32", options.beam)
-            self.metric = default_metrics(material.kind, self.utterances[0], evaluated)[0]
+            first = self.utterances[0]
+            self.metric = metrics.default_metrics(material.kind, first, options.text_column)[0]
         default = MAX_DROP[self.metric]
         self.max_drop = default if options.max_drop is None else options.max_drop
         self._references = [utterance.reference for utterance in self.utterances]
@@ -138,14 +136,13 @@ class Gate:
 
     def _texts(self, bundle: Bundle, precision: str) -> Texts:
         options = self.options
-        engine = transcriber(bundle, options, precision, options.beam)
+        model = recognizer(bundle, options, precision)
         texts: list[str] = []
         with bar("decoding", len(self.utterances)) as shown:
             for batch in _batches(self.utterances, options.batch_size):
-                clips = [engine.read(utterance.path) for utterance in batch]
-                texts += [output.text for output in engine.generate(clips, batch[0].language)]
+                texts += decode(model, batch, options, options.beam)
                 shown.update(len(batch))
-        return Texts(texts, stated_precision(engine))
+        return Texts(texts, stated_precision(model))
 
 
 def climb(
@@ -186,20 +183,26 @@ def describe(component: Component) -> str:
     return ", ".join(parts)
 
 
-def transcriber(bundle: Bundle, options: Options, precision: str, beam: int) -> BundleEngine:
-    """The real pipeline over a bundle, as `evaluate` runs it."""
-    evaluated = _evaluate_options(bundle, options, precision, beam)
-    return BundleEngine(evaluated.engines[0], evaluated)
+def recognizer(bundle: Bundle, options: Options, precision: str) -> Any:
+    """A bundle as `transcribe` runs it."""
+    return load_model(bundle, precision=precision, threads=options.threads or machine.threads())
 
 
-def stated_precision(engine: BundleEngine) -> dict[str, str]:
+def decode(model: Any, batch: Sequence[Utterance], options: Options, beam: int) -> list[str]:
+    """Texts of utterances of one language, decoded together."""
+    clips = [utterances.read(model, utterance.path) for utterance in batch]
+    language = options.language or utterances.language_for(model, batch[0].language)
+    return [found.text for found in model.transcribe_clips(clips, beam=beam, language=language)]
+
+
+def stated_precision(model: Any) -> dict[str, str]:
     """Of the decoder: what OpenVINO says it computes and caches in."""
     names = {
         "INFERENCE_PRECISION_HINT": "inference",
         "KV_CACHE_PRECISION": "kv_cache",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic_quantization_group",
     }
-    found = engine.precision()
+    found = utterances.precision_in_use(model)
     return {short: found[name] for name, short in names.items() if name in found}
 
 
@@ -208,17 +211,3 @@ def _batches(utterances: Sequence[Utterance], size: int) -> Iterator[list[Uttera
     for _, group in groupby(utterances, lambda utterance: utterance.language):
         same = list(group)
         yield from (same[i : i + size] for i in range(0, len(same), size))
-
-
-def _evaluate_options(
-    bundle: Bundle, options: Options, precision: str, beam: int
-) -> EvaluateOptions:
-    return EvaluateOptions(
-        corpus=bundle.directory,  # unused: utterances are given one by one
-        output=bundle.directory,  # unused too
-        engines=(OPENVINO if precision == "f32" else f"{OPENVINO}-{precision}",),
-        bundle=bundle.directory,
-        text_column=options.text_column,
-        search=Search(beam=beam, language=options.language),
-        threads=options.threads or machine.threads(),
-    )

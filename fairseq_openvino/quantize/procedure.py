@@ -21,7 +21,7 @@ from fairseq_openvino.bundle import (
 from fairseq_openvino.errors import ModelError, OptionError, QualityError
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
-from fairseq_openvino.quantize.gate import Gate, Trial, climb, transcriber
+from fairseq_openvino.quantize.gate import Gate, Trial, climb, decode, recognizer
 from fairseq_openvino.quantize.material import Material, draw
 from fairseq_openvino.quantize.options import Options
 from fairseq_openvino.quantize.progress import bar
@@ -117,13 +117,13 @@ def _record(
     if not utterances:
         return []
     recorder = recording.Recorder()
-    pipeline = transcriber(bundle, options, "f32", beam=1)
-    pipeline.model.engine = recording.RecordingEngine(
+    model = recognizer(bundle, options, "f32")
+    model.engine = recording.RecordingEngine(
         bundle, EngineOptions(threads=options.threads), recorder
     )
 
-    def decode(utterance: Utterance) -> list[recording.EncoderCall]:
-        pipeline.generate([pipeline.read(utterance.path)], utterance.language)
+    def calls(utterance: Utterance) -> list[recording.EncoderCall]:
+        decode(model, [utterance], options, beam=1)
         return recorder.take()
 
     def shown(items: Iterable[Utterance]) -> Iterator[Utterance]:
@@ -133,7 +133,7 @@ def _record(
                 progress.update()
 
     directory = work / recording.directory_name(bundle, options.language)
-    paths = recording.collect(utterances, directory, decode, shown)
+    paths = recording.collect(utterances, directory, calls, shown)
     if not any(call.sequences for path in paths for call in recording.read(path)):
         raise ModelError(
             f"Recording failed in {str(bundle.directory)!r}: expected decoder steps of "

@@ -1,0 +1,137 @@
+"""Command-line flags from dataclasses: names, types, defaults and help are those of the fields.
+
+A field's help is the docstring below it. Flags that are left out stay out of the namespace, so that the
+dataclass is the only place of a default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from fairseq_openvino.errors import OptionError
+
+
+def flag(
+    *,
+    name: str | None = None,
+    metavar: str | None = None,
+    choices: Collection[str] | None = None,
+    parse: Callable[[str], Any] | None = None,
+) -> dict[str, Any]:
+    """Metadata of a field whose flag says more than name and type.
+
+    Args:
+        name: in place of the field's own.
+        metavar: what stands for the value in the help.
+        choices: the only values.
+        parse: makes the value from text; it may raise `ValueError`.
+    """
+    return {"name": name, "metavar": metavar, "choices": choices, "parse": parse}
+
+
+def add_flags(
+    parser: argparse._ActionsContainer,
+    options: type[Any],
+    only: Collection[str] = (),
+    prefix: str = "--",
+    **texts: str,
+) -> None:
+    """Add the fields of a dataclass as flags.
+
+    Args:
+        parser: a parser or a group of it.
+        options: the dataclass.
+        only: which fields; default: all.
+        prefix: of the flags' names.
+        texts: help of a field in place of its docstring.
+    """
+    hints, help_texts = get_type_hints(options), docstrings(options)
+    for field in dataclasses.fields(options):
+        if only and field.name not in only:
+            continue
+        given = {key: value for key, value in field.metadata.items() if value is not None}
+        name = prefix + given.pop("name", field.name.replace("_", "-"))
+        parse = given.pop("parse", None)
+        given["help"] = _help(texts.get(field.name, help_texts[field.name]), field.default)
+        kind, many = _value_type(hints[field.name])
+        if kind is bool:
+            given["action"] = "store_true"
+        elif parse is not None:
+            given["type"] = _checked(parse)
+        elif many:
+            given["type"] = _checked(partial(_split, kind))
+        else:
+            given["type"] = kind
+        parser.add_argument(name, dest=field.name, default=argparse.SUPPRESS, **given)
+
+
+def given(namespace: argparse.Namespace, options: type[Any]) -> dict[str, Any]:
+    """Those fields of a dataclass that were on the command line."""
+    names = {field.name for field in dataclasses.fields(options)}
+    return {name: value for name, value in vars(namespace).items() if name in names}
+
+
+def spelled(error: OptionError, parser: argparse.ArgumentParser) -> str:
+    """The message of an error as the user of these flags knows its field."""
+    for action in parser._actions:
+        if action.dest == error.field and action.option_strings:
+            return str(error).replace(f" in {error.field}:", f" in {action.option_strings[-1]}:", 1)
+    return str(error)
+
+
+def docstrings(options: type[Any]) -> dict[str, str]:
+    """The text below each field of a dataclass, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for node, after in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            found[node.target.id] = " ".join(str(after.value.value).split())
+    return found
+
+
+def _help(text: str, default: Any) -> str:
+    """With the default, where it says something."""
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    if shown not in (None, "", False, dataclasses.MISSING) and "efault" not in text:
+        text = f"{text.removesuffix('.')} (default: {shown})"
+    return text.removesuffix(".").replace("%", "%%").replace("`", "")
+
+
+def _value_type(hint: Any) -> tuple[Any, bool]:
+    """What text is turned into: a type, and whether the field is a tuple of it."""
+    if get_origin(hint) in (types.UnionType, Union):
+        hint = next(part for part in get_args(hint) if part is not types.NoneType)
+    if get_origin(hint) is tuple:
+        return get_args(hint)[0], True
+    return (hint if hint in (bool, int, float, str, Path) else str), False
+
+
+def _split(kind: Callable[[str], Any], text: str) -> tuple[Any, ...]:
+    return tuple(map(kind, text.split(",")))
+
+
+def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """With an error that argparse shows as it is."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"got {text!r}: {error}") from error
+
+    return read
