@@ -38,7 +38,7 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"Opening the cache failed in {str(path.parent)!r}: expected a writable directory, got "
-            f"{error}. Give another --ov-cache-dir."
+            f"{error}. Choose another cache directory."
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -61,7 +61,7 @@ def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     if target.exists() and not overwrite:
         raise OptionError(
             f"Publishing failed in {str(target)!r}: expected a name that is free, got an existing "
-            "path. Choose another --output or add --overwrite."
+            "path. Choose another name, or overwrite it."
         )
     stage = target.parent / f".{target.name}.staging-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:

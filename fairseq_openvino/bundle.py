@@ -3,22 +3,29 @@
 `manifest.json` names every other file with its size and SHA-256; names are relative and have no
 directory part. A bundle is verified completely before a native parser sees any of it. Checksums
 detect damage, not malice: load bundles from people you trust.
+
+Format 2 holds a SHA-256 of the manifest's own content; once it matches, fields that this version does
+not know are ignored. Format 1, which has none and describes transformer decoders only, is still read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import stat
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from fairseq_openvino.atomic import sha256
-from fairseq_openvino.errors import BundleError
+from fairseq_openvino.errors import BundleError, failure
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 ENCODER_IR = "encoder.xml"
 DECODER_IR = "decoder.xml"
@@ -26,20 +33,48 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 16 << 30
 ASSUMED_RATE_HZ = 16_000
 """Of features whose training configuration says none (Fairseq data/audio/data_cfg.py:sample_rate)."""
+MASKED = -65504.0
+"""Additive bias of a masked position: exp() of it is 0 in f32 and it is finite in f16 and bf16."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+DIGEST = "sha256"
+"""Of everything else in a manifest, as JSON with sorted keys and no blanks."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that the decoder is given anew (memory) or keeps between calls (state).
+
+    The decoder graph calls a memory tensor by its name, a state `past_<name>` where it comes in and
+    `present_<name>` where it goes out.
+    """
+
+    name: str
+    """As `cross_key.0`, or `key.0` of a state."""
+    dims: tuple[Count | str, ...]
+    """Letters of the package docstring, and numbers: `N` first in a memory, `R` in a state; a memory
+    is padded along `S`, a state grows along `L`, from 0."""
+    fill: float = 0.0
+    """What a memory is padded with."""
+    start: str | None = None
+    """Memory tensor with which a state that has no `L` begins, (N, ...); None: zeros."""
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it hides frames rather than describing them."""
+        return self.fill != 0.0
 
 
 @dataclass(frozen=True)
 class Dimensions:
     """Sizes of the graphs, in the letters of the package docstring."""
 
-    layers: int
-    heads: int
-    head_width: int
-    model_width: int
-    feature_bins: int
-    vocabulary_size: int
-    subsampling: int
+    layers: Count
+    model_width: Count
+    feature_bins: Count
+    vocabulary_size: Count
+    subsampling: Count
 
     @classmethod
     def of(cls, graphs: Any) -> Dimensions:
@@ -51,27 +86,27 @@ class Dimensions:
 class Limits:
     """Longest input and output the model was configured for."""
 
-    max_source_frames: int
-    max_target_tokens: int
+    max_source_frames: Count
+    max_target_tokens: Count
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
     """Token ids with a meaning of their own."""
 
-    bos: int
-    pad: int
-    eos: int
-    unk: int
+    bos: Count
+    pad: Count
+    eos: Count
+    unk: Count
 
 
 @dataclass(frozen=True)
 class FeatureConfig:
     """How a waveform becomes the encoder's input."""
 
-    bins: int
+    bins: Count
     """F."""
-    sample_rate_hz: int
+    sample_rate_hz: Count
     """Rate of the audio the features are computed from."""
     transforms: tuple[str, ...]
     """In order: `utterance_cmvn`, `global_cmvn` over filter banks, or `log_mel` alone."""
@@ -83,6 +118,8 @@ class FeatureConfig:
     """Option of `utterance_cmvn`."""
     sample_rate_assumed: bool = False
     """The training configuration does not say the rate."""
+    split: str | None = None
+    """Fairseq split whose transforms these are; None: those of every split that is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -111,27 +148,29 @@ class TextConfig:
 class WhisperConfig:
     """Special tokens and rules of a Whisper checkpoint, from its generation configuration."""
 
-    start: int
+    start: Count
     """<|startoftranscript|>."""
-    previous: int | None
+    previous: Count | None
     """<|startofprev|>, before a prompt."""
-    no_speech: int
+    no_speech: Count
     """<|nospeech|>."""
-    no_timestamps: int
+    no_timestamps: Count
     """<|notimestamps|>; the timestamps follow it, `timestamp_seconds` apart."""
-    languages: dict[str, int]
+    languages: dict[str, Count]
     """Token of each language code; empty if the model knows English only."""
-    tasks: dict[str, int]
+    tasks: dict[str, Count]
     """Tokens of `transcribe` and `translate`; empty if the model can only transcribe."""
-    suppressed: tuple[int, ...]
+    suppressed: tuple[Count, ...]
     """Tokens that are never generated."""
-    suppressed_at_start: tuple[int, ...]
+    suppressed_at_start: tuple[Count, ...]
     """Tokens that are never generated first."""
-    max_initial_timestamp: int | None
+    max_initial_timestamp: Count | None
     """Largest index of the first timestamp."""
-    max_tokens: int
+    max_tokens: Count
     """Longest sequence, prompt included."""
     timestamp_seconds: float = 0.02
+    alignment_heads: tuple[tuple[Count, Count], ...] = ()
+    """(decoder layer, head) of the cross-attention that follows the audio; empty: not known."""
 
     @property
     def first_timestamp(self) -> int:
@@ -153,7 +192,7 @@ class RuntimePrecision:
 class File:
     """Size in bytes and SHA-256 of one file."""
 
-    bytes: int
+    bytes: Count
     sha256: str
 
 
@@ -164,11 +203,16 @@ class Manifest:
     family: str
     architecture: str
     precision: str
+    """Of the stored weights."""
     dimensions: Dimensions
     limits: Limits
     tokens: SpecialTokens
     features: FeatureConfig
     text: TextConfig
+    memory: tuple[TensorSpec, ...]
+    """What the encoder leaves for the decoder, in the order of its outputs."""
+    state: tuple[TensorSpec, ...]
+    """What the decoder keeps between calls, in the order of its outputs."""
     whisper: WhisperConfig | None = None
     unsupported: str = ""
     """What of the training configuration this package cannot reproduce: then only Fairseq makes the
@@ -193,11 +237,24 @@ class Bundle:
     def path(self, name: str | None) -> Path:
         """Path of a file that the manifest lists."""
         if name is None or name not in self.manifest.files:
-            raise BundleError(
-                f"Opening a bundle failed in {str(self.directory)!r}: expected a file {name!r}, "
-                "got a manifest without it. Export the bundle again."
-            )
+            raise _fail(self.directory, f"a file {name!r}", "a manifest without it")
         return self.directory / name
+
+
+def attention_specs(
+    layers: int, heads: int, head_width: int
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Memory and state of a transformer decoder with P layers, H heads and dh."""
+    parts = [f"{part}.{layer}" for layer in range(layers) for part in ("key", "value")]
+    mask = TensorSpec("cross_bias", ("N", 1, 1, "S"), MASKED)
+    cross = (TensorSpec(f"cross_{part}", ("N", heads, "S", head_width)) for part in parts)
+    state = (TensorSpec(part, ("R", heads, "L", head_width)) for part in parts)
+    return (mask, *cross), tuple(state)
+
+
+def is_recurrent(state: Iterable[TensorSpec]) -> bool:
+    """Whether a decoder with this state is given one token a call."""
+    return any("L" not in spec.dims for spec in state)
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
@@ -207,12 +264,13 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """List every file of the directory in the manifest and write it last."""
-    names = sorted(p.name for p in directory.iterdir() if p.name != MANIFEST)
     files = {
-        name: asdict(File((directory / name).stat().st_size, sha256(directory / name)))
-        for name in names
+        path.name: File(path.stat().st_size, sha256(path))
+        for path in sorted(directory.iterdir())
+        if path.name != MANIFEST
     }
-    content = asdict(manifest) | {"files": files}
+    content = msgspec.to_builtins(replace(manifest, files=files, format=FORMAT))
+    content[DIGEST] = _digest(content)
     (directory / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
@@ -223,71 +281,70 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
         BundleError: the manifest or a file is missing, damaged, not regular, or of another format.
     """
     root = Path(directory)
-    manifest = _parse(root, _read_manifest(root))
+    manifest = _read_manifest(root)
     for name, expected in manifest.files.items():
         _verify_file(root, name, expected)
     return Bundle(root, manifest)
 
 
-def _fail(root: Path, expected: str, got: str) -> BundleError:
-    return BundleError(
-        f"Opening a bundle failed in {str(root)!r}: expected {expected}, got {got}. "
-        "Export the bundle again or restore the file."
-    )
+def _fail(root: Path, expected: str, got: object) -> BundleError:
+    advice = "Export the bundle again or restore the file"
+    return failure(BundleError, "Opening a bundle", root, expected, got, advice)
 
 
-def _read_manifest(root: Path) -> dict[str, Any]:
+def _read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise _fail(root, f"a manifest below {MAX_MANIFEST_BYTES} bytes", "a larger one")
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _fail(root, f"a readable {MANIFEST}", str(error)) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise _fail(root, f"bundle format {FORMAT}", repr(found))
-    return content
-
-
-def _parse(root: Path, content: dict[str, Any]) -> Manifest:
+        raise _fail(root, f"a readable {MANIFEST}", error) from error
+    found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if found == FORMAT and content.get(DIGEST) != _digest(content):
+        raise _fail(root, f"a {MANIFEST} that agrees with its own {DIGEST}", "other content")
+    if found not in (1, FORMAT):
+        raise _fail(root, f"bundle format 1 or {FORMAT}", repr(found))
     try:
-        parts: dict[str, Any] = {
-            "dimensions": _build(Dimensions, content["dimensions"]),
-            "limits": _build(Limits, content["limits"]),
-            "tokens": _build(SpecialTokens, content["tokens"]),
-            "features": _features(content["features"]),
-            "text": TextConfig(**content["text"]),
-            "whisper": _whisper(content.get("whisper")),
-            "runtime": RuntimePrecision(**content.get("runtime", {})),
-            "files": {name: File(**entry) for name, entry in content["files"].items()},
-        }
-        return Manifest(**(content | parts))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _of_format_1(content) if found == 1 else msgspec.convert(content, Manifest)
+    except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
         raise _fail(root, "a complete manifest", f"{type(error).__name__}: {error}") from error
 
 
-def _features(content: dict[str, Any]) -> FeatureConfig:
-    values = content | {"transforms": tuple(content["transforms"])}
-    if values["sample_rate_hz"] is None:  # older bundles: the configuration says none
-        values |= {"sample_rate_hz": ASSUMED_RATE_HZ, "sample_rate_assumed": True}
-    return FeatureConfig(**values)
+def _digest(content: dict[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != DIGEST}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _whisper(content: dict[str, Any] | None) -> WhisperConfig | None:
-    if content is None:
-        return None
-    lists = {name: tuple(content[name]) for name in ("suppressed", "suppressed_at_start")}
-    return WhisperConfig(**(content | lists))
+@dataclass(frozen=True)
+class _Attention:
+    """What format 1 says of memory and state."""
+
+    layers: Count
+    heads: Count
+    head_width: Count
 
 
-def _build(kind: type[Any], content: dict[str, Any]) -> Any:
-    value = kind(**content)
-    for entry in fields(kind):
-        number = getattr(value, entry.name)
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ValueError(f"{entry.name} = {number!r}")
-    return value
+def _of_format_1(content: dict[str, Any]) -> Manifest:
+    """As format 2 has it. Nothing but the names of its fields protects it, so each must be known."""
+    numbers, features = dict(content["dimensions"]), dict(content["features"])
+    sizes = msgspec.convert(numbers, _Attention)
+    specs = attention_specs(sizes.layers, sizes.heads, sizes.head_width)
+    memory, state = msgspec.to_builtins(specs)
+    numbers = {name: size for name, size in numbers.items() if name not in ("heads", "head_width")}
+    if features["sample_rate_hz"] is None:  # the oldest: the configuration says none
+        features |= {"sample_rate_hz": ASSUMED_RATE_HZ, "sample_rate_assumed": True}
+    content = content | {
+        "dimensions": numbers, "features": features, "memory": memory, "state": state,
+    }  # fmt: skip
+    manifest = msgspec.convert(content, Manifest)
+    known = msgspec.to_builtins(manifest)
+    for name, section in (("", content), *content.items()):
+        sections = known if not name else known.get(name)
+        if isinstance(section, dict) and (unknown := sorted(section.keys() - sections.keys())):
+            raise KeyError(f"unknown field {unknown[0]!r} {name and f'in {name!r}'}".rstrip())
+    return manifest
 
 
 def _verify_file(root: Path, name: str, expected: File) -> None:
@@ -297,7 +354,7 @@ def _verify_file(root: Path, name: str, expected: File) -> None:
     try:
         status = os.lstat(path)
     except OSError as error:
-        raise _fail(root, f"a file {name!r}", str(error)) from error
+        raise _fail(root, f"a file {name!r}", error) from error
     if not stat.S_ISREG(status.st_mode):
         raise _fail(root, f"a regular file {name!r}", "a link, directory or device")
     if status.st_size != expected.bytes or expected.bytes > MAX_FILE_BYTES:

@@ -26,6 +26,7 @@ from fairseq_openvino.commands import (
     verify,
 )
 from fairseq_openvino.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, FairseqOpenVINOError
+from fairseq_openvino.flags import spelled
 
 COMMANDS = {
     "export": (export, "checkpoint to bundle"),
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options, rest))
     except FairseqOpenVINOError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {spelled(error, options.parser)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -74,5 +75,5 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, parser=command)
     return parser

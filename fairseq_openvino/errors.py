@@ -5,7 +5,8 @@ Every message follows one grammar: `<what failed> in <where>: expected <X>, got 
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, TypeVar
 
 EXIT_OK = 0
 """Everything asked for was done."""
@@ -57,6 +58,10 @@ class NumericsError(FairseqOpenVINOError):
         super().__init__(message)
         self.indices = indices
         """Rows of the decoder, or utterances of the batch once the search has mapped them."""
+
+
+class DeadlineError(FairseqOpenVINOError):
+    """Decoding was not finished in the time allowed: allow more, or decode less at a time."""
 
 
 class BatchError(FairseqOpenVINOError):
@@ -121,6 +126,26 @@ class StorageError(FairseqOpenVINOError, OSError):
     """Files could not be written: check permission and free space of the named directory."""
 
     exit_code = EXIT_ENVIRONMENT
+
+
+Failure = TypeVar("Failure", bound=FairseqOpenVINOError)
+
+
+def failure(
+    kind: type[Failure], action: str, where: object, expected: str, got: object, advice: str
+) -> Failure:
+    """An error whose message follows the grammar; `where` is a name, or a path to be quoted."""
+    place = repr(str(where)) if isinstance(where, os.PathLike) else where
+    return kind(f"{action} failed in {place}: expected {expected}, got {got}. {advice}.")
+
+
+def invalid(
+    action: str, field: str, expected: str, got: object, advice: str = "Correct it"
+) -> OptionError:
+    """The error of an option with a value it cannot have."""
+    error = failure(OptionError, action, field, expected, got, advice)
+    error.field = field
+    return error
 
 
 def concerns_one_clip(error: Exception) -> bool:

@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from fairseq_openvino.errors import OptionError
-
 
 def flag(
     *,
@@ -71,21 +69,29 @@ def add_flags(
             given["type"] = _checked(partial(_split, kind))
         else:
             given["type"] = kind
-        parser.add_argument(name, dest=field.name, default=argparse.SUPPRESS, **given)
+        parser.add_argument(
+            name, dest=_dest(prefix, field.name), default=argparse.SUPPRESS, **given
+        )
 
 
-def given(namespace: argparse.Namespace, options: type[Any]) -> dict[str, Any]:
+def given(namespace: argparse.Namespace, options: type[Any], prefix: str = "--") -> dict[str, Any]:
     """Those fields of a dataclass that were on the command line."""
-    names = {field.name for field in dataclasses.fields(options)}
-    return {name: value for name, value in vars(namespace).items() if name in names}
+    names = {_dest(prefix, field.name): field.name for field in dataclasses.fields(options)}
+    return {names[dest]: value for dest, value in vars(namespace).items() if dest in names}
 
 
-def spelled(error: OptionError, parser: argparse.ArgumentParser) -> str:
-    """The message of an error as the user of these flags knows its field."""
-    for action in parser._actions:
-        if action.dest == error.field and action.option_strings:
-            return str(error).replace(f" in {error.field}:", f" in {action.option_strings[-1]}:", 1)
+def spelled(error: Exception, parser: argparse.ArgumentParser, prefix: str = "--") -> str:
+    """The message of an error, with the parser's own flag in place of the field that it names."""
+    field = getattr(error, "field", None)
+    for action in parser._actions if field else ():
+        if action.dest == _dest(prefix, str(field)) and action.option_strings:
+            return str(error).replace(f" in {field}:", f" in {action.option_strings[-1]}:", 1)
     return str(error)
+
+
+def _dest(prefix: str, name: str) -> str:
+    """Where a namespace holds a field: `--ov-` and `device` give `ov_device`."""
+    return prefix.lstrip("-").replace("-", "_") + name
 
 
 def docstrings(options: type[Any]) -> dict[str, str]:
@@ -107,7 +113,8 @@ def docstrings(options: type[Any]) -> dict[str, str]:
 def _help(text: str, default: Any) -> str:
     """With the default, where it says something."""
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    if shown not in (None, "", False, dataclasses.MISSING) and "efault" not in text:
+    silent = shown is None or shown is False or shown is dataclasses.MISSING or shown == ""
+    if not silent and "efault" not in text:
         text = f"{text.removesuffix('.')} (default: {shown})"
     return text.removesuffix(".").replace("%", "%%").replace("`", "")
 

@@ -20,15 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairseq_openvino.errors import MissingDependencyError, ModelError, OptionError
+from fairseq_openvino.errors import MissingDependencyError, ModelError, invalid
 from fairseq_openvino.speech.corpus import FAIRSEQ, Utterance
 
 METRICS = ("bleu", "chrf", "wer", "accuracy")
-WORD_METRICS = ("wer", "accuracy")
-"""Metrics for which texts may be normalised first."""
-LOWER_IS_BETTER = ("wer",)
 TRANSLATION_METRICS = ("bleu", "chrf")
-RECOGNITION_METRICS = ("wer", "accuracy")
+WORD_METRICS = ("wer", "accuracy")
+"""Of transcripts; texts may be normalised first."""
+LOWER_IS_BETTER = ("wer",)
 BLEU_TOKENIZER = "13a"
 CONFIDENCE = 0.95
 BOOTSTRAP_SAMPLES = 1000
@@ -68,23 +67,6 @@ class Difference(NamedTuple):
     difference: float
     low: float
     high: float
-
-
-def default_metrics(
-    kind: str, first: Utterance, text_column: str | None = None, task: str = "transcribe"
-) -> tuple[str, ...]:
-    """Translations are scored by BLEU and chrF, transcripts by word errors.
-
-    Args:
-        kind: layout of the corpus.
-        first: its first utterance.
-        text_column: of the references, if it is not that of the layout.
-        task: Whisper's, transcribe or translate.
-    """
-    translated = kind == FAIRSEQ and text_column is None
-    if first.language is not None and first.source_language is not None:
-        translated = first.language != first.source_language and text_column is None
-    return TRANSLATION_METRICS if translated or task == "translate" else RECOGNITION_METRICS
 
 
 def score(
@@ -152,6 +134,20 @@ def bootstrap_difference(
     low, high = np.percentile(drawn, [tail, 100 - tail])
     difference = second.value(second.sums.sum(axis=0)) - first.value(first.sums.sum(axis=0))
     return Difference(difference, float(low), float(high))
+
+
+def default_metrics(kind: str, first: Utterance, text_column: str | None = None) -> tuple[str, ...]:
+    """Translations are scored by BLEU and chrF, transcripts by word errors.
+
+    Args:
+        kind: layout of the corpus.
+        first: its first utterance.
+        text_column: column of the references, if it is not the layout's own: a transcript.
+    """
+    translated = kind == FAIRSEQ
+    if first.language is not None and first.source_language is not None:
+        translated = first.language != first.source_language
+    return TRANSLATION_METRICS if translated and text_column is None else WORD_METRICS
 
 
 def whisper_normalizer(
@@ -234,10 +230,7 @@ def _statistics(
     tokenizer: str,
 ) -> _Statistics:
     if metric not in METRICS:
-        raise OptionError(
-            f"Scoring failed in --metrics: expected some of {', '.join(METRICS)}, got {metric!r}. "
-            "Correct the name."
-        )
+        raise invalid("Scoring", "metrics", f"some of {', '.join(METRICS)}", repr(metric))
     if len(references) != len(hypotheses):
         raise ModelError(
             f"Scoring failed in the hypotheses: expected one for each of {len(references)} "
@@ -259,10 +252,8 @@ def _sacrebleu_statistics(
     except ImportError as error:
         raise _missing("sacrebleu", error) from error
     if tokenizer not in _TOKENIZERS:
-        raise OptionError(
-            f"Scoring failed in --sacrebleu-tokenizer: expected one of {', '.join(_TOKENIZERS)}, "
-            f"got {tokenizer!r}. Correct the name."
-        )
+        known = f"one of {', '.join(_TOKENIZERS)}"
+        raise invalid("Scoring", "tokenizer", known, repr(tokenizer))
     # force: texts that end in " ." are scored, not warned about, one line a text
     scorer: Any = BLEU(tokenize=tokenizer, force=True) if metric == "bleu" else CHRF()
     sums = np.array(scorer._extract_corpus_statistics(list(hypotheses), [list(references)]))

@@ -1,30 +1,31 @@
-"""The contract between models and everything that uses them.
+"""The contract between compiled models, searches and everything that uses them.
 
-A `SpeechModel` is immutable after loading and may be shared between threads. Everything mutable
-lives in a `DecoderSession`, which belongs to one batch and one thread; a session that raised is
-closed and never used again. Search never touches keys and values: reordering beams is an input.
+A `Model` is immutable and may be shared between threads. What changes lives in a `Session`, which
+belongs to one batch and one thread; a session that raised is closed and never used again. A `Search`
+decides which tokens follow and sees no session: `decoding.drive` brings the two together. Search
+never touches keys and values: reordering rows is an input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
-from fairseq_openvino.bundle import Manifest
+from fairseq_openvino.bundle import Manifest, TensorSpec
 
 
 @dataclass(frozen=True)
-class EncoderOutput:
-    """Cross-attention inputs of N utterances, computed once."""
+class Memory:
+    """What the encoder leaves for the decoder of N utterances, computed once."""
 
     lengths: np.ndarray
     """Valid encoder frames, shape (N,)."""
-    tensors: dict[str, Any]
-    """`cross_bias` (N, 1, 1, S), `cross_key.p` and `cross_value.p` (N, H, S, dh)."""
+    tensors: Mapping[str, np.ndarray]
+    """By `TensorSpec.name`, leading axis N."""
     streams: int = 1
     """Batches in flight when this one is decoded."""
 
@@ -33,17 +34,102 @@ class EncoderOutput:
         """N."""
         return len(self.lengths)
 
+    def take(self, utterances: np.ndarray) -> Memory:
+        """Some of the utterances, in the order of these indices."""
+        tensors = {
+            name: np.ascontiguousarray(tensor[utterances]) for name, tensor in self.tensors.items()
+        }
+        return Memory(self.lengths[utterances], tensors, self.streams)
+
+    @staticmethod
+    def join(parts: Sequence[Memory], specs: Sequence[TensorSpec]) -> Memory:
+        """One batch out of several, each tensor padded along S as its spec says."""
+        if len(parts) == 1:
+            return parts[0]
+        tensors = {
+            spec.name: _padded([part.tensors[spec.name] for part in parts], spec) for spec in specs
+        }
+        return Memory(np.concatenate([part.lengths for part in parts]), tensors)
+
+
+def _padded(parts: Sequence[np.ndarray], spec: TensorSpec) -> np.ndarray:
+    """Arrays with another N and S each, behind each other along N."""
+    if "S" not in spec.dims:
+        return np.concatenate(parts)
+    axis = spec.dims.index("S")
+    shape = list(parts[0].shape)
+    shape[0], shape[axis] = sum(map(len, parts)), max(part.shape[axis] for part in parts)
+    joined = np.full(shape, spec.fill, parts[0].dtype)
+    row = 0
+    for part in parts:
+        target = joined[row : row + len(part)]
+        np.moveaxis(target, axis, 1)[:, : part.shape[axis]] = np.moveaxis(part, axis, 1)
+        row += len(part)
+    return joined
+
+
+class Mask(Protocol):
+    """Rules about the next token that depend on what a row has generated; hashable.
+
+    The rules arrive as a few numbers a row, (R, `width`) int32, and are applied by the decoder graph,
+    or by `apply` where log-probabilities of all tokens are at hand.
+    """
+
+    @property
+    def width(self) -> int:
+        """Numbers a row."""
+        ...
+
+    def graph(self, scores: Any, bounds: Any) -> Any:
+        """OpenVINO nodes: scores (R, V) and bounds to scores with forbidden tokens at -inf."""
+        ...
+
+    def apply(self, scores: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """The same in numpy."""
+        ...
+
 
 @dataclass(frozen=True)
-class Candidates:
-    """The C best next tokens of each row, best first."""
+class Head:
+    """What every call of a session returns; part of the compiled variant."""
+
+    candidates: int = 0
+    """C best tokens of each row; 0: log-probabilities of all tokens."""
+    watched: tuple[int, ...] = ()
+    """G tokens whose log-probabilities every call reports."""
+    mask: Mask | None = None
+    renormalised: bool = False
+    """Report how much probability bias and mask leave."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One call: the tokens to append, and what may follow them."""
+
+    tokens: np.ndarray
+    """What the rows have not been given yet, (R, l)."""
+    beam_idx: np.ndarray
+    """The earlier row that each row continues, (R,)."""
+    bias: np.ndarray | None = None
+    """Added to the log-probabilities, (1 or R, V); needed for candidates."""
+    bounds: np.ndarray | None = None
+    """Of the head's mask, (R, width); needed if it has one."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of a call; arrays are valid until the next one."""
 
     scores: np.ndarray
-    """Biased log-probabilities, shape (R, C), float32."""
-    tokens: np.ndarray
-    """Token ids, shape (R, C)."""
-    probed: np.ndarray | None = None
-    """Log-probabilities of the tokens the session was asked to watch, shape (R, G)."""
+    """Of the C candidates, best first: log-probability + bias, (R, C); without candidates
+    log-probabilities of all tokens, (R, l, V). float32."""
+    tokens: np.ndarray | None = None
+    """The candidates, (R, C)."""
+    watched: np.ndarray | None = None
+    """Log-probabilities of the head's watched tokens, without bias, (R, G)."""
+    left: np.ndarray | None = None
+    """Log of the probability that bias and mask leave, (R, 1): score - left is the log-probability
+    after the rules."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +142,14 @@ class Hypothesis:
     """Length-normalised log-probability, base e."""
     positional_scores: np.ndarray
     """Log-probability of each token, shape (n,), float32."""
+    after_rules: np.ndarray | None = None
+    """The same among the tokens that the rules allowed, where a family has rules that take much away."""
+
+    @property
+    def average_log_probability(self) -> float:
+        """Mean over the tokens, after the rules."""
+        found = self.positional_scores if self.after_rules is None else self.after_rules
+        return float(found.mean())
 
 
 @dataclass(frozen=True)
@@ -107,27 +201,21 @@ class Transcript:
     damage: str | None = None
     """What is missing of the audio, in words: the text is that of the rest."""
 
+    @classmethod
+    def of(cls, clip: Clip, texts: Sequence[str], found: Sequence[Hypothesis]) -> Transcript:
+        """Of the n best hypotheses of a clip."""
+        pairs = tuple(zip(texts, found, strict=True))
+        return cls(clip.path, texts[0], found[0].score, clip.seconds, pairs, damage=clip.damage)
 
-class DecoderSession(Protocol):
+
+class Session(Protocol):
     """Decoding state of one batch."""
 
-    def step(self, tokens: np.ndarray, beam_idx: np.ndarray) -> np.ndarray:
-        """Append tokens (R, l) after reordering the rows by beam_idx (R,).
+    def step(self, ask: Ask) -> Step:
+        """Reorder the rows, append the tokens, and report as the head says.
 
-        Returns log-probabilities, shape (R, l, V), float32, valid until the next call.
-        """
-        ...
-
-    def candidates(
-        self,
-        tokens: np.ndarray,
-        beam_idx: np.ndarray,
-        bias: np.ndarray,
-        bounds: np.ndarray | None = None,
-    ) -> Candidates:
-        """As `step`; returns the C best tokens after the last one under log-prob + bias.
-
-        `bias` is (1 or R, V); `bounds`, (R, 3), see `whisper.search.Rules.bounds`.
+        Raises:
+            NumericsError: scores are not numbers; it names the rows.
         """
         ...
 
@@ -135,7 +223,7 @@ class DecoderSession(Protocol):
         """Drop all other utterances; the next `beam_idx` refers to the rows before the drop."""
         ...
 
-    def __enter__(self) -> DecoderSession: ...
+    def __enter__(self) -> Session: ...
 
     def __exit__(
         self,
@@ -145,35 +233,47 @@ class DecoderSession(Protocol):
     ) -> None: ...
 
 
-class SpeechModel(Protocol):
-    """A loaded model of any family."""
+class Model(Protocol):
+    """A loaded encoder and decoder; knows no files and no text."""
 
     manifest: Manifest
-    vocabulary: Any
-    """The family's own; `text(tokens)` gives the detokenised text."""
-
-    def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-        """Waveform (samples,) in [-1, 1] to encoder input (T, F)."""
-        ...
 
     def streams(self, utterances: int) -> int:
         """Into how many parts, decoded at the same time, a batch of N is best split."""
         ...
 
-    def prepare(self, beam: int, candidates: int = 0, utterances: Collection[int] = (1,)) -> None:
-        """Do one-time work, as compiling, before the first batches of these sizes."""
+    def prepare(self, sizes: Collection[int], beam: int, head: Head) -> None:
+        """Do one-time work, as compiling, before the first batches of these numbers of utterances."""
         ...
 
-    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> EncoderOutput:
+    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> Memory:
         """Features (N, T, F), zero-padded, and their lengths (N,) in frames.
 
         `streams` is the number of batches in flight; sessions opened on the result expect the same.
         """
         ...
 
-    def open(self, encoded: EncoderOutput, beam: int, candidates: int = 0) -> DecoderSession:
-        """A session with K = `beam` rows an utterance.
+    def open(self, memory: Memory, beam: int, head: Head) -> Session:
+        """A session with K = `beam` rows an utterance."""
+        ...
 
-        C = `candidates` > 0 opens it for `candidates()`, 0 for `step()`.
-        """
+
+class Search(Protocol):
+    """Which tokens follow, for all utterances of a batch; numpy only."""
+
+    @property
+    def owners(self) -> np.ndarray:
+        """Utterance of each row of the last `ask`, (R,)."""
+        ...
+
+    def ask(self) -> Ask | None:
+        """What to give the session next; None: all utterances are finished."""
+        ...
+
+    def take(self, step: Step) -> np.ndarray | None:
+        """Go on with what came of it; returns the utterances that stay, if others are dropped."""
+        ...
+
+    def found(self) -> list[list[Hypothesis]]:
+        """The hypotheses of each utterance so far, best first."""
         ...

@@ -1,62 +1,147 @@
-"""From audio files to transcripts: what every family offers on top of the contract."""
+"""From audio to transcripts: a compiled model, its family, and what every family offers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Collection, Sequence
 from os import PathLike
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import numpy as np
+import soundfile
 
-from fairseq_openvino.bundle import Bundle, open_bundle
+from fairseq_openvino.bundle import Bundle, Manifest, open_bundle
 from fairseq_openvino.errors import (
-    AudioError,
     BatchError,
     BundleError,
     FairseqOpenVINOError,
     ModelError,
     OptionError,
     concerns_one_clip,
+    failure,
     named,
 )
-from fairseq_openvino.model import Clip, Hypothesis, SpeechModel, Transcript
-from fairseq_openvino.runtime.engine import Engine, EngineOptions
+from fairseq_openvino.model import Clip, Head, Model, Transcript
+from fairseq_openvino.runtime.model import CompiledModel
+from fairseq_openvino.runtime.options import EngineOptions
+from fairseq_openvino.s2t.family import S2T
+from fairseq_openvino.speech import stored
 from fairseq_openvino.speech.audio import as_waveform, damage_collected, read_audio, source_name
+from fairseq_openvino.speech.frontend import FrontEnd, heard
+from fairseq_openvino.whisper.family import Whisper
 
 logger = logging.getLogger(__name__)
 
 
-class Transcriber(SpeechModel):
-    """A `SpeechModel` that reads audio and writes text."""
+class Family(Protocol):
+    """What models of one kind have in common: front end, text, options, search."""
 
-    options: ClassVar[tuple[str, ...]]
-    """Keywords of `transcribe_clips`."""
-    transcribe_clips: Callable[..., list[Transcript]]
-    """Clips that were read before, decoded together, in the order given."""
+    options: ClassVar[type[Any]]
+    """A frozen dataclass; its fields are the keywords of `Recognizer.transcribe`."""
+    splits: ClassVar[bool]
+    """See `runtime.model.CompiledModel`."""
+    front_end: FrontEnd
+    vocabulary: Any
+    """`text(tokens)` gives the detokenised text."""
+
+    def head(self, options: Any) -> Head:
+        """What a session reports in a search with these options."""
+        ...
+
+    def language(self, stated: str | None, options: Any) -> str | None:
+        """The option `language` for clips whose corpus states one: None if the model is not told it."""
+        ...
+
+    def decode(self, model: Model, clips: Sequence[Clip], options: Any) -> list[Transcript]:
+        """Clips decoded together, in the order given.
+
+        Raises:
+            OptionError: the options do not fit the model.
+        """
+        ...
+
+
+FAMILIES: dict[str, type[Any]] = {"s2t": S2T, "whisper": Whisper}
+"""By `Manifest.family`; each is made from a bundle. "s2t" is any source to target model of Fairseq."""
+
+
+class Recognizer:
+    """Reads audio, writes text; immutable and shared between threads."""
 
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
-        self.bundle, self.manifest = bundle, bundle.manifest
-        self.engine = Engine(bundle, options)
+        name = bundle.manifest.family
+        if name not in FAMILIES:
+            raise failure(
+                BundleError, "Opening a bundle", bundle.directory,
+                f"a family of {', '.join(FAMILIES)}", repr(name), "Update fairseq-openvino",
+            )  # fmt: skip
+        self.bundle = bundle
+        self.family: Family = FAMILIES[name](bundle)
+        self.model = CompiledModel(bundle, options, self.family.splits)
+        self._rate_noted = not bundle.manifest.features.sample_rate_assumed
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the bundle."""
+        return self.bundle.manifest
 
     def check_supported(self) -> None:
         """Raise ModelError if features and text of this model can only be made by Fairseq."""
         if self.manifest.unsupported:
-            raise ModelError(
-                f"Transcribing failed in {str(self.bundle.directory)!r}: expected a model whose features "
-                f"and text can be made without Fairseq, got {self.manifest.unsupported}. "
-                "Use fairseq-generate --ov-engine."
+            raise failure(
+                ModelError, "Transcribing", self.bundle.directory,
+                "a model whose features and text can be made without Fairseq",
+                self.manifest.unsupported, "Use fairseq-generate --ov-engine",
+            )  # fmt: skip
+
+    def options(self, **given: Any) -> Any:
+        """Options of the family; those not given have their defaults.
+
+        Raises:
+            OptionError: the family has no such option, or a value is out of range.
+        """
+        known = self.family.options.__dataclass_fields__
+        unknown = sorted(given.keys() - known.keys())
+        if unknown:
+            raise OptionError(
+                f"Transcribing failed in {unknown[0]}: expected an option of the model family "
+                f"{self.manifest.family!r} ({', '.join(known)}), got another. Leave it out.",
+                unknown[0],
             )
+        return self.family.options(**given)
+
+    def prepare(self, sizes: Collection[int], **options: Any) -> None:
+        """Compile what batches of these sizes need; else it happens at the first of them."""
+        wanted = self.options(**options)
+        self.model.prepare(sizes, wanted.beam, self.family.head(wanted))
 
     def read(self, audio: str | PathLike[str] | BinaryIO) -> Clip:
         """An audio file as features; another sample rate than the training data's is resampled.
 
+        Args:
+            audio: an open binary file, or a path as manifests have it: of audio, of stored features
+                (`.npy`), or of either within an uncompressed ZIP (`<file>:<offset>:<bytes>`).
+
         Raises:
             AudioError: the file cannot be used.
         """
+        self.check_supported()
+        self._note_rate(audio)
+        name, rate_hz = source_name(audio), self.family.front_end.rate_hz
         with damage_collected() as damage:
-            waveform, rate_hz = read_audio(audio, self.manifest.features.sample_rate_hz)
-        return self._clip(waveform, rate_hz, source_name(audio), "; ".join(damage) or None)
+            if isinstance(audio, (str, PathLike)):
+                found = stored.waveform(os.fspath(audio), rate_hz)
+            else:
+                found = read_audio(audio, rate_hz)
+        if found is not None:
+            return self._clip(*found, name, "; ".join(damage) or None)
+        frames = stored.frames(name, None, self.manifest.features.bins)
+        return Clip(
+            name,
+            heard(self.family.front_end.stored, name, frames.values),
+            frames.seconds,
+        )
 
     def clip(
         self, waveform: Any, sample_rate_hz: int | None = None, path: str = "waveform"
@@ -71,18 +156,40 @@ class Transcriber(SpeechModel):
         Raises:
             AudioError: the array cannot be used.
         """
-        wanted_hz = self.manifest.features.sample_rate_hz
+        self.check_supported()
+        wanted_hz = self.family.front_end.rate_hz
         given_hz: Any = wanted_hz if sample_rate_hz is None else sample_rate_hz
         return self._clip(*as_waveform(waveform, given_hz, wanted_hz, path), path)
 
     def _clip(
-        self, waveform: np.ndarray, sample_rate_hz: int, path: str, damage: str | None = None
+        self, waveform: np.ndarray, rate_hz: int, path: str, damage: str | None = None
     ) -> Clip:
-        try:
-            features = self.features(waveform, sample_rate_hz)
-        except AudioError as error:
-            raise type(error)(f"{path}: {error}") from error
-        return Clip(path, features, len(waveform) / sample_rate_hz, damage)
+        features = heard(self.family.front_end, path, waveform, rate_hz)
+        return Clip(path, features, len(waveform) / rate_hz, damage)
+
+    def _note_rate(self, audio: Any) -> None:
+        """Say once that files are resampled to a rate that is only assumed."""
+        rate_hz = None if self._rate_noted else _rate_hz(audio)
+        assumed_hz = self.family.front_end.rate_hz
+        if rate_hz not in (None, assumed_hz):
+            self._rate_noted = True
+            logger.warning(
+                f"{source_name(audio)!r} has {rate_hz} Hz and is resampled to {assumed_hz} Hz, which is "
+                "assumed: the bundle does not know the rate of its training audio (export --sample-rate)"
+            )
+
+    def transcribe_clips(self, clips: Sequence[Clip], **options: Any) -> list[Transcript]:
+        """Clips that were read before, decoded together, in the order given.
+
+        Args:
+            clips: results of `read` or `clip`.
+            options: fields of the family's options, `s2t.options` or `whisper.options`.
+
+        Raises:
+            OptionError: the options contradict each other or the model.
+        """
+        self.check_supported()
+        return self.family.decode(self.model, clips, self.options(**options))
 
     def transcribe(
         self, audio: Any, sample_rate_hz: int | None = None, **options: Any
@@ -90,7 +197,7 @@ class Transcriber(SpeechModel):
         """Audio to text.
 
         Args:
-            audio: a path or open binary file (`audio.AUDIO_FORMATS`), or an array as in `clip`.
+            audio: as in `read`, or an array as in `clip`.
             sample_rate_hz: of an array; default: the model's.
             options: as in `transcribe_clips`.
 
@@ -131,15 +238,10 @@ class Transcriber(SpeechModel):
             OptionError: the options contradict each other or the model.
             FairseqOpenVINOError: the model or the machine is at fault, not a clip.
         """
-        unknown = sorted(options.keys() - set(self.options))
-        if unknown:
-            raise OptionError(
-                f"Transcribing failed in {', '.join(unknown)}: expected options among "
-                f"{', '.join(self.options)}, got others. Leave them out."
-            )
+        wanted = self.options(**options)
         results: list[Any] = [self._attempt(audio, sample_rate_hz) for audio in audios]
         places = [i for i, result in enumerate(results) if isinstance(result, Clip)]
-        decoded = self._decode_each([results[i] for i in places], options)
+        decoded = self._decode_each([results[i] for i in places], wanted)
         for i, result in zip(places, decoded, strict=True):
             results[i] = result
         return results
@@ -158,44 +260,19 @@ class Transcriber(SpeechModel):
             return _of_one_clip(error, source_name(audio) if is_file else "waveform")
 
     def _decode_each(
-        self, clips: list[Clip], options: dict[str, Any]
+        self, clips: list[Clip], options: Any
     ) -> list[Transcript | FairseqOpenVINOError]:
         """All together; if that fails, in halves, down to the clips at fault."""
         if not clips:
             return []
         try:
-            return [*self.transcribe_clips(clips, **options)]
+            return [*self.family.decode(self.model, clips, options)]
         except Exception as error:
             if len(clips) == 1 or not concerns_one_clip(error):
                 return [_of_one_clip(error, clips[0].path)]
             logger.debug("a batch failed; decoding its halves", exc_info=True)
         half = len(clips) // 2
         return self._decode_each(clips[:half], options) + self._decode_each(clips[half:], options)
-
-
-def _of_one_clip(error: Exception, path: str) -> FairseqOpenVINOError:
-    """The error as the clip's result; one that concerns the whole run is raised."""
-    if not concerns_one_clip(error):
-        raise error
-    logger.debug(f"{path} failed", exc_info=error)
-    found = named(error, path)
-    found.__cause__ = None if found is error else error
-    return found
-
-
-def check_nbest(nbest: int, beam: int) -> None:
-    """Raise OptionError unless 1 <= nbest <= beam."""
-    if not 1 <= nbest <= beam:
-        raise OptionError(
-            f"Transcribing failed in --nbest: expected 1 to --beam {beam}, got {nbest}. "
-            "Raise --beam or lower --nbest."
-        )
-
-
-def transcript(clip: Clip, texts: Sequence[str], found: Sequence[Hypothesis]) -> Transcript:
-    """Of the n best hypotheses of a clip."""
-    pairs = tuple(zip(texts, found, strict=True))
-    return Transcript(clip.path, texts[0], found[0].score, clip.seconds, pairs, damage=clip.damage)
 
 
 def load_model(
@@ -206,7 +283,7 @@ def load_model(
     threads: int | None = None,
     streams: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
-) -> Transcriber:
+) -> Recognizer:
     """Verify a bundle and prepare it for inference; graphs are compiled at their first use.
 
     Args:
@@ -222,20 +299,29 @@ def load_model(
         BundleError: the bundle is damaged or of an unknown family.
         OptionError: an option is out of range.
     """
-    from fairseq_openvino.s2t.model import S2TModel
-    from fairseq_openvino.whisper.model import WhisperModel
-
-    families: dict[str, Callable[[Bundle, EngineOptions], Transcriber]] = {
-        "s2t": S2TModel,
-        "whisper": WhisperModel,
-    }
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    family = opened.manifest.family
-    if family not in families:
-        raise BundleError(
-            f"Opening a bundle failed in {str(opened.directory)!r}: expected a family of "
-            f"{', '.join(families)}, got {family!r}. Update fairseq-openvino."
-        )
     precision = precision or opened.manifest.runtime.inference
-    options = EngineOptions(device, precision, threads, streams, cache_dir)
-    return families[family](opened, options)
+    return Recognizer(opened, EngineOptions(device, precision, threads, streams, cache_dir))
+
+
+def _of_one_clip(error: Exception, path: str) -> FairseqOpenVINOError:
+    """The error as the clip's result; one that concerns the whole run is raised."""
+    if not concerns_one_clip(error):
+        raise error
+    logger.debug(f"{path} failed", exc_info=error)
+    found = named(error, path)
+    found.__cause__ = None if found is error else error
+    return found
+
+
+def _rate_hz(audio: str | PathLike[str] | BinaryIO) -> int | None:
+    """Rate of an audio file; None for one that cannot be read, which the reader reports."""
+    try:
+        if isinstance(audio, (str, PathLike)):
+            return int(soundfile.info(audio).samplerate)
+        start = audio.tell()
+        rate_hz = int(soundfile.info(audio).samplerate)
+        audio.seek(start)
+    except (soundfile.LibsndfileError, OSError, RuntimeError):
+        return None
+    return rate_hz

@@ -211,7 +211,7 @@ def _faster(source: Path, precision: str, options: Namespace) -> dict[str, Trans
 
 def _ours(source: Path, precision: str, options: Namespace) -> dict[str, Transcribe]:
     from fairseq_openvino import load_model
-    from fairseq_openvino.export.whisper.graphs import export_whisper
+    from fairseq_openvino.export.whisper import export_whisper
 
     bundle = options.output / "bundles" / source.name
     if not bundle.exists():

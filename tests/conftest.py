@@ -58,12 +58,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped checkpoint as a bundle."""
-    from fairseq_openvino.export import ExportOptions, export_checkpoint
+    from fairseq_openvino.export.fairseq import export_checkpoint
     from fairseq_openvino.export.fairseq.data import DataDirectory
 
     path = tmp_path_factory.mktemp("mini") / "bundle"
     data = DataDirectory(MINI, "config_st_en_de.yaml")
-    export_checkpoint(MINI / "checkpoint.pt", data, path, ExportOptions(keep_onnx=False))
+    export_checkpoint(MINI / "checkpoint.pt", data, path)
     return path
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_openvino.export.cache import cached_bundle
+from fairseq_openvino.export.fairseq import cached_bundle
 from fairseq_openvino.export.fairseq.data import DataDirectory
 
 

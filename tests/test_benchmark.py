@@ -24,7 +24,7 @@ from fairseq_openvino.measure.engines import EngineSpec
 from fairseq_openvino.measure.plan import BenchmarkOptions, Case, cases
 from fairseq_openvino.measure.process import Conversation, EngineFailed
 from fairseq_openvino.measure.turns import Turns
-from fairseq_openvino.runtime.engine import PRECISIONS
+from fairseq_openvino.runtime.options import PRECISIONS
 
 EXACT = ("eager", "ours-f32", "onnxruntime", "openvino-stateless")
 QUANTIZED = "ours-nncf"

@@ -13,7 +13,7 @@ import pytest
 
 from fairseq_openvino import __version__, machine
 from fairseq_openvino.commands import doctor
-from fairseq_openvino.runtime.engine import PRECISIONS
+from fairseq_openvino.runtime.options import PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 

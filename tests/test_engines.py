@@ -17,7 +17,7 @@ from fairseq_openvino.errors import (
     OptionError,
     UtteranceTooLongError,
 )
-from fairseq_openvino.export import ExportOptions, export_checkpoint
+from fairseq_openvino.export.fairseq import export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.measure.child import Child
 from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search
@@ -96,7 +96,7 @@ def test_languages_of_the_corpus_reach_a_multilingual_model(tmp_path: Path) -> N
     write_data(tmp_path, utterances=3, frames=(40, 120))
     paths = sorted((tmp_path / "features").glob("*.npy"))
     bundle = tmp_path / "bundle"
-    export_checkpoint(checkpoint, DataDirectory(tmp_path), bundle, ExportOptions(keep_onnx=False))
+    export_checkpoint(checkpoint, DataDirectory(tmp_path), bundle)
     engines = [
         BundleEngine(spec("ours", bundle=bundle)),
         FairseqEngine(spec("fairseq", checkpoint=checkpoint, data=tmp_path)),

@@ -361,7 +361,7 @@ def test_an_output_that_cannot_be_written(mini_bundle: Path, tmp_path: Path) -> 
 
 
 def test_whisper_in_pytorch_and_openvino(whisper: Path, tmp_path: Path) -> None:
-    from fairseq_openvino.export.whisper.graphs import export_whisper
+    from fairseq_openvino.export.whisper import export_whisper
 
     export_whisper(whisper, tmp_path / "bundle")
     output = tmp_path / "out"

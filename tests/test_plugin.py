@@ -23,14 +23,14 @@ from conftest import (
     write_checkpoint,
     write_data,
 )
+from fairseq_openvino.s2t.model import S2TModel
 
 from fairseq_openvino.bundle import is_bundle
 from fairseq_openvino.commands.verify import compare
 from fairseq_openvino.errors import ModelError, OptionError
-from fairseq_openvino.export.cache import cached_bundle
+from fairseq_openvino.export.fairseq import cached_bundle
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.runtime.engine import Engine, Variant
-from fairseq_openvino.s2t.model import S2TModel
 
 
 def assert_identical(eager: Any, engine: Any) -> None:

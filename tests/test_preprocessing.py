@@ -18,9 +18,9 @@ from conftest import MINI, generate, write_checkpoint, write_data
 from fairseq_openvino import cli, load_model
 from fairseq_openvino.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 from fairseq_openvino.errors import ModelError, OptionError
-from fairseq_openvino.export import ExportOptions, export_checkpoint
-from fairseq_openvino.export.cache import cached_bundle
+from fairseq_openvino.export.fairseq import cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.speech.audio import read_audio
 
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))[:12:11]

@@ -14,7 +14,6 @@ import openvino as ov
 import pytest
 import soundfile
 from conftest import MINI
-from fairseq_openvino.evaluate import corpus
 from openvino import opset13 as ops
 
 from fairseq_openvino import cli, load_model
@@ -35,8 +34,9 @@ from fairseq_openvino.errors import (
     OptionError,
     QualityError,
 )
-from fairseq_openvino.export import ExportOptions, export_checkpoint
+from fairseq_openvino.export.fairseq import export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.quantize import compress, gate, procedure, recording
 from fairseq_openvino.quantize.components import Component, Form
 from fairseq_openvino.quantize.divergence import divergence
@@ -45,8 +45,10 @@ from fairseq_openvino.quantize.material import draw
 from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, MIXED, Options
 from fairseq_openvino.quantize.procedure import Result, quantize_bundle
 from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples
-from fairseq_openvino.runtime.engine import Engine, EngineOptions, Variant, compile_properties
+from fairseq_openvino.runtime.engine import Engine, Variant, compile_properties
+from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.runtime.session import Session, encode
+from fairseq_openvino.speech import corpus
 
 TEST_SET = MINI / "test_st_en_de.tsv"
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))
@@ -194,7 +196,7 @@ def test_the_other_modes(source: Bundle, work: Path, tmp_path: Path, mode: str) 
 
 
 def test_every_family_goes_through_the_contract(whisper: Path, tmp_path: Path) -> None:
-    from fairseq_openvino.export.whisper.graphs import export_whisper
+    from fairseq_openvino.export.whisper import export_whisper
 
     original = export_whisper(whisper, tmp_path / "bundle")[0]
     options = Options(

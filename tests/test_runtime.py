@@ -25,8 +25,9 @@ from fairseq_openvino.errors import (
     OptionError,
     UtteranceTooLongError,
 )
-from fairseq_openvino.export import ExportOptions, export_checkpoint
+from fairseq_openvino.export.fairseq import export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.runtime.engine import Variant
 from fairseq_openvino.runtime.session import concatenate
 from fairseq_openvino.s2t.search import SearchOptions

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fairseq_openvino.whisper.model import is_done
 from whisper_models import TEXT_TOKENS, Layout, waveforms, write_whisper
 
 from fairseq_openvino import load_model
 from fairseq_openvino.errors import OptionError, UtteranceTooLongError
 from fairseq_openvino.model import Clip, Hypothesis, Transcript
 from fairseq_openvino.whisper import context as whisper_context
-from fairseq_openvino.whisper.model import is_done
 from fairseq_openvino.whisper.windows import Progress
 
 LAYOUTS = {
@@ -32,7 +32,7 @@ class Pair:
         import torch
 
         from fairseq_openvino.compat.transformers import transformers
-        from fairseq_openvino.export.whisper.graphs import export_whisper
+        from fairseq_openvino.export.whisper import export_whisper
 
         self.layout, self.directory = layout, write_whisper(directory / "source", layout)
         self.bundle, self.report = export_whisper(self.directory, directory / "bundle")
@@ -615,7 +615,7 @@ def test_openai_checkpoints(openai: Path, tmp_path: Path, monkeypatch: pytest.Mo
     import torch
 
     from fairseq_openvino.errors import CheckpointError, ModelError, UnsafeCheckpointError
-    from fairseq_openvino.export.whisper.graphs import export_whisper
+    from fairseq_openvino.export.whisper import export_whisper
 
     bundle, report = export_whisper(openai / "small.pt", tmp_path / "bundle")
     rules = bundle.manifest.whisper
@@ -649,7 +649,7 @@ def test_sources_that_cannot_be_exported(multilingual: Pair, tmp_path: Path) -> 
     import shutil
 
     from fairseq_openvino.errors import CheckpointError, ModelError
-    from fairseq_openvino.export.whisper.graphs import export_whisper
+    from fairseq_openvino.export.whisper import export_whisper
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(multilingual.directory, tmp_path / name))

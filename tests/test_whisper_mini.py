@@ -46,7 +46,7 @@ def wer(model: Any, wanted: list[dict[str, str]], column: str = "text", **option
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from fairseq_openvino.export.whisper.graphs import export_whisper
+    from fairseq_openvino.export.whisper import export_whisper
 
     path = tmp_path_factory.mktemp("whisper-mini") / "bundle"
     assert export_whisper(MINI, path)[1].passed

@@ -35,7 +35,7 @@ class Real:
     """A checkpoint, its bundle and the clips its language allows."""
 
     def __init__(self, source: Path, bundle: Path) -> None:
-        from fairseq_openvino.export.whisper.graphs import export_whisper
+        from fairseq_openvino.export.whisper import export_whisper
 
         self.source, (self.bundle, self.report) = source, export_whisper(source, bundle)
         self.model: Any = load_model(self.bundle)

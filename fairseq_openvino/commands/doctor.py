@@ -110,7 +110,7 @@ def report() -> str:
 
 def _fast_plans() -> list[tuple[str, ...]]:
     """Encoder and decoder precision by batch size, and why."""
-    from fairseq_openvino.runtime.engine import EngineOptions
+    from fairseq_openvino.runtime.options import EngineOptions
     from fairseq_openvino.runtime.precision import plan_batch
 
     rows: list[tuple[str, ...]] = [("UTTERANCES", "ENCODER", "DECODER", "STREAMS", "WHY")]
@@ -175,7 +175,7 @@ def _shims() -> tuple[tuple[str, str, str], ...]:
 def _precisions() -> tuple[Precision, ...]:
     import openvino as ov
 
-    from fairseq_openvino.runtime.engine import PRECISIONS
+    from fairseq_openvino.runtime.options import PRECISIONS
 
     core = ov.Core()
     model = _probe()

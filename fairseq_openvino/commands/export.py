@@ -9,7 +9,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.errors import EXIT_OK, MissingDependencyError, OptionError
+from fairseq_openvino.errors import EXIT_OK, MissingDependencyError, failure, invalid
+from fairseq_openvino.export.options import ExportOptions
+from fairseq_openvino.flags import add_flags, given
+
+ACTION = "Exporting"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,54 +24,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--whisper", metavar="SOURCE",
         help="Whisper: Hugging Face directory, OpenAI .pt file, or hub name",
     )  # fmt: skip
-    parser.add_argument("--data", type=Path, metavar="DIR", help="data directory of --path")
-    parser.add_argument("--config-yaml", default="config.yaml", help="YAML in the data directory")
-    parser.add_argument(
-        "--gen-subset", metavar="NAME",
-        help="use its transforms (needed if the YAML has different ones for evaluation splits)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--sample-rate", type=int, metavar="HZ",
-        help="of the training audio, if the YAML does not say (default: 16000)",
-    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, required=True, metavar="BUNDLE", help="directory to create"
     )
-    parser.add_argument(
-        "--precision", default="f32", help="stored weights: f32 (exact) or f16 (half the size)"
-    )
-    parser.add_argument("--onnx-only", action="store_true", help="no OpenVINO IR")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    parser.add_argument(
+    add_flags(parser, ExportOptions)
+    fairseq = parser.add_argument_group("Fairseq")
+    fairseq.add_argument("--data", type=Path, metavar="DIR", help="data directory of --path")
+    fairseq.add_argument("--config-yaml", default="config.yaml", help="YAML in the data directory")
+    fairseq.add_argument(
+        "--gen-subset", metavar="NAME",
+        help="use its transforms (needed if the YAML has different ones for evaluation splits)",
+    )  # fmt: skip
+    fairseq.add_argument(
+        "--sample-rate", type=int, metavar="HZ",
+        help="of the training audio, if the YAML does not say (default: 16000)",
+    )  # fmt: skip
+    fairseq.add_argument(
         "--model-overrides", default="{}", help="dictionary of model arguments, as Fairseq's"
     )
-    parser.add_argument(
+    parser.add_argument_group("Whisper").add_argument(
         "--tokenizer", type=Path, metavar="FILE",
-        help="of --whisper: tokenizer.json, *.tiktoken or a directory (default: beside the source)",
+        help="tokenizer.json, *.tiktoken or a directory (default: beside the source)",
     )  # fmt: skip
 
 
-def run(options: argparse.Namespace, _: list[str]) -> int:
+def run(arguments: argparse.Namespace, _: list[str]) -> int:
     """Export, and print the parity table and the files."""
     warnings.filterwarnings("ignore")  # of Fairseq's and Hydra's own code
     logging.getLogger("fairseq").setLevel(logging.ERROR)
-    from fairseq_openvino.export import ExportOptions, export_checkpoint
-    from fairseq_openvino.export.fairseq.data import DataDirectory
-
-    wanted = ExportOptions(options.precision, not options.onnx_only, True, options.overwrite)
-    if options.whisper is not None:
-        bundle, report = _export_whisper(options, wanted)
-    elif options.data is None:
-        raise OptionError(
-            "Exporting failed in --data: expected the data directory of --path, got none. "
-            "Name the directory the model was trained with."
-        )
-    else:
-        data = DataDirectory(
-            options.data, options.config_yaml, options.gen_subset, options.sample_rate
-        )
-        overrides = _overrides(options.model_overrides)
-        bundle, report = export_checkpoint(options.path, data, options.output, wanted, overrides)
+    options = ExportOptions(**given(arguments, ExportOptions))
+    export = _export_checkpoint if arguments.whisper is None else _export_whisper
+    bundle, report = export(arguments, options)
     print(report.table())
     print(f"\n{bundle.manifest.architecture} exported to {bundle.directory}")
     for name, file in bundle.manifest.files.items():
@@ -75,28 +62,41 @@ def run(options: argparse.Namespace, _: list[str]) -> int:
     return EXIT_OK
 
 
-def _export_whisper(options: argparse.Namespace, wanted: Any) -> tuple[Any, Any]:
+def _export_checkpoint(arguments: argparse.Namespace, options: ExportOptions) -> tuple[Any, Any]:
+    from fairseq_openvino.export.fairseq import export_checkpoint
+    from fairseq_openvino.export.fairseq.data import DataDirectory
+
+    if arguments.data is None:
+        expected, advice = (
+            "the data directory of --path",
+            "Name the directory the model was trained with",
+        )
+        raise invalid(ACTION, "--data", expected, "none", advice)
+    data = DataDirectory(
+        arguments.data, arguments.config_yaml, arguments.gen_subset, arguments.sample_rate
+    )
+    overrides = _overrides(arguments.model_overrides)
+    return export_checkpoint(arguments.path, data, arguments.output, options, overrides)
+
+
+def _export_whisper(arguments: argparse.Namespace, options: ExportOptions) -> tuple[Any, Any]:
     try:
-        from fairseq_openvino.export.whisper.graphs import export_whisper
+        from fairseq_openvino.export.whisper import export_whisper
     except ImportError as error:
-        raise MissingDependencyError(
-            f"Exporting failed in --whisper: expected the package transformers, got {error}. "
-            "Install fairseq-openvino[whisper-export]."
-        ) from error
-    return export_whisper(options.whisper, options.output, wanted, options.tokenizer)
+        raise failure(
+            MissingDependencyError, ACTION, "--whisper", "the package transformers", error,
+            "Install fairseq-openvino[whisper-export]",
+        ) from error  # fmt: skip
+    return export_whisper(arguments.whisper, arguments.output, options, arguments.tokenizer)
 
 
 def _overrides(text: str) -> dict[str, Any]:
     try:
         value = ast.literal_eval(text)
+        if isinstance(value, dict):
+            return value
+        problem = repr(text)
     except (ValueError, SyntaxError) as error:
-        raise OptionError(
-            f"Exporting failed in --model-overrides: expected a dictionary, got {text!r} ({error}). "
-            "Write it as \"{'name': value}\"."
-        ) from error
-    if not isinstance(value, dict):
-        raise OptionError(
-            f"Exporting failed in --model-overrides: expected a dictionary, got {text!r}. "
-            "Write it as \"{'name': value}\"."
-        )
-    return value
+        problem = f"{text!r} ({error})"
+    advice = "Write it as \"{'name': value}\""
+    raise invalid(ACTION, "--model-overrides", "a dictionary", problem, advice)

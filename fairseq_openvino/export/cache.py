@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.atomic import locked, sha256
+from fairseq_openvino.atomic import locked
 from fairseq_openvino.bundle import Bundle, is_bundle, open_bundle
-from fairseq_openvino.errors import BundleError, CheckpointError
-from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.errors import BundleError
+from fairseq_openvino.export.parity import Report
 
 logger = logging.getLogger(__name__)
 
@@ -26,53 +27,36 @@ def default_cache_dir() -> Path:
     return Path(base) / "fairseq_openvino"
 
 
-def cached_bundle(
-    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], cache_dir: Path
+def cached(
+    name: str,
+    content: Mapping[str, Any],
+    cache_dir: Path,
+    make: Callable[[Path], tuple[Bundle, Report]],
 ) -> Bundle:
-    """The bundle of a checkpoint, exported now if this cache has none.
+    """The bundle of some content, made now if this cache has none.
 
     Args:
-        checkpoint: a Fairseq `.pt` file.
-        data: its data directory.
-        overrides: model arguments to replace.
+        name: begins the directory's name.
+        content: everything that shapes the bundle, as JSON types.
         cache_dir: where bundles are kept.
+        make: exports it to a directory.
 
     Raises:
-        CheckpointError: there is no such file.
         StorageError: the cache directory is not writable.
-        FairseqOpenVINOError: whatever `export_checkpoint` raises; nothing is left in the cache.
     """
-    if not checkpoint.is_file():
-        raise CheckpointError(
-            f"Loading a checkpoint failed in {str(checkpoint)!r}: expected a file, got none. "
-            "Check --path."
-        )
-    target = cache_dir / BUNDLES / _key(checkpoint, data, overrides)
+    target = cache_dir / BUNDLES / f"{name}-{key(content)}"
     with locked(target.with_name(target.name + ".lock")):  # others wait, then find the bundle
         if is_bundle(target):
             try:
                 return open_bundle(target)
             except BundleError as error:
                 logger.warning(f"exporting again, the cached bundle is damaged: {error}")
-        from fairseq_openvino.export import ExportOptions, export_checkpoint
-
-        logger.info(f"exporting {checkpoint} on first use into {target}")
-        options = ExportOptions(keep_onnx=False, overwrite=True, transcribes=False)
-        bundle, report = export_checkpoint(checkpoint, data, target, options, overrides)
-        logger.info(f"exported; parity with Fairseq:\n{report.table()}")
+        bundle, report = make(target)
+        logger.info(f"exported; parity with {report.reference}:\n{report.table()}")
         return bundle
 
 
-def _key(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> str:
-    from fairseq_openvino.export import tool_versions
-
-    content = {
-        "checkpoint": sha256(checkpoint),
-        "data": [sha256(path) for path in data.sources()],
-        "described": {key: repr(value) for key, value in data.described().items()},
-        "statistics": [values.tolist() for values in data.transforms.statistics or ()],
-        "overrides": {key: repr(value) for key, value in sorted(overrides.items())},
-        "versions": tool_versions(),
-    }
+def key(content: Mapping[str, Any]) -> str:
+    """Equal for equal content."""
     text = json.dumps(content, sort_keys=True)
-    return f"{checkpoint.stem}-{hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-MASKED = -65504.0
-"""Additive bias of a masked position: exp() of it is 0 in f32 and it is finite in f16 and bf16."""
+from fairseq_openvino.bundle import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -18,10 +17,10 @@ class Graphs:
     decoder: Any
     layers: int
     """P, decoder layers."""
-    heads: int
-    """H, attention heads of the decoder."""
-    head_width: int
-    """dh."""
+    memory: tuple[TensorSpec, ...]
+    """Outputs of the encoder behind `encoder_lengths`."""
+    state: tuple[TensorSpec, ...]
+    """What the decoder is given and returns at each call."""
     model_width: int
     """D of the decoder."""
     feature_bins: int

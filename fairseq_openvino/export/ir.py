@@ -1,8 +1,8 @@
 """ONNX to OpenVINO IR; the decoder becomes stateful and takes `beam_idx`.
 
 What the CPU plugin fuses depends on the exact form of the graph: `beam_idx` must be an i32 parameter
-feeding a Gather on each cache, and each cache a ReadValue/Assign pair with an initialiser of length
-0. Then self-attention with its cache and reordering becomes one node per layer.
+feeding a Gather on each state, and each state a ReadValue/Assign pair with an initialiser. Then
+self-attention with its cache and reordering becomes one node per layer.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from openvino._offline_transformations import apply_make_stateful_transformation
 
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
 from fairseq_openvino.export.graphs import Graphs
-from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, cache_names
+from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past, present
 
 
 def write(directory: Path, graphs: Graphs, precision: str) -> None:
     """Convert both ONNX files of a directory; weights are stored in `precision` (f32 or f16).
 
     The encoder keeps its inputs and outputs. The decoder becomes stateful, with the inputs tokens
-    (R, l), offset (), beam_idx (R,) i32, cross_bias, cross_key.p, cross_value.p and the output logits
-    (R, l, V). One model at a time is in memory.
+    (R, l), offset (), beam_idx (R,) i32 and the memory, and the output logits (R, l, V). One model at a
+    time is loaded.
     """
     save(ov.convert_model(directory / ENCODER_ONNX), directory / ENCODER_IR, precision)
     decoder = ov.convert_model(directory / DECODER_ONNX)
@@ -41,27 +41,42 @@ def _make_stateful(model: ov.Model, graphs: Graphs) -> None:
     beam_idx = ops.parameter([-1], np.int32, name="beam_idx")
     beam_idx.output(0).get_tensor().set_names({"beam_idx"})
     axis = ops.constant(np.int64(0))
-    pairs = {}
-    for past, present in zip(
-        cache_names("past", graphs.layers), cache_names("present", graphs.layers), strict=True
-    ):
-        parameter = model.input(past).get_node()
+    for spec in graphs.state:
+        parameter = model.input(past(spec)).get_node()
         consumers = parameter.output(0).get_target_inputs()
         reordered = ops.gather(parameter, beam_idx, axis)
         for consumer in consumers:
             consumer.replace_source_output(reordered.output(0))
-        pairs[past] = present
     model.add_parameters([beam_idx])
     model.validate_nodes_and_infer_types()
+    pairs = {past(spec): present(spec) for spec in graphs.state}
     apply_make_stateful_transformation(model, pairs)
     _initialise_states(model, graphs)
     model.validate_nodes_and_infer_types()
 
 
 def _initialise_states(model: ov.Model, graphs: Graphs) -> None:
-    rows = ops.shape_of(model.input("beam_idx"), output_type="i64")
-    tail = ops.constant(np.array([graphs.heads, 0, graphs.head_width], np.int64))
-    empty = ops.broadcast(ops.constant(np.float32(0)), ops.concat([rows, tail], 0))
+    rows = ops.shape_of(model.input("beam_idx"), output_type="i64")  # (1,)
+    specs = {past(spec) + present(spec): spec for spec in graphs.state}
+    zeros: dict[tuple[int | str, ...], ov.Node] = {}
     for node in model.get_ops():
-        if node.get_type_name() == "ReadValue":
-            node.set_arguments([empty.output(0)])
+        if node.get_type_name() != "ReadValue":
+            continue
+        spec = specs[node.get_attributes()["variable_id"]]
+        if spec.start is not None:
+            start = _rows_of(model.input(spec.start).get_node(), rows)
+        elif (start := zeros.get(spec.dims)) is None:
+            sizes = [dim if isinstance(dim, int) else 0 for dim in spec.dims[1:]]
+            tail = ops.constant(np.array(sizes, np.int64))
+            zero = ops.constant(np.float32(0))
+            start = zeros[spec.dims] = ops.broadcast(zero, ops.concat([rows, tail], 0))
+        node.set_arguments([start.output(0)])
+
+
+def _rows_of(memory: ov.Node, rows: ov.Node) -> ov.Node:
+    """A memory tensor (N, ...) with each utterance repeated for its rows: (R, ...)."""
+    zero, one = ops.constant(np.int64(0)), ops.constant(np.int64(1))
+    count = ops.squeeze(rows, zero)
+    utterances = ops.gather(ops.shape_of(memory, output_type="i64"), zero, zero)
+    row = ops.range(zero, count, one, output_type="i64")
+    return ops.gather(memory, ops.divide(ops.multiply(row, utterances), count), zero)

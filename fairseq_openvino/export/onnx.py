@@ -5,22 +5,16 @@
 | encoder | in  features        | (N, T, F)         | f32   |
 |         | in  lengths         | (N,)              | i64   |
 |         | out encoder_lengths | (N,)              | i64   |
-|         | out cross_bias      | (N, 1, 1, S)      | f32   |
-|         | out cross_key.p     | (N, H, S, dh)     | f32   |
-|         | out cross_value.p   | (N, H, S, dh)     | f32   |
+|         | out each memory     | its spec's        | f32   |
 | decoder | in  tokens          | (R, l)            | i64   |
 |         | in  offset          | ()                | i64   |
-|         | in  cross_bias      | (N, 1, 1, S)      | f32   |
-|         | in  past_key.p      | (R, H, L, dh)     | f32   |
-|         | in  past_value.p    | (R, H, L, dh)     | f32   |
-|         | in  cross_key.p     | (N, H, S, dh)     | f32   |
-|         | in  cross_value.p   | (N, H, S, dh)     | f32   |
+|         | in  each memory     | its spec's        | f32   |
+|         | in  past_<state>    | its spec's        | f32   |
 |         | out logits          | (R, l, V)         | f32   |
-|         | out present_key.p   | (R, H, L+l, dh)   | f32   |
-|         | out present_value.p | (R, H, L+l, dh)   | f32   |
+|         | out present_<state> | its spec's, L+l   | f32   |
 
-p = 0 .. P-1; N, T, R, l, L, S are dynamic; R is a multiple of N and row r belongs to utterance
-r // (R / N).
+Memory and state are described by `Graphs` (a transformer decoder's: `bundle.attention_specs`). N, T, R,
+l, L, S are dynamic; R is a multiple of N and row r belongs to utterance r // (R / N).
 """
 
 from __future__ import annotations
@@ -32,6 +26,7 @@ from typing import Any
 import onnx
 import torch
 
+from fairseq_openvino.bundle import TensorSpec
 from fairseq_openvino.export import memory
 from fairseq_openvino.export.graphs import Graphs
 
@@ -40,23 +35,30 @@ ENCODER_ONNX = "encoder.onnx"
 DECODER_ONNX = "decoder.onnx"
 
 
-def cross_names(layers: int) -> list[str]:
-    """cross_key.0, cross_value.0, cross_key.1, ... in graph order."""
-    return [f"cross_{part}.{i}" for i in range(layers) for part in ("key", "value")]
+def past(state: TensorSpec) -> str:
+    """The decoder's input for a state."""
+    return f"past_{state.name}"
 
 
-def cache_names(prefix: str, layers: int) -> list[str]:
-    """<prefix>_key.0, <prefix>_value.0, ... for prefix `past` or `present`, in graph order."""
-    return [f"{prefix}_{part}.{i}" for i in range(layers) for part in ("key", "value")]
+def present(state: TensorSpec) -> str:
+    """The decoder's output for a state."""
+    return f"present_{state.name}"
 
 
-def decoder_inputs(layers: int) -> list[str]:
-    """Input names of the decoder graph, in graph order."""
-    names = ["tokens", "offset", "cross_bias"]
-    past, cross = cache_names("past", layers), cross_names(layers)
-    for i in range(layers):
-        names += past[2 * i : 2 * i + 2] + cross[2 * i : 2 * i + 2]
-    return names
+def decoder_tensors(graphs: Graphs) -> dict[str, TensorSpec]:
+    """Inputs of the decoder behind `tokens` and `offset`, in the order of its arguments.
+
+    What belongs to a layer, named `<part>.<layer>`, stands together, the states first.
+    """
+    named = {past(spec): spec for spec in graphs.state} | {
+        spec.name: spec for spec in graphs.memory
+    }
+
+    def layer(name: str) -> int:
+        number = name.rpartition(".")[2]
+        return int(number) if number.isdigit() else -1
+
+    return {name: named[name] for name in sorted(named, key=layer)}
 
 
 def export_onnx(graphs: Graphs, directory: Path) -> tuple[Path, Path]:
@@ -66,25 +68,28 @@ def export_onnx(graphs: Graphs, directory: Path) -> tuple[Path, Path]:
         Paths of the encoder and of the decoder inside `directory`.
     """
     encoder, decoder = directory / ENCODER_ONNX, directory / DECODER_ONNX
-    outputs = ["encoder_lengths", "cross_bias", *cross_names(graphs.layers)]
     axes: dict[str, dict[int, str]] = {
         "features": {0: "N", 1: "T"},
         "lengths": {0: "N"},
         "encoder_lengths": {0: "N"},
-        "cross_bias": {0: "N", 3: "S"},
     }
-    axes |= {name: {0: "N", 2: "S"} for name in cross_names(graphs.layers)}
+    axes |= {spec.name: _dynamic(spec) for spec in graphs.memory}
     features = torch.zeros(2, 40, graphs.feature_bins)
-    _export(graphs.encoder, (features, torch.tensor([40, 32])), encoder,
-            ["features", "lengths"], outputs, axes)  # fmt: skip
-    axes = {"tokens": {0: "R", 1: "l"}, "cross_bias": {0: "N", 3: "S"}, "logits": {0: "R", 1: "l"}}
-    axes |= {name: {0: "N", 2: "S"} for name in cross_names(graphs.layers)}
-    axes |= {name: {0: "R", 2: "L"} for name in cache_names("past", graphs.layers)}
-    axes |= {name: {0: "R", 2: "L+l"} for name in cache_names("present", graphs.layers)}
-    outputs = ["logits", *cache_names("present", graphs.layers)]
-    _export(graphs.decoder, _decoder_example(graphs), decoder,
-            decoder_inputs(graphs.layers), outputs, axes)  # fmt: skip
+    _export(graphs.encoder, (features, torch.tensor([40, 32])), encoder, ["features", "lengths"],
+            ["encoder_lengths", *(spec.name for spec in graphs.memory)], axes)  # fmt: skip
+    tensors = decoder_tensors(graphs)
+    axes = {"tokens": {0: "R", 1: "l"}, "logits": {0: "R", 1: "l"}}
+    axes |= {name: _dynamic(spec) for name, spec in tensors.items()}
+    axes |= {present(spec): _dynamic(spec, "L+l") for spec in graphs.state}
+    _export(graphs.decoder, _decoder_example(graphs), decoder, ["tokens", "offset", *tensors],
+            ["logits", *map(present, graphs.state)], axes)  # fmt: skip
     return encoder, decoder
+
+
+def _dynamic(spec: TensorSpec, length: str = "L") -> dict[int, str]:
+    """Axes without a fixed size."""
+    letters = {axis: dim for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
+    return {axis: length if letter == "L" else letter for axis, letter in letters.items()}
 
 
 def _decoder_example(graphs: Graphs) -> tuple[torch.Tensor, ...]:
@@ -92,15 +97,13 @@ def _decoder_example(graphs: Graphs) -> tuple[torch.Tensor, ...]:
 
     The offset 0 does not fit L, but every position table; l is less in a model of fewer positions.
     """
-
-    def cache(rows: int, length: int) -> torch.Tensor:
-        return torch.zeros(rows, graphs.heads, length, graphs.head_width)
-
+    sizes = {"N": 2, "R": 4, "L": 5, "S": 7}
     tokens = torch.zeros(4, min(3, graphs.max_target_tokens), dtype=torch.int64)
-    example = [tokens, torch.tensor(0), torch.zeros(2, 1, 1, 7)]
-    for _ in range(graphs.layers):
-        example += [cache(4, 5), cache(4, 5), cache(2, 7), cache(2, 7)]
-    return tuple(example)
+    tensors = [
+        torch.zeros([sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims])
+        for spec in decoder_tensors(graphs).values()
+    ]
+    return (tokens, torch.tensor(0), *tensors)
 
 
 def _export(

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fairseq_openvino.bundle import is_recurrent
 from fairseq_openvino.errors import ParityError
 from fairseq_openvino.export import memory
 from fairseq_openvino.export.float64 import Float64
@@ -58,25 +59,6 @@ class Reference(Protocol):
     def logits(self, batch: Forced) -> torch.Tensor:
         """(steps, R, V), those at `batch.nodes`, computed from scratch on `batch.paths`."""
         ...
-
-
-class FairseqReference:
-    """A Fairseq encoder-decoder model in eval mode."""
-
-    name = "Fairseq"
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def logits(self, batch: Forced) -> torch.Tensor:
-        """See `Reference`."""
-        encoder, decoder = self.model.encoder, self.model.decoder
-        encoded = encoder(torch.from_numpy(batch.features), torch.from_numpy(batch.lengths))
-        encoded = encoder.reorder_encoder_out(encoded, torch.from_numpy(batch.utterances))
-        paths = torch.from_numpy(batch.paths)
-        hidden = decoder(paths, encoder_out=encoded, features_only=True)[0]  # (Q, steps, D)
-        logits: torch.Tensor = decoder.output_layer(at_nodes(hidden, batch))
-        return logits
 
 
 def at_nodes(hidden: torch.Tensor, batch: Forced) -> torch.Tensor:
@@ -230,12 +212,12 @@ def check(expected: Expected, graphs: Graphs, directory: Path, precision: str, i
     """
     size = sum(path.stat().st_size for path in directory.glob("*.onnx*"))
     threads = 1 if size < SMALL_BYTES else 0
-    batches = [case.batch for case in expected.cases]
-    onnx_errors = _measure(OnnxRunner(directory, graphs, batches, threads), expected)
+    batches, one_by_one = [case.batch for case in expected.cases], is_recurrent(graphs.state)
+    onnx_errors = _measure(OnnxRunner(directory, graphs, batches, threads), expected, one_by_one)
     ir_errors: list[tuple[float, ...]] = [()] * len(batches)
     memory.trim()
     if ir:
-        ir_errors = _measure(IrRunner(directory, batches, threads), expected)
+        ir_errors = _measure(IrRunner(directory, batches, threads), expected, one_by_one)
     rows = tuple(
         Row(tuple(case.batch.lengths.tolist()), case.batch.steps, case.own_error, *errors, *others)
         for case, errors, others in zip(expected.cases, onnx_errors, ir_errors, strict=True)
@@ -252,14 +234,14 @@ def check(expected: Expected, graphs: Graphs, directory: Path, precision: str, i
     return report
 
 
-def _measure(runner: Runner, expected: Expected) -> list[tuple[float, ...]]:
+def _measure(runner: Runner, expected: Expected, one_by_one: bool) -> list[tuple[float, ...]]:
     """Largest error one token a call, and all tokens in one call, of each case."""
     errors: list[tuple[float, ...]] = []
     for index, case in enumerate(expected.cases):
         runner.start(index)
         by_step = _step_error(runner, case)
         runner.start(index)
-        errors.append((by_step, _sequence_error(runner, case)))
+        errors.append((by_step, _sequence_error(runner, case, one_by_one)))
     return errors
 
 
@@ -272,9 +254,12 @@ def _step_error(runner: Runner, case: Case) -> float:
     return _largest(map(_distance, found, case.logits))
 
 
-def _sequence_error(runner: Runner, case: Case) -> float:
-    batch = case.batch
-    found = runner.step(batch.sequences(), batch.beams[0], 0).swapaxes(0, 1)  # (steps, R, V)
+def _sequence_error(runner: Runner, case: Case, one_by_one: bool) -> float:
+    """All tokens in one call, or as many as the decoder takes."""
+    batch, tokens = case.batch, case.batch.sequences()
+    width, same = 1 if one_by_one else batch.steps, np.arange(batch.rows, dtype=np.int32)
+    parts = [runner.step(tokens[:, i : i + width], same, i) for i in range(0, batch.steps, width)]
+    found = np.concatenate(parts, 1).swapaxes(0, 1)  # (steps, R, V)
     expected = (logits[rows] for logits, rows in zip(case.logits, batch.ancestors(), strict=True))
     return _largest(map(_distance, found, expected))
 

@@ -13,11 +13,11 @@ import numpy as np
 import onnxruntime
 import openvino as ov
 
-from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
+from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, TensorSpec
 from fairseq_openvino.export import memory
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
-from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, cache_names, cross_names
+from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past
 from fairseq_openvino.runtime.engine import compile_properties
 
 
@@ -43,31 +43,36 @@ class OnnxRunner:
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         encoder = onnxruntime.InferenceSession(str(directory / ENCODER_ONNX), options)
-        names = ["cross_bias", *cross_names(graphs.layers)]
-        self.cross = [
+        names = [spec.name for spec in graphs.memory]
+        self.memory = [
             dict(zip(names, encoder.run(names, encoder_inputs(batch)), strict=True))
             for batch in batches
         ]
         del encoder
         memory.trim()
         self.decoder = onnxruntime.InferenceSession(str(directory / DECODER_ONNX), options)
-        self.empty = [
-            np.zeros((batch.rows, graphs.heads, 0, graphs.head_width), np.float32)
-            for batch in batches
-        ]
-        self.names = cache_names("past", graphs.layers)
+        self.state, self.rows = graphs.state, [batch.rows for batch in batches]
 
     def start(self, batch: int) -> None:
         """See `Runner`."""
-        self.inputs = self.cross[batch]
-        self.past = dict.fromkeys(self.names, self.empty[batch])
+        self.inputs = self.memory[batch]
+        self.past = {past(spec): self._start(spec, batch) for spec in self.state}
+
+    def _start(self, spec: TensorSpec, batch: int) -> np.ndarray:
+        """See `TensorSpec.start`."""
+        rows = self.rows[batch]
+        if spec.start is not None:
+            memory = self.inputs[spec.start]
+            return np.repeat(memory, rows // len(memory), axis=0)
+        sizes = [dim if isinstance(dim, int) else 0 for dim in spec.dims[1:]]
+        return np.zeros((rows, *sizes), np.float32)
 
     def step(self, tokens: np.ndarray, beam_idx: np.ndarray, offset: int) -> np.ndarray:
         """See `Runner`."""
-        past = {name: value[beam_idx] for name, value in self.past.items()}
-        inputs = {"tokens": tokens, "offset": np.array(offset), **self.inputs, **past}
+        states = {name: value[beam_idx] for name, value in self.past.items()}
+        inputs = {"tokens": tokens, "offset": np.array(offset), **self.inputs, **states}
         logits, *present = self.decoder.run(None, inputs)
-        self.past = dict(zip(self.names, present, strict=True))
+        self.past = dict(zip(map(past, self.state), present, strict=True))
         return np.asarray(logits)
 
 
@@ -77,10 +82,10 @@ class IrRunner:
     def __init__(self, directory: Path, batches: Sequence[Forced], threads: int) -> None:
         core, properties = ov.Core(), compile_properties("f32", "CPU", threads or None)
         encoder = core.compile_model(directory / ENCODER_IR, "CPU", properties)
-        self.cross = []
+        self.memory = []
         for batch in batches:
             outputs = encoder(encoder_inputs(batch))
-            self.cross.append({o.get_any_name(): outputs[o] for o in encoder.outputs[1:]})
+            self.memory.append({o.get_any_name(): outputs[o] for o in encoder.outputs[1:]})
         del encoder, outputs
         memory.trim()
         self.decoder = core.compile_model(directory / DECODER_IR, "CPU", properties)
@@ -88,7 +93,7 @@ class IrRunner:
 
     def start(self, batch: int) -> None:
         """See `Runner`."""
-        self.inputs = self.cross[batch]
+        self.inputs = self.memory[batch]
         self.request.reset_state()
 
     def step(self, tokens: np.ndarray, beam_idx: np.ndarray, offset: int) -> np.ndarray:

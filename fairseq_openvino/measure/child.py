@@ -110,7 +110,7 @@ class Child:
         from fairseq_openvino.measure.profile import profile_step
 
         loaded: Any = self._loaded
-        return profile_step(loaded.model.speech_model, self._chosen(positions), beam)
+        return profile_step(loaded.model.compiled, self._chosen(positions), beam)
 
     def _read(self, path: str) -> tuple[Clip | None, dict[str, Any]]:
         try:

@@ -33,9 +33,16 @@ from fairseq_openvino.measure.journal import (
 )
 from fairseq_openvino.measure.options import EVALUATING, EvaluationOptions
 from fairseq_openvino.measure.turns import Turns
-from fairseq_openvino.metrics import WORD_METRICS, check, default_metrics, whisper_normalizer
+from fairseq_openvino.metrics import (
+    TRANSLATION_METRICS,
+    WORD_METRICS,
+    check,
+    default_metrics,
+    whisper_normalizer,
+)
 from fairseq_openvino.speech import corpus
 from fairseq_openvino.speech.corpus import Utterance
+from fairseq_openvino.whisper.options import TRANSLATE
 
 WARM_UP_BATCHES = 2
 """Decoded by every engine before anything is timed; the first counts as part of loading."""
@@ -125,8 +132,10 @@ def look(options: EvaluationOptions, table: Mapping[str, str]) -> Survey:
     if first is None:
         raise EVALUATING.fail("shard", "a share with utterances", "/".join(map(str, options.shard)))
     metrics = options.metrics or default_metrics(
-        corpus.kind_of(options.corpus), first, options.text_column, options.search.task
+        corpus.kind_of(options.corpus), first, options.text_column
     )
+    if options.search.task == TRANSLATE and not options.metrics:
+        metrics = TRANSLATION_METRICS
     if options.normalizer != "none" and any(metric in WORD_METRICS for metric in metrics):
         language = _normalizer_language(options, languages)
         normalizer = {"language": language}
@@ -139,7 +148,7 @@ def look(options: EvaluationOptions, table: Mapping[str, str]) -> Survey:
 def _normalizer_language(options: EvaluationOptions, languages: set[str | None]) -> str | None:
     """Language of the references; None takes the basic normaliser."""
     language = next(iter(languages)) if len(languages) == 1 else None
-    if options.search.task == "translate":
+    if options.search.task == TRANSLATE:
         language = "en"  # Whisper translates into English only
     elif options.search.language is not None:
         language = options.search.language

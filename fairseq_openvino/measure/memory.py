@@ -11,7 +11,7 @@ from typing import Any
 
 from fairseq_openvino import machine
 from fairseq_openvino.errors import FairseqOpenVINOError, StorageError
-from fairseq_openvino.export.whisper.graphs import export_whisper
+from fairseq_openvino.export.whisper import export_whisper
 from fairseq_openvino.measure.plan import BenchmarkOptions
 from fairseq_openvino.measure.subject import (
     digest,

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino import machine
-from fairseq_openvino.errors import OptionError
+from fairseq_openvino.errors import OptionError, invalid
 from fairseq_openvino.flags import flag
 from fairseq_openvino.measure.engines import PEER, EngineSpec, Search
 from fairseq_openvino.metrics import BLEU_TOKENIZER, METRICS
+from fairseq_openvino.whisper.options import TASKS
 
 ORIGINAL = "pytorch"
 OPENVINO = "openvino"
 INT8 = "openvino-int8"
 DEFAULT_ENGINES = (ORIGINAL, OPENVINO, INT8)
-TASKS = ("transcribe", "translate")
 AUDIO_CONTEXTS = ("full", "auto")
 NORMALIZERS = ("auto", "english", "basic", "none")
 PATHS = ("corpus", "config_yaml", "checkpoint", "data", "bundle", "int8_bundle", "output",
@@ -64,8 +64,7 @@ class Checks:
 
     def fail(self, where: str, expected: str, got: str) -> OptionError:
         """An error that names a field."""
-        text = f"{self.what} failed in {where}: expected {expected}, got {got}. Correct the flag."
-        return OptionError(text, where)
+        return invalid(self.what, where, expected, got)
 
     def names(self, where: str, names: Collection[str], known: Collection[str]) -> None:
         """Raise OptionError unless all names are known."""
@@ -97,7 +96,7 @@ EVALUATING = Checks("Evaluating")
 
 def known_engines() -> dict[str, EngineSpec]:
     """The engines of `evaluate` by name, without models and peers."""
-    from fairseq_openvino.runtime.engine import PRECISIONS
+    from fairseq_openvino.runtime.options import PRECISIONS
 
     ours = {
         name: EngineSpec(f"{OPENVINO}-{name}", f"--bundle at {name}", "ours", name)
@@ -147,6 +146,7 @@ class EvaluationOptions:
     shard: tuple[int, int] = field(default=(1, 1), metadata=flag(metavar="I/N", parse=shard))
     """Of those, every N-th from the I-th on (default: all)."""
     search: Search = field(default_factory=Search)
+    """Of generate(), for every engine."""
     metrics: tuple[str, ...] = field(default=(), metadata=flag(metavar="LIST", parse=listed))
     """Of bleu, chrf, wer, accuracy (default: bleu,chrf or wer,accuracy, by the corpus)."""
     normalizer: str = "auto"

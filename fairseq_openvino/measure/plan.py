@@ -205,7 +205,7 @@ def whisper_engines() -> list[EngineSpec]:
 
 
 def _precisions() -> list[str]:
-    from fairseq_openvino.runtime.engine import PRECISIONS
+    from fairseq_openvino.runtime.options import PRECISIONS
 
     return [precision for precision in PRECISIONS if precision not in UNMEASURED_PRECISIONS]
 

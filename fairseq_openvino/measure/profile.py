@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_openvino.model import Clip
+from fairseq_openvino.model import Ask, Clip, Head
 from fairseq_openvino.s2t.search import candidate_count
 
 PAST, MEASURED = 25, 11
@@ -51,20 +51,20 @@ def _steps(
     features = np.zeros((len(clips), lengths.max(), clips[0].features.shape[1]), np.float32)
     for row, clip in zip(features, clips, strict=True):
         row[: len(clip.features)] = clip.features
-    encoded = model.encode(features, lengths)
+    memory = model.encode(features, lengths)
     width = model.manifest.dimensions.vocabulary_size
-    rows = encoded.utterances * beam
+    rows = memory.utterances * beam
     random = np.random.default_rng(0)
     times: list[float] = []
     nodes: defaultdict[str, float] = defaultdict(float)
     bias = np.zeros((1, width), np.float32)
-    with model.open(encoded, beam, candidate_count(beam, width)) as session:
+    with model.open(memory, beam, Head(candidate_count(beam, width))) as session:
         for position in range(PAST + MEASURED):
             tokens = random.integers(4, width, (rows, 1))
             beam_idx = random.integers(0, beam, rows) + np.arange(rows) // beam * beam
             beam_idx = np.arange(rows) if position == 0 else beam_idx
             started = time.perf_counter()
-            session.candidates(tokens, beam_idx.astype(np.int32), bias)
+            session.step(Ask(tokens, beam_idx.astype(np.int32), bias))
             if position < PAST:
                 continue
             times.append(1e6 * (time.perf_counter() - started))

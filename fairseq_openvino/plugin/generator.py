@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fairseq_openvino.errors import NumericsError
-from fairseq_openvino.model import Hypothesis
+from fairseq_openvino.model import Head, Hypothesis
 from fairseq_openvino.plugin.model import S2TOpenVINOModel
-from fairseq_openvino.s2t.search import SearchOptions, TokenIds, candidate_count, decode_batch
+from fairseq_openvino.s2t.options import S2TOptions
+from fairseq_openvino.s2t.search import TokenIds, candidate_count, decode_batch
 
 BATCH_SIZES = "ov_batch_sizes"
 """Attribute of a task, set by its `get_batch_iterator`."""
@@ -24,24 +25,24 @@ class OpenVINOGenerator:
         self, original: Any, model: S2TOpenVINOModel, utterances: Collection[int] = (1,)
     ) -> None:
         """In place of `original`; `utterances` are the sizes of the batches to come."""
-        self.model = model.speech_model
+        self.model = model.compiled
         self.eos = original.eos
         self.symbols_to_strip_from_output = original.symbols_to_strip_from_output
-        self.options = SearchOptions(
+        self.options = S2TOptions(
             beam=original.beam_size,
             max_len_a=original.max_len_a,
             max_len_b=original.max_len_b,
             min_len=original.min_len,
             lenpen=original.len_penalty,
             unkpen=original.unk_penalty,
-            normalize_scores=original.normalize_scores,
+            unnormalized=not original.normalize_scores,
         )
         self.pad, self.unk = original.pad, original.unk
         suppressed = original.token_indices_to_suppress
         self.suppressed = () if suppressed is None else tuple(suppressed.tolist())
         vocabulary_size = self.model.manifest.dimensions.vocabulary_size
-        candidates = candidate_count(self.options.beam, vocabulary_size)
-        self.model.prepare(self.options.beam, candidates, utterances)
+        head = Head(candidate_count(self.options.beam, vocabulary_size))
+        self.model.prepare(utterances, self.options.beam, head)
 
     def generate(
         self,

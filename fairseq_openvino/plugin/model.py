@@ -22,7 +22,7 @@ from fairseq.models import (
 from torch import Tensor
 
 from fairseq_openvino.errors import ModelError
-from fairseq_openvino.model import EncoderOutput, SpeechModel
+from fairseq_openvino.model import Ask, Head, Memory, Model
 from fairseq_openvino.recognizer import load_model
 
 SESSION, ORDER, UTTERANCES = "session", "order", "utterances"
@@ -33,9 +33,9 @@ SESSION, ORDER, UTTERANCES = "session", "order", "utterances"
 class S2TOpenVINOModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
     """Encoder and decoder of a bundle behind Fairseq's interface; holds no torch weights."""
 
-    def __init__(self, speech_model: SpeechModel, dictionary: Any) -> None:
-        super().__init__(OpenVINOEncoder(speech_model), OpenVINODecoder(speech_model, dictionary))
-        self.speech_model = speech_model
+    def __init__(self, model: Model, dictionary: Any) -> None:
+        super().__init__(OpenVINOEncoder(model), OpenVINODecoder(model, dictionary))
+        self.compiled = model
 
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
@@ -45,7 +45,7 @@ class S2TOpenVINOModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
     @classmethod
     def build_model(cls, args: Any, task: Any) -> S2TOpenVINOModel:
         """Open `args.bundle` at f32; generation options come from the task's --ov-* flags."""
-        return cls(load_model(args.bundle), task.target_dictionary)
+        return cls(load_model(args.bundle).model, task.target_dictionary)
 
     def max_positions(self) -> tuple[int, int]:
         """As the S2T models: the task limits the source, the decoder the target."""
@@ -60,19 +60,19 @@ def base_architecture(args: Any) -> None:
 class OpenVINOEncoder(FairseqEncoder):  # type: ignore[misc]
     """src_tokens (N, T, F), src_lengths (N,) -> the encoder output and the utterance of each row."""
 
-    def __init__(self, speech_model: SpeechModel) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__(None)
-        self.speech_model = speech_model
+        self.compiled = model
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, **_: Any) -> dict[str, Any]:
         """Encode one padded batch."""
-        encoded = self.speech_model.encode(src_tokens.cpu().numpy(), src_lengths.cpu().numpy())
-        return {"encoded": encoded, "rows": np.arange(encoded.utterances)}
+        memory = self.compiled.encode(src_tokens.cpu().numpy(), src_lengths.cpu().numpy())
+        return {"memory": memory, "rows": np.arange(memory.utterances)}
 
     def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:
         """Only the row table is reordered, never the tensors."""
         return {
-            "encoded": encoder_out["encoded"],
+            "memory": encoder_out["memory"],
             "rows": encoder_out["rows"][new_order.cpu().numpy()],
         }
 
@@ -80,9 +80,9 @@ class OpenVINOEncoder(FairseqEncoder):  # type: ignore[misc]
 class OpenVINODecoder(FairseqIncrementalDecoder):  # type: ignore[misc]
     """Log-probabilities in place of logits: Fairseq's log-softmax leaves them unchanged."""
 
-    def __init__(self, speech_model: SpeechModel, dictionary: Any) -> None:
+    def __init__(self, model: Model, dictionary: Any) -> None:
         super().__init__(dictionary)
-        self.speech_model = speech_model
+        self.compiled = model
         self.adaptive_softmax = None
 
     def forward(
@@ -94,27 +94,27 @@ class OpenVINODecoder(FairseqIncrementalDecoder):  # type: ignore[misc]
     ) -> tuple[Tensor, dict[str, Any] | None]:
         """tokens (R, L) -> (R, 1, V) incrementally, or (R, L, V) for all positions at once."""
         assert encoder_out is not None
-        encoded, rows = encoder_out["encoded"], encoder_out["rows"]
+        memory, rows = encoder_out["memory"], encoder_out["rows"]
         tokens = prev_output_tokens.cpu().numpy()
         if incremental_state is None:
-            beam = _rows_per_utterance(rows, np.arange(encoded.utterances))
-            with self.speech_model.open(encoded, beam) as session:
-                log_probs = session.step(tokens, np.arange(len(tokens)))
+            beam = _rows_per_utterance(rows, np.arange(memory.utterances))
+            with self.compiled.open(memory, beam, Head()) as session:
+                log_probs = session.step(Ask(tokens, np.arange(len(tokens)))).scores
                 return torch.from_numpy(log_probs.copy()), {"attn": None}
-        self._follow(incremental_state, encoded, rows)
+        self._follow(incremental_state, memory, rows)
         order = incremental_state.pop(ORDER, None)
         if order is None:
             order = np.arange(len(tokens))
-        log_probs = incremental_state[SESSION].step(tokens[:, -1:], order)
+        log_probs = incremental_state[SESSION].step(Ask(tokens[:, -1:], order)).scores
         return torch.from_numpy(log_probs.copy()), None
 
-    def _follow(self, state: dict[str, Any], encoded: EncoderOutput, rows: np.ndarray) -> None:
+    def _follow(self, state: dict[str, Any], memory: Memory, rows: np.ndarray) -> None:
         """Open the session of a new state, or drop utterances that Fairseq has finished."""
         remaining = np.unique(rows)
         beam = _rows_per_utterance(rows, remaining)
         if SESSION not in state:
-            state[SESSION] = self.speech_model.open(encoded, beam)
-            state[UTTERANCES] = np.arange(encoded.utterances)
+            state[SESSION] = self.compiled.open(memory, beam, Head())
+            state[UTTERANCES] = np.arange(memory.utterances)
         if len(remaining) < len(state[UTTERANCES]):
             state[SESSION].keep(np.searchsorted(state[UTTERANCES], remaining))
             state[UTTERANCES] = remaining
@@ -129,7 +129,7 @@ class OpenVINODecoder(FairseqIncrementalDecoder):  # type: ignore[misc]
 
     def max_positions(self) -> int:
         """Decoder positions of the exported model."""
-        return self.speech_model.manifest.limits.max_target_tokens
+        return self.compiled.manifest.limits.max_target_tokens
 
 
 def _rows_per_utterance(rows: np.ndarray, utterances: np.ndarray) -> int:

@@ -18,9 +18,11 @@ from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDatasetCreator
 from fairseq.tasks import LegacyFairseqTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
-from fairseq_openvino.errors import OptionError
 from fairseq_openvino.model import Clip, Hypothesis
+from fairseq_openvino.plugin.flags import check_whisper_options
 from fairseq_openvino.plugin.generator import as_fairseq, batch_sizes
+from fairseq_openvino.recognizer import Recognizer
+from fairseq_openvino.speech.audio import read_audio
 from fairseq_openvino.speech.features import (
     FFT_SAMPLES,
     HOP_SAMPLES,
@@ -28,26 +30,20 @@ from fairseq_openvino.speech.features import (
     heard_frames,
     padded_log_mel,
 )
+from fairseq_openvino.speech.frontend import FrontEnd, heard
 from fairseq_openvino.speech.manifest import read_manifest
-from fairseq_openvino.whisper.model import WhisperModel, candidate_count
 from fairseq_openvino.whisper.tokenizer import WhisperTokenizer
 
 ENGLISH = "en"
-UNSUPPORTED = {
-    "sampling": False, "prefix_size": 0, "no_repeat_ngram_size": 0, "lm_path": None,
-    "score_reference": False, "constraints": None, "diverse_beam_groups": -1,
-    "diversity_rate": -1.0, "match_source_len": False, "unkpen": 0,
-}  # fmt: skip
-"""Options of Fairseq's search, and the value at which they do nothing."""
 
 
 class WhisperDictionary(Dictionary):  # type: ignore[misc]
     """A Fairseq dictionary whose indices are Whisper's tokens."""
 
-    def __init__(self, model: WhisperModel) -> None:
+    def __init__(self, model: Recognizer) -> None:
         super().__init__(add_special_symbols=False)
         size = model.manifest.dimensions.vocabulary_size
-        self.symbols = [model.vocabulary.token(i) for i in range(size)]
+        self.symbols = [model.family.vocabulary.token(i) for i in range(size)]
         self.count = [1] * size
         self.indices = {symbol: i for i, symbol in enumerate(self.symbols)}
         ids = model.manifest.tokens
@@ -74,7 +70,7 @@ class WhisperSubwords:
 class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
     """Audio files of a manifest; its `src_lang` and `tgt_lang` columns choose language and task."""
 
-    def __init__(self, args: Namespace, model: WhisperModel) -> None:
+    def __init__(self, args: Namespace, model: Recognizer) -> None:
         LegacyFairseqTask.__init__(self, args)  # the parent requires a dictionary file
         self.model, self.tgt_dict = model, WhisperDictionary(model)
         self.data_cfg = _data_config(Path(args.data), args.config_yaml)
@@ -91,7 +87,7 @@ class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
             epoch=1, seed=self.args.seed,
         )  # fmt: skip
         for part in getattr(dataset, "datasets", [dataset]):
-            part._get_source_audio = _Reader(self.model, part.audio_paths)
+            part._get_source_audio = _Reader(self.model.family.front_end, part.audio_paths)
             if not any(part.tgt_texts):
                 part.tgt_texts = None  # nothing to score
         if hasattr(dataset, "src_langs"):
@@ -101,7 +97,7 @@ class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
     def build_dataset_for_inference(self, *args: Any, **kwargs: Any) -> Any:
         """What `fairseq-interactive` reads."""
         dataset = super().build_dataset_for_inference(*args, **kwargs)
-        dataset._get_source_audio = _Reader(self.model, dataset.audio_paths)
+        dataset._get_source_audio = _Reader(self.model.family.front_end, dataset.audio_paths)
         return dataset
 
     def build_tokenizer(self, args: Any) -> None:
@@ -109,7 +105,7 @@ class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
 
     def build_bpe(self, args: Any) -> WhisperSubwords:
         """See `WhisperSubwords`."""
-        return WhisperSubwords(self.model.vocabulary, self.tgt_dict)
+        return WhisperSubwords(self.model.family.vocabulary, self.tgt_dict)
 
     def build_generator(self, models: Any, args: Any, *_: Any, **__: Any) -> WhisperGenerator:
         """Whisper's own search.
@@ -117,14 +113,7 @@ class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
         Raises:
             OptionError: an option belongs to Fairseq's search.
         """
-        for name, neutral in UNSUPPORTED.items():
-            value = getattr(args, name, neutral)
-            if value != neutral:
-                flag = "--" + name.replace("_", "-")
-                raise OptionError(
-                    f"Generating with a Whisper bundle failed in {flag}: expected it unset, got "
-                    f"{value!r}. Leave it out."
-                )
+        check_whisper_options(args)
         return WhisperGenerator(self, args)
 
 
@@ -142,13 +131,14 @@ class _Reader:
     The padding of the window is left out: the number of frames is the only place for the duration.
     """
 
-    def __init__(self, model: WhisperModel, paths: list[str]) -> None:
-        self.model, self.paths = model, paths
+    def __init__(self, front_end: FrontEnd, paths: list[str]) -> None:
+        self.front_end, self.paths = front_end, paths
 
     def __call__(self, index: int) -> torch.Tensor:
-        clip = self.model.read(self.paths[index])
-        samples = round(clip.seconds * WHISPER_RATE_HZ)
-        return torch.from_numpy(clip.features[: heard_frames(samples, len(clip.features))])
+        path = self.paths[index]
+        waveform, rate_hz = read_audio(path, self.front_end.rate_hz)
+        frames = heard(self.front_end, path, waveform, rate_hz)
+        return torch.from_numpy(frames[: heard_frames(len(waveform), len(frames))])
 
 
 class WhisperGenerator:
@@ -157,9 +147,10 @@ class WhisperGenerator:
     def __init__(self, task: WhisperTask, args: Any) -> None:
         self.task, self.model = task, task.model
         self.symbols_to_strip_from_output = {self.model.manifest.tokens.eos}
+        assert self.model.manifest.whisper is not None
+        self.languages = self.model.manifest.whisper.languages
         positions = self.model.manifest.limits.max_target_tokens
         room = positions - len(("start", "language", "task", "no timestamps"))
-        self.model.prepare(args.beam, candidate_count(args.beam), batch_sizes(task))
         self.options = {
             "beam": args.beam,
             "nbest": min(args.nbest, args.beam),
@@ -167,6 +158,7 @@ class WhisperGenerator:
             "min_tokens": args.min_len if args.min_len > 1 else 0,
             "max_tokens": min(args.max_len_b, room),
         }
+        self.model.prepare(batch_sizes(task), **self.options)
 
     def generate(self, models: Any, sample: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
         """A collated batch to n-best lists of dictionaries."""
@@ -192,7 +184,7 @@ class WhisperGenerator:
     def _language_and_task(self, index: int) -> tuple[str | None, str]:
         """From the manifest; the language is detected where the manifest names none it knows."""
         source, target = self.task.languages.get(index, ("", ""))
-        language = source if source in self.model.config.languages else None
+        language = source if source in self.languages else None
         translate = target == ENGLISH and source not in ("", ENGLISH)
         return language, "translate" if translate else "transcribe"
 

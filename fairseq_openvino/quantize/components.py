@@ -18,7 +18,8 @@ from fairseq_openvino.quantize.divergence import divergence
 from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, Options
 from fairseq_openvino.quantize.progress import bar
 from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples, Samples
-from fairseq_openvino.runtime.engine import Engine, EngineOptions
+from fairseq_openvino.runtime.model import CompiledModel
+from fairseq_openvino.runtime.options import EngineOptions
 
 ENCODER, DECODER = "encoder", "decoder"
 IR = {ENCODER: ENCODER_IR, DECODER: DECODER_IR}
@@ -89,7 +90,7 @@ class Components:
     ) -> None:
         self._bundle, self._options, self._announce = bundle, options, announce
         self._calibration, self._held_out, self._scratch = calibration, held_out, scratch
-        self._reference = Engine(bundle, EngineOptions(threads=options.threads))
+        self._reference = CompiledModel(bundle, EngineOptions(threads=options.threads))
         self._made: dict[tuple[str, Form], Component] = {}
         self._ranking: list[tuple[float, tuple[str, ...]]] | None = None
 
@@ -171,7 +172,8 @@ class Components:
         options = EngineOptions(
             precision=self._options.original_precision, threads=self._options.threads
         )
-        return divergence(self._reference, Engine(self.bundle_with(component), options), paths)
+        candidate = CompiledModel(self.bundle_with(component), options)
+        return divergence(self._reference, candidate, paths)
 
     def _samples(self, name: str) -> Samples:
         if name == ENCODER:

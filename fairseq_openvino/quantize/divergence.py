@@ -1,4 +1,4 @@
-"""How far one engine's distributions are from another's, on recorded utterances."""
+"""How far one model's distributions are from another's, on recorded utterances."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fairseq_openvino.model import Ask, Head, Model
 from fairseq_openvino.quantize import recording
-from fairseq_openvino.runtime.engine import Engine, Variant
-from fairseq_openvino.runtime.session import Session, encode
 
 
 def divergence(
-    reference: Engine,
-    candidate: Engine,
+    reference: Model,
+    candidate: Model,
     paths: Sequence[Path],
     tick: Callable[[], None] = lambda: None,
 ) -> float:
@@ -24,8 +23,8 @@ def divergence(
     Both run the whole model, encoder and decoder, over the tokens the reference decoded.
 
     Args:
-        reference: the engine that is right; each runs at the precision of its options.
-        candidate: the engine that is judged.
+        reference: the model that is right.
+        candidate: the model that is judged.
         paths: recordings, see `recording`.
         tick: called once for each of them.
     """
@@ -40,13 +39,13 @@ def divergence(
     return mean if math.isfinite(mean) else math.inf
 
 
-def _log_probs(engine: Engine, path: Path) -> Iterator[np.ndarray]:
+def _log_probs(model: Model, path: Path) -> Iterator[np.ndarray]:
     """Of each recorded session, shape (L, V), float64."""
-    precision = engine.options.precision
     for call in recording.read(path):
         if not call.sequences:
             continue
-        encoded = encode(engine, Variant("encoder", precision, 1), call.features, call.lengths)
+        memory = model.encode(call.features, call.lengths)
         for tokens in call.sequences:
-            with Session(engine, Variant("decoder", precision, 1), encoded) as session:
-                yield session.step(tokens, np.zeros(1, np.int32))[0].astype(np.float64)
+            with model.open(memory, 1, Head()) as session:
+                step = session.step(Ask(tokens, np.zeros(1, np.int32)))
+                yield step.scores[0].astype(np.float64)

@@ -12,11 +12,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from fairseq_openvino import machine, metrics, utterances
+from fairseq_openvino import machine, metrics
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import NumericsError, QualityError
 from fairseq_openvino.quantize.components import DECODER, ENCODER, Component, Components, Form
@@ -30,7 +30,7 @@ from fairseq_openvino.quantize.options import (
     Options,
 )
 from fairseq_openvino.quantize.progress import bar
-from fairseq_openvino.recognizer import load_model
+from fairseq_openvino.recognizer import Recognizer, load_model
 from fairseq_openvino.speech.corpus import Utterance
 
 _FULL, _WEIGHTS, _SMALL = Form(INT8), Form(INT8_WEIGHTS), Form(INT4_WEIGHTS)
@@ -46,6 +46,12 @@ LADDERS = {
     INT4_WEIGHTS: [(_SMALL, _SMALL), (_WEIGHTS, _SMALL), (_WEIGHTS, _WEIGHTS)],
 }
 """(encoder, decoder) by mode."""
+STATED = {
+    "INFERENCE_PRECISION_HINT": "inference",
+    "KV_CACHE_PRECISION": "kv_cache",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic_quantization_group",
+}
+"""What is kept of what OpenVINO says the decoder computes and caches in."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +142,26 @@ class Gate:
 
     def _texts(self, bundle: Bundle, precision: str) -> Texts:
         options = self.options
-        model = recognizer(bundle, options, precision)
+        threads = options.threads or machine.threads()
+        recognizer = load_model(bundle, precision=precision, threads=threads)
         texts: list[str] = []
         with bar("decoding", len(self.utterances)) as shown:
             for batch in _batches(self.utterances, options.batch_size):
-                texts += decode(model, batch, options, options.beam)
+                clips = [recognizer.read(utterance.path) for utterance in batch]
+                search = search_options(recognizer, batch[0], options.beam, options.language)
+                found = recognizer.family.decode(recognizer.model, clips, search)
+                texts += [transcript.text for transcript in found]
                 shown.update(len(batch))
-        return Texts(texts, stated_precision(model))
+        stated = recognizer.model.properties(STATED)
+        return Texts(texts, {STATED[name]: value for name, value in stated.items()})
+
+
+def search_options(
+    recognizer: Recognizer, utterance: Utterance, beam: int, language: str | None
+) -> Any:
+    """The family's, in the language that was asked for or that the corpus states."""
+    options = recognizer.options(beam=beam, language=language)
+    return replace(options, language=recognizer.family.language(utterance.language, options))
 
 
 def climb(
@@ -181,29 +200,6 @@ def describe(component: Component) -> str:
     if component.excluded:
         parts.append(f"{len(component.excluded)} layers f32")
     return ", ".join(parts)
-
-
-def recognizer(bundle: Bundle, options: Options, precision: str) -> Any:
-    """A bundle as `transcribe` runs it."""
-    return load_model(bundle, precision=precision, threads=options.threads or machine.threads())
-
-
-def decode(model: Any, batch: Sequence[Utterance], options: Options, beam: int) -> list[str]:
-    """Texts of utterances of one language, decoded together."""
-    clips = [utterances.read(model, utterance.path) for utterance in batch]
-    language = options.language or utterances.language_for(model, batch[0].language)
-    return [found.text for found in model.transcribe_clips(clips, beam=beam, language=language)]
-
-
-def stated_precision(model: Any) -> dict[str, str]:
-    """Of the decoder: what OpenVINO says it computes and caches in."""
-    names = {
-        "INFERENCE_PRECISION_HINT": "inference",
-        "KV_CACHE_PRECISION": "kv_cache",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic_quantization_group",
-    }
-    found = utterances.precision_in_use(model)
-    return {short: found[name] for name, short in names.items() if name in found}
 
 
 def _batches(utterances: Sequence[Utterance], size: int) -> Iterator[list[Utterance]]:

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairseq_openvino.errors import OptionError
-from fairseq_openvino.quantize.options import Options
+from fairseq_openvino.errors import invalid
+from fairseq_openvino.quantize.options import ACTION, Options
 from fairseq_openvino.speech import corpus
 from fairseq_openvino.speech.corpus import Utterance
 
@@ -36,12 +36,12 @@ def draw(manifest: Path, options: Options) -> Material:
     wanted = options.calibration_size + options.held_out_size if options.calibrated else 0
     spare = 1 if options.validation is None else 0
     if len(utterances) < wanted + spare:
-        raise OptionError(
-            f"Quantizing failed in --calibration {str(manifest)!r}: expected at least "
-            f"{wanted + spare} utterances ({options.calibration_size} to calibrate, "
-            f"{options.held_out_size} to choose alpha, the rest to validate), got "
-            f"{len(utterances)}. Lower --calibration-size or give --validation."
+        expected = (
+            f"at least {wanted + spare} utterances in {str(manifest)!r} ({options.calibration_size} "
+            f"to calibrate, {options.held_out_size} to choose alpha, the rest to validate)"
         )
+        advice = "Lower calibration_size or give a corpus for validation"
+        raise invalid(ACTION, "calibration", expected, len(utterances), advice)
     generator = random.Random(options.seed)
     order = generator.sample(range(len(utterances)), len(utterances))
     calibration = sorted(order[: min(wanted, options.calibration_size)])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fairseq_openvino.errors import OptionError
+from fairseq_openvino.errors import invalid
+from fairseq_openvino.flags import flag
 
+ACTION = "Quantizing"
 INT8, INT8_WEIGHTS, MIXED, INT4_WEIGHTS = "int8", "int8-weights", "mixed", "int4-weights"
 MODES = {
     INT8: "weights and activations of encoder and decoder, calibrated",
@@ -27,69 +29,66 @@ PRECISIONS = ("f32", "bf16", "f16", "int8")
 class Options:
     """One quantization."""
 
-    mode: str = INT8
-    """One of MODES."""
-    calibration_size: int = 50
+    mode: str = field(default=INT8, metadata=flag(choices=MODES))
+    """What is quantized, and how."""
+    calibration_size: int = field(default=50, metadata=flag(metavar="N"))
     """Utterances whose activations set the ranges."""
-    held_out_size: int = 8
+    held_out_size: int = field(default=8, metadata=flag(metavar="N"))
     """Further utterances on which SmoothQuant's alpha is chosen."""
-    validation: Path | None = None
-    """Corpus of the quality gate; default: the other utterances of the calibration corpus."""
-    validation_size: int | None = 500
-    """Utterances of it, drawn at random; None takes all."""
-    config_yaml: Path | None = None
-    """Fairseq's data configuration, for the `audio_root` of its manifests."""
-    text_column: str | None = None
-    """Column of the references; default: that of the corpus' layout."""
-    metric: str = "auto"
-    """One of METRICS; auto: bleu for translations, wer for transcripts."""
-    tokenizer: str = "13a"
+    validation: Path | None = field(default=None, metadata=flag(metavar="CORPUS"))
+    """Of the quality gate (default: the other utterances of the calibration corpus)."""
+    validation_size: int | None = field(default=500, metadata=flag(metavar="N"))
+    """Utterances of it, drawn at random."""
+    metric: str = field(default="auto", metadata=flag(choices=METRICS))
+    """Of the gate; auto: bleu for translations, wer for transcripts."""
+    tokenizer: str = field(default="13a", metadata=flag(name="sacrebleu-tokenizer", metavar="NAME"))
     """sacrebleu's, for BLEU."""
-    max_drop: float | None = None
-    """Points the score may be worse than before; default: MAX_DROP."""
-    inference_precision: str = "f32"
-    """One of PRECISIONS: what computes everything that is not quantized. It is what the gate
-    measures, what the bundle stores and what `load_model` takes for it. int8 quantizes the
-    activations of weight-only layers as they come."""
+    max_drop: float | None = field(default=None, metadata=flag(metavar="POINTS"))
+    """Points the score may be worse than before (default: 0.2 bleu, 0.2 chrf, 0.5 wer)."""
     beam: int = 5
     """Beams (K) of the gate's search."""
-    language: str | None = None
-    """S2T: target language; Whisper: spoken language. Default: the corpus', else the model's."""
-    batch_size: int = 8
+    batch_size: int = field(default=8, metadata=flag(metavar="N"))
     """Utterances the gate decodes together (N)."""
-    alphas: tuple[float, ...] = ALPHAS
-    """Candidates for SmoothQuant's alpha."""
+    inference_precision: str = field(default="f32", metadata=flag(choices=PRECISIONS))
+    """What computes everything that is not quantized. It is what the gate measures, what the bundle
+    stores and what `load_model` takes for it. int8 quantizes the activations of weight-only layers as
+    they come."""
+    config_yaml: Path | None = None
+    """Fairseq's data configuration, for the `audio_root` of its manifests."""
+    text_column: str | None = field(default=None, metadata=flag(metavar="NAME"))
+    """Column of the references (default: that of the corpus' layout)."""
+    language: str | None = None
+    """S2T: target language; Whisper: spoken language (default: the corpus', else the model's)."""
+    alphas: tuple[float, ...] = field(default=ALPHAS, metadata=flag(metavar="LIST"))
+    """SmoothQuant strengths to try; negative: without."""
     threads: int | None = None
-    """CPU threads of the gate; default: all cores."""
+    """CPU threads of the gate (default: all cores)."""
     seed: int = 1
     """Of the draws of utterances."""
-    work_dir: Path | None = None
-    """Where recordings are kept; default: beside the output, removed once it is published."""
+    work_dir: Path | None = field(default=None, metadata=flag(metavar="DIR"))
+    """For recordings, reused (default: beside the output, removed once it is published)."""
     overwrite: bool = False
-    """Replace an existing output."""
+    """Replace an existing bundle."""
 
     def __post_init__(self) -> None:
-        for flag, value, known in (
-            ("--mode", self.mode, tuple(MODES)),
-            ("--metric", self.metric, METRICS),
-            ("--inference-precision", self.inference_precision, PRECISIONS),
+        for name, value, known in (
+            ("mode", self.mode, tuple(MODES)),
+            ("metric", self.metric, METRICS),
+            ("inference_precision", self.inference_precision, PRECISIONS),
         ):
             if value not in known:
-                raise fail(flag, f"one of {', '.join(known)}", repr(value))
-        for flag, number in (
-            ("--calibration-size", self.calibration_size),
-            ("--validation-size", self.validation_size),
-            ("--beam", self.beam),
-            ("--batch-size", self.batch_size),
-            ("--threads", self.threads),
-            ("held_out_size", self.held_out_size),
-        ):
+                raise invalid(ACTION, name, f"one of {', '.join(known)}", repr(value))
+        for name in (
+            "calibration_size", "held_out_size", "validation_size", "beam", "batch_size", "threads",
+        ):  # fmt: skip
+            number = getattr(self, name)
             if number is not None and number < 1:
-                raise fail(flag, "at least 1", str(number))
+                raise invalid(ACTION, name, "at least 1", number)
         if self.max_drop is not None and not self.max_drop >= 0:
-            raise fail("--max-drop", "0 points or more", str(self.max_drop))
+            raise invalid(ACTION, "max_drop", "0 points or more", self.max_drop)
         if not self.alphas or not all(alpha <= 1 for alpha in self.alphas):
-            raise fail("--alphas", "numbers up to 1, negative for none", str(list(self.alphas)))
+            expected = "numbers up to 1, negative for none"
+            raise invalid(ACTION, "alphas", expected, list(self.alphas))
 
     @property
     def original_precision(self) -> str:
@@ -100,10 +99,3 @@ class Options:
     def calibrated(self) -> bool:
         """Whether activations are quantized at all."""
         return self.mode in (INT8, MIXED)
-
-
-def fail(where: str, expected: str, got: str) -> OptionError:
-    """An error that names a flag."""
-    return OptionError(
-        f"Quantizing failed in {where}: expected {expected}, got {got}. Correct the flag."
-    )

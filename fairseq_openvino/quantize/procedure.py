@@ -18,14 +18,15 @@ from fairseq_openvino.bundle import (
     open_bundle,
     write_manifest,
 )
-from fairseq_openvino.errors import ModelError, OptionError, QualityError
+from fairseq_openvino.errors import ModelError, QualityError, failure, invalid
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
-from fairseq_openvino.quantize.gate import Gate, Trial, climb, decode, recognizer
+from fairseq_openvino.quantize.gate import Gate, Trial, climb, search_options
 from fairseq_openvino.quantize.material import Material, draw
-from fairseq_openvino.quantize.options import Options
+from fairseq_openvino.quantize.options import ACTION, Options
 from fairseq_openvino.quantize.progress import bar
-from fairseq_openvino.runtime.engine import EngineOptions, compile_properties
+from fairseq_openvino.recognizer import load_model
+from fairseq_openvino.runtime.engine import compile_properties
 from fairseq_openvino.speech.corpus import Utterance
 
 SCRATCH = "scratch-"
@@ -70,15 +71,12 @@ def quantize_bundle(
     compress.load_nncf()
     bundle = open_bundle(source)
     if bundle.manifest.quantization:
-        raise ModelError(
-            f"Quantizing failed in {str(source)!r}: expected a bundle in floating point, got one "
-            f"quantized as {bundle.manifest.quantization.get('mode')!r}. Give the bundle it came from."
-        )
+        got = f"one quantized as {bundle.manifest.quantization.get('mode')!r}"
+        advice = "Give the bundle it came from"
+        raise failure(ModelError, ACTION, source, "a bundle in floating point", got, advice)
     if output.resolve() == source.resolve():
-        raise OptionError(
-            f"Quantizing failed in --output: expected another directory than the bundle, got "
-            f"{str(output)!r}. Give a new name."
-        )
+        expected, got = "another directory than the bundle", repr(str(output))
+        raise invalid(ACTION, "output", expected, got, "Give a new name")
     material = draw(calibration, options)
     work = options.work_dir or output.absolute().with_name(f".{output.name}.work")
     with staged_directory(output, options.overwrite) as stage:
@@ -116,15 +114,13 @@ def _record(
     """Recordings of the utterances, made at f32 by greedy decoding."""
     if not utterances:
         return []
-    recorder = recording.Recorder()
-    model = recognizer(bundle, options, "f32")
-    model.engine = recording.RecordingEngine(
-        bundle, EngineOptions(threads=options.threads), recorder
-    )
+    recognizer = load_model(bundle, threads=options.threads, precision="f32")
+    model = recording.RecordingModel(recognizer.model)
 
-    def calls(utterance: Utterance) -> list[recording.EncoderCall]:
-        decode(model, [utterance], options, beam=1)
-        return recorder.take()
+    def decode(utterance: Utterance) -> list[recording.EncoderCall]:
+        search = search_options(recognizer, utterance, 1, options.language)
+        recognizer.family.decode(model, [recognizer.read(utterance.path)], search)
+        return model.take()
 
     def shown(items: Iterable[Utterance]) -> Iterator[Utterance]:
         with bar("recording", len(utterances)) as progress:
@@ -133,7 +129,7 @@ def _record(
                 progress.update()
 
     directory = work / recording.directory_name(bundle, options.language)
-    paths = recording.collect(utterances, directory, calls, shown)
+    paths = recording.collect(utterances, directory, decode, shown)
     if not any(call.sequences for path in paths for call in recording.read(path)):
         raise ModelError(
             f"Recording failed in {str(bundle.directory)!r}: expected decoder steps of "

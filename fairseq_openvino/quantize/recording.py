@@ -1,4 +1,4 @@
-"""What the real pipeline feeds its two graphs, recorded by a wrapper around its infer requests.
+"""What the real pipeline feeds its two graphs, recorded by a wrapper around the model.
 
 Every utterance is decoded greedily, alone. Of its encoder calls the inputs are kept, of its decoder
 sessions the tokens of every step in order. A decoder call with all tokens of a session passes
@@ -16,23 +16,20 @@ import hashlib
 import json
 import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import numpy as np
-import openvino as ov
 
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import StorageError
-from fairseq_openvino.runtime.engine import Engine, EngineOptions, Lease, Variant
+from fairseq_openvino.model import Ask, Head, Memory, Model, Session, Step
 from fairseq_openvino.speech.corpus import Utterance
 
 FORMAT = 1
 """Changes whenever recordings of an earlier version cannot be used."""
-FINGERPRINT_TENSOR = "cross_value.0"
 
 
 @dataclass(frozen=True)
@@ -47,92 +44,82 @@ class EncoderCall:
     """Decoder tokens of each session, shape (1, L), int64."""
 
 
-class Recorder:
-    """Collects the calls of one utterance at a time."""
+@dataclass(frozen=True)
+class _Call:
+    """An encoder call under way, and the tokens of each step of each session on its memory."""
 
-    def __init__(self) -> None:
-        self._start()
+    features: np.ndarray
+    lengths: np.ndarray
+    memory: Memory
+    sessions: list[list[np.ndarray]]
 
-    def _start(self) -> None:
-        self._inputs: list[tuple[np.ndarray, np.ndarray]] = []
-        self._sessions: dict[int, list[list[np.ndarray]]] = defaultdict(list)
-        self._calls: dict[bytes, int] = {}  # fingerprint of the output to encoder call
 
-    def encoded(self, inputs: dict[str, ov.Tensor], output: np.ndarray) -> None:
-        """An encoder call and its FINGERPRINT_TENSOR (N, H, S, dh)."""
-        self._calls[_fingerprint(output)] = len(self._inputs)
-        self._inputs.append((inputs["features"].data.copy(), inputs["lengths"].data.copy()))
+class RecordingModel:
+    """A `model.Model` that keeps what goes into another one, one utterance at a time."""
 
-    def stepped(self, session: list[np.ndarray] | None, inputs: dict[str, ov.Tensor]) -> Any:
-        """A decoder call; returns the session it belongs to, to be passed with the next call.
+    def __init__(self, model: Model) -> None:
+        self._model, self.manifest = model, model.manifest
+        self._calls: list[_Call] = []
 
-        Sessions of several rows, as of windows of a long clip decoded together, are left out.
-        """
-        tokens = inputs["tokens"].data
-        call = self._calls.get(_fingerprint(inputs[FINGERPRINT_TENSOR].data))
-        if len(tokens) > 1 or call is None:
-            return []
-        if session is None:
-            session = []
-            self._sessions[call].append(session)
-        session.append(tokens.copy())
-        return session
+    def streams(self, utterances: int) -> int:
+        """As the model's."""
+        return self._model.streams(utterances)
+
+    def prepare(self, sizes: Collection[int], beam: int, head: Head) -> None:
+        """As the model's."""
+        self._model.prepare(sizes, beam, head)
+
+    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> Memory:
+        """As the model's, recorded."""
+        memory = self._model.encode(features, lengths, streams)
+        self._calls.append(_Call(features.copy(), lengths.copy(), memory, []))
+        return memory
+
+    def open(self, memory: Memory, beam: int, head: Head) -> Session:
+        """As the model's; recorded are sessions of one row."""
+        session = self._model.open(memory, beam, head)
+        call = next((call for call in self._calls if call.memory is memory), None)
+        if call is None or beam * memory.utterances > 1:
+            return session
+        call.sessions.append([])
+        return _RecordingSession(session, call.sessions[-1])
 
     def take(self) -> list[EncoderCall]:
         """The calls since the last time."""
-        calls = []
-        for index, (features, lengths) in enumerate(self._inputs):
-            sequences = [np.concatenate(steps, 1) for steps in self._sessions[index]]
-            calls.append(EncoderCall(features, lengths, tuple(sequences)))
-        self._start()
+        calls = [
+            EncoderCall(
+                call.features,
+                call.lengths,
+                tuple(np.concatenate(steps, 1) for steps in call.sessions if steps),
+            )
+            for call in self._calls
+        ]
+        self._calls = []
         return calls
 
 
-class RecordingRequest:
-    """An infer request that shows its inputs to a recorder; everything else is the request's."""
+class _RecordingSession:
+    def __init__(self, session: Session, steps: list[np.ndarray]) -> None:
+        self._session, self._steps = session, steps
 
-    def __init__(self, request: ov.InferRequest, graph: str, recorder: Recorder) -> None:
-        self._request, self._graph, self._recorder = request, graph, recorder
-        self._inputs: dict[str, ov.Tensor] = {}
-        self._session: list[np.ndarray] | None = None
+    def step(self, ask: Ask) -> Step:
+        self._steps.append(ask.tokens.astype(np.int64))
+        return self._session.step(ask)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._request, name)
+    def keep(self, utterances: np.ndarray) -> None:
+        self._session.keep(utterances)
 
-    def set_tensor(self, name: str, tensor: ov.Tensor) -> None:
-        """Remember and pass on."""
-        self._inputs[name] = tensor
-        self._request.set_tensor(name, tensor)
+    def __enter__(self) -> Session:
+        self._session.__enter__()
+        return self
 
-    def reset_state(self) -> None:
-        """A new session begins."""
-        self._session = None
-        self._request.reset_state()
-
-    def infer(self, **options: Any) -> Any:
-        """Run, and record what went in."""
-        result = self._request.infer(**options)
-        if self._graph == "encoder":
-            output = self._request.get_tensor(FINGERPRINT_TENSOR).data
-            self._recorder.encoded(self._inputs, output)
-        else:
-            self._session = self._recorder.stepped(self._session, self._inputs)
-        return result
-
-
-class RecordingEngine(Engine):
-    """An engine whose requests are recorded."""
-
-    def __init__(self, bundle: Bundle, options: EngineOptions, recorder: Recorder) -> None:
-        super().__init__(bundle, options)
-        self._recorder = recorder
-
-    def lease(self, variant: Variant) -> Lease:
-        """As the engine's."""
-        lease = super().lease(variant)
-        if not isinstance(lease.request, RecordingRequest):
-            lease.request = RecordingRequest(lease.request, variant.graph, self._recorder)
-        return lease
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._session.__exit__(kind, error, traceback)
 
 
 def collect(
@@ -209,8 +196,3 @@ def _write(path: Path, calls: list[EncoderCall]) -> None:
     with open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     os.replace(partial, path)
-
-
-def _fingerprint(tensor: np.ndarray) -> bytes:
-    """Of cross-attention values (N, H, S, dh): the first frame's, which no two clips share."""
-    return tensor[:, :, 0].tobytes()

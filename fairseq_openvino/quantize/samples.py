@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from fairseq_openvino.model import Model
 from fairseq_openvino.quantize import recording
 from fairseq_openvino.quantize.recording import EncoderCall
-from fairseq_openvino.runtime.engine import Engine, Variant
-from fairseq_openvino.runtime.session import encode
 
 MAX_CACHED_BYTES = 1 << 29
 """Cross-attention tensors kept in memory; those beyond are computed again at every pass."""
-ENCODER = Variant("encoder", "f32", 1)
 
 Inputs = dict[str, np.ndarray]
 
@@ -63,14 +61,14 @@ class DecoderSamples(Samples):
     The state is empty before the call and full of the session's own keys and values within it.
     """
 
-    def __init__(self, paths: Sequence[Path], engine: Engine) -> None:
+    def __init__(self, paths: Sequence[Path], model: Model) -> None:
         places = [
             _Place(path, i, j)
             for path, i, call in _calls(paths)
             for j in range(len(call.sequences))
         ]
         super().__init__(places)
-        self._engine = engine
+        self._model = model
         self._cached: dict[_Place, Inputs] = {}
         self._cached_bytes = 0
 
@@ -88,8 +86,8 @@ class DecoderSamples(Samples):
         key = _Place(place.path, place.call)
         if key in self._cached:
             return self._cached[key]
-        encoded = encode(self._engine, ENCODER, call.features, call.lengths)
-        tensors = {name: tensor.data.copy() for name, tensor in encoded.tensors.items()}
+        memory = self._model.encode(call.features, call.lengths)
+        tensors = {name: tensor.copy() for name, tensor in memory.tensors.items()}
         size = sum(array.nbytes for array in tensors.values())
         if self._cached_bytes + size <= MAX_CACHED_BYTES:
             self._cached[key], self._cached_bytes = tensors, self._cached_bytes + size

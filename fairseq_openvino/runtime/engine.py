@@ -7,7 +7,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 
 import openvino as ov
@@ -15,51 +14,19 @@ import openvino as ov
 from fairseq_openvino import machine
 from fairseq_openvino.atomic import locked
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle
-from fairseq_openvino.errors import DeviceError, OptionError
+from fairseq_openvino.errors import DeviceError
+from fairseq_openvino.model import Head
 from fairseq_openvino.runtime import rewrite
+from fairseq_openvino.runtime.options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("f32", "bf16", "f16", "int8", "fast")
-"""f32 reproduces Fairseq; bf16 and f16 compute and cache in 16 bits; int8 has 8-bit weights and
-activations quantized as they come; fast is the quickest of them for this CPU and batch."""
 LOCK = ".lock"
 """Lock file in a directory of compiled models."""
 DYNAMIC_QUANTIZATION_GROUP = "32"
 """Activations that share a scale under int8."""
 INT8_BF16 = "int8-bf16"
 """A variant's precision that `fast` may choose: 8-bit weights, everything else in bf16."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """Where and how a bundle is compiled."""
-
-    device: str = "CPU"
-    """OpenVINO device: CPU, GPU, NPU, AUTO, ..."""
-    precision: str = "f32"
-    """One of PRECISIONS; f32 reproduces Fairseq's hypotheses."""
-    threads: int | None = None
-    """CPU threads for inference; default: all cores."""
-    streams: int | None = None
-    """Requests that may run at the same time; default: chosen from the batch."""
-    cache_dir: str | PathLike[str] | None = None
-    """Directory for compiled models; default: none are kept."""
-    profile: bool = False
-    """Collect the time of every node, for `InferRequest.profiling_info`."""
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise OptionError(
-                f"Compiling failed in --ov-precision: expected one of {', '.join(PRECISIONS)}, "
-                f"got {self.precision!r}. Choose another precision."
-            )
-        for flag, value in (("--ov-threads", self.threads), ("--ov-streams", self.streams)):
-            if value is not None and value < 1:
-                raise OptionError(
-                    f"Compiling failed in {flag}: expected at least 1, got {value}. "
-                    "Give a positive number or leave the flag out."
-                )
 
 
 @dataclass(frozen=True)
@@ -71,14 +38,10 @@ class Variant:
     precision: str
     """f32, bf16, f16, int8 or INT8_BF16."""
     streams: int
-    candidates: int = 0
-    """C of a decoder for `candidates()`, 0 for one with log-probabilities."""
     beam: int = 0
     """K of a decoder for one utterance with static shapes, 0 for dynamic shapes."""
-    first_timestamp: int = 0
-    """Apply Whisper's timestamp rules from this token on; 0: there are none."""
-    probed: tuple[int, ...] = ()
-    """Tokens whose log-probabilities every call reports, as the extra output `probed` (R, G)."""
+    head: Head = Head()
+    """Of a decoder."""
 
 
 def compile_properties(
@@ -142,10 +105,8 @@ class Engine:
     def lease(self, variant: Variant) -> Lease:
         """A request of a variant, from its pool or new.
 
-        The encoder maps features, lengths to encoder_lengths and the cross tensors. The stateful
-        decoder has the output `log_probs` (R, l, V), or, with C candidates, `scores` and `best`
-        (R, C) of the last token under the extra input `bias` (1 or R, V) and, with timestamps,
-        `bounds` (R, 3).
+        The encoder maps features, lengths to encoder_lengths and the memory. The decoder is as
+        `rewrite.append_head` leaves it.
         """
         with self._lock:
             idle = self._idle[variant]
@@ -178,7 +139,7 @@ class Engine:
             raise DeviceError(
                 f"Compiling failed on device {options.device!r}: expected one of "
                 f"{', '.join(self._core.available_devices)} with {properties}, "
-                f"got {first_line}. Choose another --ov-device or --ov-precision."
+                f"got {first_line}. Choose another device or precision."
             ) from error
 
     def _compile_cached(
@@ -200,15 +161,11 @@ class Engine:
         if self.on_cpu:
             rewrite.fold_causal_mask(model)
             if variant.precision in ("bf16", INT8_BF16):
-                rewrite.keep_cross_attention(model)
-        if variant.candidates:
-            rewrite.append_candidates(
-                model, variant.candidates, variant.first_timestamp, variant.probed
-            )
-        else:
-            rewrite.append_log_probs(model)
+                described = [spec.name for spec in self.bundle.manifest.memory if not spec.is_mask]
+                rewrite.keep_memory(model, described)
+        rewrite.append_head(model, variant.head)
         if variant.beam:
-            rewrite.fix_batch(model, 1, variant.beam)
+            rewrite.fix_batch(model, 1, variant.beam, self.bundle.manifest.memory)
         return model
 
 

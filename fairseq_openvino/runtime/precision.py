@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fairseq_openvino import machine
-from fairseq_openvino.runtime.engine import INT8_BF16, EngineOptions
+from fairseq_openvino.runtime.engine import INT8_BF16
+from fairseq_openvino.runtime.options import EngineOptions
 
 MIN_UTTERANCES_PER_STREAM = 8
 """Fewer utterances keep one request on all threads busy; more run better on a thread each."""
@@ -27,10 +28,19 @@ class Plan:
     """Why, for the log and `doctor`."""
 
 
-def plan_batch(options: EngineOptions, utterances: int, cpu: machine.CPU | None = None) -> Plan:
-    """Decide for N utterances on a CPU; default: this machine's."""
+def plan_batch(
+    options: EngineOptions, utterances: int, splits: bool = True, cpu: machine.CPU | None = None
+) -> Plan:
+    """Decide for N utterances.
+
+    Args:
+        options: what was asked for.
+        utterances: N.
+        splits: whether there may be more than one stream.
+        cpu: default: this machine's.
+    """
     cpu = machine.cpu() if cpu is None else cpu
-    streams = options.streams or _streams(utterances, options.threads)
+    streams = (options.streams or _streams(utterances, options.threads)) if splits else 1
     if options.precision != "fast":
         return Plan(options.precision, options.precision, streams, "as asked")
     if not options.device.upper().startswith("CPU"):

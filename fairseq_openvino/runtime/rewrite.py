@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 import numpy as np
 import openvino as ov
 from openvino import op
 from openvino import opset13 as ops
 from openvino.op.util import Variable, VariableInfo
+
+from fairseq_openvino.bundle import TensorSpec
+from fairseq_openvino.model import Head
 
 MIN_QUANTIZED_WEIGHTS = 1 << 12
 """Smaller matrices stay in floating point: they cost nothing and hold little redundancy."""
@@ -30,15 +35,13 @@ def fold_causal_mask(model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def keep_cross_attention(model: ov.Model) -> None:
-    """Store cross-attention keys and values as state, read from the inputs at the first step only.
+def keep_memory(model: ov.Model, names: Collection[str]) -> None:
+    """Store these inputs as state, read from the inputs at the first step only.
 
-    In low precision the inputs are converted once for each utterance instead of at each step.
+    In low precision they are converted once for each utterance instead of at each step.
     """
-    for parameter in model.get_parameters():
-        name = parameter.output(0).get_any_name()
-        if not name.startswith(("cross_key", "cross_value")):
-            continue
+    for name in names:
+        parameter = model.input(name).get_node()
         consumers = parameter.output(0).get_target_inputs()
         info = VariableInfo()
         info.variable_id, info.data_type = name, parameter.get_element_type()
@@ -75,64 +78,67 @@ def quantize_weights(model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def fix_batch(model: ov.Model, utterances: int, beam: int) -> None:
+def fix_batch(model: ov.Model, utterances: int, beam: int, memory: Iterable[TensorSpec]) -> None:
     """Make N and R = N * K static; l, S and L stay dynamic."""
-    rows = utterances * beam
-    fixed: dict[str, list[int]] = {"tokens": [rows, -1], "beam_idx": [rows], "offset": []}
-    fixed["bounds"] = [rows, 3]
+    first = {spec.name: utterances for spec in memory}
+    first |= dict.fromkeys(("tokens", "beam_idx", "bounds"), utterances * beam)
     shapes = {}
     for port in model.inputs:
-        name, shape = port.get_any_name(), list(port.get_partial_shape())
-        if name == "bias":
-            continue  # one row for all, or one each
-        shapes[port] = ov.PartialShape(fixed.get(name, [utterances, *shape[1:]]))
+        if (name := port.get_any_name()) in first:  # not the bias: one row for all, or one each
+            shapes[port] = ov.PartialShape([first[name], *list(port.get_partial_shape())[1:]])
     model.reshape(shapes)
 
 
-def append_log_probs(model: ov.Model) -> None:
-    """Output `log_probs` (R, l, V) in place of the logits."""
-    logits = model.output("logits").get_node().input_value(0)
-    _replace_outputs(model, {"log_probs": ops.log_softmax(logits, -1).output(0)})
+def append_head(model: ov.Model, head: Head) -> None:
+    """Outputs in place of the logits, see `model.Step`.
 
-
-def append_candidates(
-    model: ov.Model, count: int, first_timestamp: int = 0, probed: tuple[int, ...] = ()
-) -> None:
-    """Outputs `scores` and `best` (R, C) of the last token, under a new input `bias` (1 or R, V).
-
-    With `first_timestamp`, another input `bounds` (R, 3) carries Whisper's timestamp rules, see
-    `whisper.search.apply_rules`. With `probed`, the output of that name (R, G) holds the
-    log-probabilities of these tokens, without bias.
+    Without candidates `log_probs` (R, l, V). Else, of the last token, `scores` and `best` (R, C) under
+    the new inputs `bias` (1 or R, V) and, with a mask, `bounds` (R, width); and as the head says
+    `watched` (R, G) and `left` (R, 1).
     """
+    if not head.candidates:
+        logits = model.output("logits").get_node().input_value(0)
+        _replace_outputs(model, {"log_probs": ops.log_softmax(logits, -1).output(0)})
+        return
     logits = _last_logits(model)  # (R, V)
-    width = logits.get_partial_shape()[-1].get_length()
-    biased = ops.add(logits, _input(model, "bias", [-1, width], np.float32))
-    if first_timestamp:
-        bounds = _input(model, "bounds", [-1, 3], np.int32)
-        biased = _timestamp_rules(biased, bounds, first_timestamp, width)
-    best = ops.topk(biased, ops.constant(np.int32(count)), -1, "max", "value")
-    axis = ops.constant(np.array([-1], np.int64))
-    largest = ops.reduce_max(logits, axis, True)
-    normaliser = ops.add(
-        largest, ops.log(ops.reduce_sum(ops.exp(ops.subtract(logits, largest)), axis, True))
-    )  # log-softmax of C values instead of V
+    vocabulary_size = logits.get_partial_shape()[-1].get_length()
+    scores = ops.add(logits, _input(model, "bias", [-1, vocabulary_size], np.float32))
+    if head.mask is not None:
+        scores = head.mask.graph(scores, _input(model, "bounds", [-1, head.mask.width], np.int32))
+    best = ops.topk(scores, ops.constant(np.int32(head.candidates)), -1, "max", "value")
+    largest = ops.reduce_max(logits, ops.constant(np.array([-1], np.int64)), True)
+    normaliser = _log_sum(logits, largest)  # log-softmax of C values instead of V
     outputs = {
         "scores": ops.subtract(best.output(0), normaliser).output(0),
         "best": best.output(1),
     }
-    if probed:
-        watched = ops.gather(logits, ops.constant(np.array(probed, np.int64)), ops.constant(1))
-        outputs["probed"] = ops.subtract(watched, normaliser).output(0)
+    if head.watched:
+        chosen = ops.constant(np.array(head.watched, np.int64))
+        watched = ops.gather(logits, chosen, ops.constant(1))
+        outputs["watched"] = ops.subtract(watched, normaliser).output(0)
+    if head.renormalised:
+        first = ops.constant(np.array([0], np.int64))
+        largest = ops.gather(best.output(0), first, ops.constant(1))  # (R, 1)
+        outputs["left"] = ops.subtract(_log_sum(scores, largest), normaliser).output(0)
     _replace_outputs(model, outputs)
 
 
+def _log_sum(values: ov.Node, largest: ov.Node) -> ov.Node:
+    """Log of the sum of exp (R, 1), for values (R, V) up to `largest` (R, 1)."""
+    shares = ops.exp(ops.subtract(values, largest))
+    axis = ops.constant(np.array([-1], np.int64))
+    return ops.add(largest, ops.log(ops.reduce_sum(shares, axis, True)))
+
+
 def _last_logits(model: ov.Model) -> ov.Output:
-    """Logits (R, V) of the last token; the output projection sees no other token."""
-    projection = model.output("logits").get_node().input_value(0).get_node()
-    last = ops.gather(projection.input_value(0), ops.constant(-1), ops.constant(1))  # (R, D)
-    projection.input(0).replace_source_output(last.output(0))
+    """Logits (R, V) of the last token; where a product makes them, it sees no other token."""
+    logits = model.output("logits").get_node().input_value(0)
+    projection, last, axis = logits.get_node(), ops.constant(-1), ops.constant(1)
+    if projection.get_type_name() != "MatMul":
+        return ops.gather(logits, last, axis).output(0)
+    states = ops.gather(projection.input_value(0), last, axis)  # (R, D)
+    projection.input(0).replace_source_output(states.output(0))
     model.validate_nodes_and_infer_types()
-    logits: ov.Output = projection.output(0)
     return logits
 
 
@@ -141,26 +147,6 @@ def _input(model: ov.Model, name: str, shape: list[int], dtype: type[np.generic]
     parameter.output(0).get_tensor().set_names({name})
     model.add_parameters([parameter])
     return parameter
-
-
-def _timestamp_rules(scores: ov.Node, bounds: ov.Node, first: int, width: int) -> ov.Node:
-    """Scores (R, V) with forbidden tokens at -inf."""
-    low, timestamp, high = (
-        ops.gather(bounds, ops.constant(np.array([i], np.int64)), ops.constant(1)) for i in range(3)
-    )  # (R, 1) each
-    token = ops.constant(np.arange(width, dtype=np.int32)[None])
-    text = ops.constant(np.arange(width)[None] < first)
-    never, axis = ops.constant(np.float32(-np.inf)), ops.constant(np.array([-1], np.int64))
-    allowed = ops.logical_and(ops.greater_equal(token, low), ops.less(token, high))
-    allowed = ops.logical_and(allowed, ops.logical_or(text, ops.greater_equal(token, timestamp)))
-    scores = ops.select(allowed, scores, never)
-    scale = ops.exp(ops.subtract(scores, ops.reduce_max(scores, axis, True)))
-    split = ops.constant(np.array([first, width - first], np.int64))
-    parts = ops.variadic_split(scale, ops.constant(np.int64(1)), split)
-    likely = ops.greater(
-        ops.reduce_sum(parts.output(1), axis, True), ops.reduce_max(parts.output(0), axis, True)
-    )
-    return ops.select(ops.logical_and(likely, text), never, scores)
 
 
 def _replace_outputs(model: ov.Model, outputs: dict[str, ov.Output]) -> None:

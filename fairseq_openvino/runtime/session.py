@@ -1,129 +1,62 @@
-"""Encoder and decoder calls over an `Engine`: shared by all families."""
+"""One batch in a compiled decoder."""
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
 import openvino as ov
 
+from fairseq_openvino.bundle import is_recurrent
 from fairseq_openvino.errors import NumericsError
-from fairseq_openvino.model import Candidates, EncoderOutput
+from fairseq_openvino.model import Ask, Memory, Step
 from fairseq_openvino.runtime.engine import Engine, Variant
-
-MASKED = -65504.0
-"""Bias of a masked encoder frame, as `export/graphs.py` has it."""
-
-
-def encode(
-    engine: Engine, variant: Variant, features: np.ndarray, lengths: np.ndarray
-) -> EncoderOutput:
-    """Run the encoder once; (N, T, F), (N,) -> cross-attention tensors.
-
-    The tensors stay in the request's own memory: the request returns to its pool when the result
-    is no longer referenced.
-    """
-    lease = engine.lease(variant)
-    request = lease.request
-    request.set_tensor("features", _tensor(features, np.float32))
-    request.set_tensor("lengths", _tensor(lengths, np.int64))
-    request.infer(share_outputs=True)
-    names = [output.get_any_name() for output in request.model_outputs]
-    tensors = {name: request.get_tensor(name) for name in names if name != "encoder_lengths"}
-    lengths = request.get_tensor("encoder_lengths").data.copy()
-    encoded = EncoderOutput(lengths, tensors, variant.streams)
-    weakref.finalize(encoded, lease.release)
-    return encoded
-
-
-def concatenate(outputs: list[EncoderOutput]) -> EncoderOutput:
-    """One batch out of several encoder outputs, padded to the longest and masked."""
-    if len(outputs) == 1:
-        return outputs[0]
-    frames = max(int(output.tensors["cross_bias"].shape[3]) for output in outputs)
-    utterances = sum(output.utterances for output in outputs)
-    tensors: dict[str, ov.Tensor] = {}
-    for name, first in outputs[0].tensors.items():
-        bias = name == "cross_bias"
-        axis = 3 if bias else 2
-        shape = [utterances, *first.shape[1:]]
-        shape[axis] = frames
-        joined = np.full(shape, MASKED if bias else 0.0, np.float32)
-        row = 0
-        for output in outputs:
-            part = output.tensors[name].data
-            valid = part.shape[axis]
-            target = joined[row : row + len(part)]
-            (target[..., :valid] if bias else target[:, :, :valid])[...] = part
-            row += len(part)
-        tensors[name] = ov.Tensor(joined, shared_memory=True)
-    return EncoderOutput(np.concatenate([output.lengths for output in outputs]), tensors)
 
 
 class Session:
-    """A `DecoderSession` over the stateful decoder of an engine.
+    """A `model.Session` over the stateful decoder of an engine.
 
     Its request returns to the pool when the session is closed or no longer referenced.
     """
 
-    def __init__(self, engine: Engine, variant: Variant, encoded: EncoderOutput) -> None:
+    def __init__(self, engine: Engine, variant: Variant, memory: Memory) -> None:
         lease = engine.lease(variant)
         self._request = lease.request
         self._request.reset_state()
         self._release = weakref.finalize(self, lease.release)
-        self._encoded = encoded  # keeps the memory of the tensors alive
-        self._probing, self.has_bounds = bool(variant.probed), bool(variant.first_timestamp)
+        self._head = variant.head
+        self._one_by_one = is_recurrent(engine.bundle.manifest.state)
         self._length = 0  # L
         self._inputs: dict[str, np.ndarray] = {}  # the request reads this memory
-        for name, tensor in encoded.tensors.items():
-            self._request.set_tensor(name, tensor)
+        self._bind(memory)
 
-    def step(self, tokens: np.ndarray, beam_idx: np.ndarray) -> np.ndarray:
-        """tokens (R, l), beam_idx (R,) -> log-probabilities (R, l, V), valid until the next call."""
-        self._infer(tokens, beam_idx)
-        log_probs: np.ndarray = self._request.get_tensor("log_probs").data
-        return log_probs
-
-    def candidates(
-        self,
-        tokens: np.ndarray,
-        beam_idx: np.ndarray,
-        bias: np.ndarray,
-        bounds: np.ndarray | None = None,
-    ) -> Candidates:
-        """tokens (R, l), beam_idx (R,), bias (1 or R, V), bounds (R, 3) -> the C best of each row."""
-        self._set("bias", bias, np.float32)
-        if bounds is not None:
-            self._set("bounds", bounds, np.int32)
-        self._infer(tokens, beam_idx)
-        scores = self._request.get_tensor("scores").data
-        if np.isnan(scores).any():
-            rows = np.flatnonzero(np.isnan(scores).any(axis=1)).tolist()
-            raise NumericsError(
-                f"Decoding failed at token {self._length - 1}: expected log-probabilities, got NaN. "
-                "Check the features and weights; f32 is the most robust precision.",
-                tuple(rows),
-            )
-        probed = self._request.get_tensor("probed").data if self._probing else None
-        return Candidates(scores, self._request.get_tensor("best").data, probed)
+    def step(self, ask: Ask) -> Step:
+        """See `model.Session.step`; a recurrent decoder is given one token a call."""
+        head = self._head
+        if head.candidates:
+            self._set("bias", np.asarray(ask.bias), np.float32)
+        if head.mask is not None:
+            self._set("bounds", np.asarray(ask.bounds), np.int32)
+        count, beam_idx = ask.tokens.shape[1], ask.beam_idx
+        width = 1 if self._one_by_one else count
+        each: list[np.ndarray] = []
+        for start in range(0, count, width):
+            self._infer(ask.tokens[:, start : start + width], beam_idx)
+            beam_idx = np.arange(len(ask.tokens), dtype=np.int32)
+            if not head.candidates and width < count:
+                each.append(self._output("log_probs").copy())
+        if not head.candidates:
+            return Step(np.concatenate(each, 1) if each else self._output("log_probs"))
+        return self._candidates()
 
     def keep(self, utterances: np.ndarray) -> None:
         """Keep these utterances, indices into the current batch; their rows follow by beam_idx."""
-        kept = {
-            name: ov.Tensor(np.ascontiguousarray(tensor.data[utterances]), shared_memory=True)
-            for name, tensor in self._encoded.tensors.items()
-        }
-        self._encoded = replace(
-            self._encoded, lengths=self._encoded.lengths[utterances], tensors=kept
-        )
-        for name, tensor in kept.items():
-            self._request.set_tensor(name, tensor)
-        if self._length:  # a variant that holds cross-attention as state reads the inputs only once
+        self._bind(self._memory.take(utterances))
+        if self._length:  # a variant that holds memory as state reads the inputs only once
             for state in self._request.query_state():
-                if state.name in kept:
-                    state.state = kept[state.name]
+                if state.name in self._memory.tensors:
+                    state.state = ov.Tensor(self._memory.tensors[state.name], shared_memory=True)
 
     def __enter__(self) -> Session:
         return self
@@ -135,6 +68,28 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         self._release()  # does nothing if the request raised
+
+    def _candidates(self) -> Step:
+        scores = self._output("scores")
+        if np.isnan(scores).any():
+            rows = np.flatnonzero(np.isnan(scores).any(axis=1)).tolist()
+            raise NumericsError(
+                f"Decoding failed at token {self._length - 1}: expected log-probabilities, got NaN. "
+                "Check the features and weights; f32 is the most robust precision.",
+                tuple(rows),
+            )
+        watched = self._output("watched") if self._head.watched else None
+        left = self._output("left") if self._head.renormalised else None
+        return Step(scores, self._output("best"), watched, left)
+
+    def _output(self, name: str) -> np.ndarray:
+        data: np.ndarray = self._request.get_tensor(name).data
+        return data
+
+    def _bind(self, memory: Memory) -> None:
+        self._memory = memory  # keeps its arrays alive
+        for name, tensor in memory.tensors.items():
+            self._request.set_tensor(name, ov.Tensor(tensor, shared_memory=True))
 
     def _infer(self, tokens: np.ndarray, beam_idx: np.ndarray) -> None:
         self._set("tokens", tokens, np.int64)
@@ -155,7 +110,3 @@ class Session:
             self._request.set_tensor(name, ov.Tensor(self._inputs[name], shared_memory=True))
         else:
             bound[...] = array
-
-
-def _tensor(array: np.ndarray | np.generic, dtype: type[np.generic]) -> ov.Tensor:
-    return ov.Tensor(np.asarray(array, dtype, order="C"), shared_memory=True)

@@ -9,53 +9,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import inf, isfinite
 
 import numpy as np
 
-from fairseq_openvino.errors import NumericsError, OptionError
-from fairseq_openvino.model import (
-    Candidates,
-    DecoderSession,
-    EncoderOutput,
-    Hypothesis,
-    SpeechModel,
-)
+from fairseq_openvino.decoding import drive
+from fairseq_openvino.errors import NumericsError, invalid
+from fairseq_openvino.model import Ask, Head, Hypothesis, Memory, Model, Step
+from fairseq_openvino.s2t.options import S2TOptions
 
 SHRINK_FRACTION = 0.25
 """Finished utterances are dropped from the batch when they make up this share of it."""
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Options of the search, named and defined as Fairseq's."""
-
-    beam: int = 5
-    """K, hypotheses kept per utterance (--beam)."""
-    max_len_a: float = 0.0
-    """Longest output = max_len_a * T + max_len_b tokens (--max-len-a)."""
-    max_len_b: int = 200
-    """See max_len_a (--max-len-b)."""
-    min_len: int = 1
-    """Fewest tokens before eos (--min-len)."""
-    lenpen: float = 1.0
-    """Length penalty: scores are divided by length ** lenpen (--lenpen)."""
-    unkpen: float = 0.0
-    """Subtracted from the log-probability of unk (--unkpen)."""
-    normalize_scores: bool = True
-    """Divide by the length at all (off: --unnormalized)."""
-
-    def __post_init__(self) -> None:
-        for flag, expected, value, valid in (
-            ("beam", "at least 1", self.beam, self.beam >= 1),
-            ("lenpen", "a finite number", self.lenpen, isfinite(self.lenpen)),
-            ("max-len-a", "a finite number", self.max_len_a, isfinite(self.max_len_a)),
-            ("unkpen", "a number above -inf", self.unkpen, self.unkpen > -inf),
-        ):
-            if not valid:
-                raise OptionError(
-                    f"Searching failed in --{flag}: expected {expected}, got {value}. Correct it."
-                )
 
 
 @dataclass(frozen=True)
@@ -70,10 +33,10 @@ class TokenIds:
 
 
 def generate(
-    model: SpeechModel,
-    encoded: EncoderOutput,
+    model: Model,
+    memory: Memory,
     source_frames: int,
-    options: SearchOptions,
+    options: S2TOptions,
     ids: TokenIds,
     prefix: np.ndarray | None = None,
 ) -> list[list[Hypothesis]]:
@@ -81,7 +44,7 @@ def generate(
 
     Args:
         model: any model of the contract.
-        encoded: its encoder output for N utterances.
+        memory: what its encoder made of N utterances.
         source_frames: T of the padded batch, for max_len_a.
         options: search options.
         ids: special tokens.
@@ -99,22 +62,23 @@ def generate(
     longest = int(options.max_len_a * source_frames + options.max_len_b)
     max_len = min(longest, limits.max_target_tokens - 1)
     if options.min_len > max_len:
-        raise OptionError(
-            f"Searching failed in --min-len: expected at most the longest output, {max_len} tokens, "
-            f"got {options.min_len}. Adjust --min-len, --max-len-a or --max-len-b."
-        )
+        raise invalid(
+            "Searching", "min_len", f"at most the longest output, {max_len} tokens",
+            options.min_len, "Adjust min_len, max_len_a or max_len_b",
+        )  # fmt: skip
     beam = min(options.beam, vocabulary_size - 1)
-    search = _Search(options, ids, encoded.utterances, beam, max_len, vocabulary_size, prefix)
-    with model.open(encoded, beam, candidate_count(options.beam, vocabulary_size)) as session:
-        search.run(session)
-    return search.hypotheses()
+    search = BeamSearch(options, ids, memory.utterances, beam, max_len, vocabulary_size, prefix)
+    head = Head(candidate_count(options.beam, vocabulary_size))
+    with model.open(memory, beam, head) as session:
+        drive(session, search)
+    return search.found()
 
 
 def decode_batch(
-    model: SpeechModel,
+    model: Model,
     features: np.ndarray,
     lengths: np.ndarray,
-    options: SearchOptions,
+    options: S2TOptions,
     ids: TokenIds,
     prefix: np.ndarray | None = None,
 ) -> list[list[Hypothesis]]:
@@ -137,10 +101,10 @@ def decode_batch(
     parts = [order[i::streams] for i in range(streams)]  # long and short ones evenly
 
     def run(part: np.ndarray) -> list[list[Hypothesis]]:
-        encoded = model.encode(features[part], lengths[part], streams)
+        memory = model.encode(features[part], lengths[part], streams)
         forced = None if prefix is None else prefix[part]
         try:
-            return generate(model, encoded, features.shape[1], options, ids, forced)
+            return generate(model, memory, features.shape[1], options, ids, forced)
         except NumericsError as error:
             affected = tuple(int(part[i]) for i in error.indices)
             raise NumericsError(str(error), affected) from error
@@ -157,12 +121,12 @@ def candidate_count(beam: int, vocabulary_size: int) -> int:
     return min(2 * min(beam, vocabulary_size - 1), vocabulary_size)
 
 
-class _Search:
-    """State of one batch. A finished utterance stays as an idle slot until the batch shrinks."""
+class BeamSearch:
+    """A `model.Search`. A finished utterance stays as an idle slot until the batch shrinks."""
 
     def __init__(
         self,
-        options: SearchOptions,
+        options: S2TOptions,
         ids: TokenIds,
         utterances: int,
         beam: int,
@@ -180,35 +144,43 @@ class _Search:
         self.tokens[:, 0] = ids.eos if ids.bos is None else ids.bos
         self.scores = np.zeros((rows, max_len + 1), np.float32)  # cumulative
         self.beam_idx = np.arange(rows, dtype=np.int32)
+        self.step = 0
         self.finished: list[list[Hypothesis]] = [[] for _ in range(utterances)]
         self.biases = self._token_biases()
 
-    def run(self, session: DecoderSession) -> None:
-        """Decode until every utterance has K hypotheses or max_len is reached."""
-        for step in range(self.max_len + 1):
-            best = self._candidates(session, step)
-            scores, tokens, beams = self._merge(step, best.scores, best.tokens)
-            is_eos = (tokens == self.ids.eos) & (scores > -np.inf)
-            is_eos[:, : self.beam] &= ~self.ignored
-            ending = is_eos[:, : self.beam] & self.open[:, None]
-            if ending.any():
-                self._finish(step, ending, scores, beams)
-            if step == self.max_len or not self.open.any():
-                return
-            self._advance(step, is_eos, scores, tokens, beams)
-            if self.open.mean() <= 1 - SHRINK_FRACTION:
-                self._shrink(session)
+    @property
+    def owners(self) -> np.ndarray:
+        """See `model.Search`."""
+        return np.repeat(self.slots, self.beam)
 
-    def _candidates(self, session: DecoderSession, step: int) -> Candidates:
-        try:
-            tokens = self.tokens[:, step : step + 1]
-            return session.candidates(tokens, self.beam_idx, self._bias(step))
-        except NumericsError as error:
-            affected = {int(self.slots[row // self.beam]) for row in error.indices}
-            raise NumericsError(str(error), tuple(sorted(affected))) from error
+    @property
+    def _over(self) -> bool:
+        return self.step > self.max_len or not self.open.any()
 
-    def hypotheses(self) -> list[list[Hypothesis]]:
-        """Best first, as Fairseq's final sort."""
+    def ask(self) -> Ask | None:
+        """See `model.Search`; None once every utterance has K hypotheses or max_len is reached."""
+        if self._over:
+            return None
+        tokens = self.tokens[:, self.step : self.step + 1]
+        return Ask(tokens, self.beam_idx, self._bias(self.step))
+
+    def take(self, step: Step) -> np.ndarray | None:
+        """See `model.Search`."""
+        assert step.tokens is not None
+        now, self.step = self.step, self.step + 1
+        scores, tokens, beams = self._merge(now, step.scores, step.tokens)
+        is_eos = (tokens == self.ids.eos) & (scores > -np.inf)
+        is_eos[:, : self.beam] &= ~self.ignored
+        ending = is_eos[:, : self.beam] & self.open[:, None]
+        if ending.any():
+            self._finish(now, ending, scores, beams)
+        if self._over:
+            return None
+        self._advance(now, is_eos, scores, tokens, beams)
+        return self._shrink() if self.open.mean() <= 1 - SHRINK_FRACTION else None
+
+    def found(self) -> list[list[Hypothesis]]:
+        """See `model.Search`; ordered as by Fairseq's final sort."""
         ordered = []
         for found in self.finished:
             order = np.argsort([-hypothesis.score for hypothesis in found], kind="stable")
@@ -286,7 +258,7 @@ class _Search:
         final = scores[slot, rank]
         positional[:, step] = final
         positional[:, 1:] -= positional[:, :-1].copy()
-        if self.options.normalize_scores:
+        if not self.options.unnormalized:
             final = final / (step + 1) ** self.options.lenpen
         for i, owner in enumerate(self.slots[slot]):
             if len(self.finished[owner]) < self.beam:
@@ -316,10 +288,10 @@ class _Search:
         self.scores[:, step] = np.take_along_axis(scores, order, 1).reshape(-1)
         self.beam_idx = rows.astype(np.int32)
 
-    def _shrink(self, session: DecoderSession) -> None:
+    def _shrink(self) -> np.ndarray:
         kept = np.flatnonzero(self.open)
         rows = (kept[:, None] * self.beam + np.arange(self.beam)).reshape(-1)
-        session.keep(kept)
         self.tokens, self.scores = self.tokens[rows], self.scores[rows]
         self.beam_idx, self.ignored = self.beam_idx[rows], self.ignored[kept]
         self.slots, self.open = self.slots[kept], self.open[kept]
+        return kept

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from fairseq_openvino.bundle import TextConfig
-from fairseq_openvino.errors import ModelError
+from fairseq_openvino.errors import ModelError, failure
+
+_fail = partial(
+    failure, ModelError, "Loading the dictionary",
+    advice="Use the dictionary the model was trained with",
+)  # fmt: skip
 
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 BOS, PAD, EOS, UNK = range(4)
@@ -107,10 +112,3 @@ def check_size(path: Path, symbols: Sequence[str], expected: int) -> None:
     """
     if len(symbols) != expected:
         raise _fail(path, f"the model's {expected} symbols", f"{len(symbols)}")
-
-
-def _fail(path: Path, expected: str, got: str) -> ModelError:
-    return ModelError(
-        f"Loading the dictionary failed in {str(path)!r}: expected {expected}, got {got}. "
-        "Use the dictionary the model was trained with."
-    )

@@ -16,13 +16,17 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.errors import MissingDependencyError, ModelError, OptionError
+from fairseq_openvino.errors import MissingDependencyError, ModelError, failure, invalid
 from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS
+
+ACTION = "Reading a corpus"
+_fail = partial(failure, ModelError, ACTION)
 
 FAIRSEQ, COMMON_VOICE, PLAIN, LIBRISPEECH = "fairseq", "common-voice", "plain", "librispeech"
 FAIRSEQ_COLUMNS = ("id", "audio")
@@ -105,22 +109,15 @@ def read(
         OptionError: limit or shard is out of range.
     """
     if limit is not None and limit < 1:
-        raise OptionError(
-            f"Reading a corpus failed in --limit: expected at least 1, got {limit}. Raise it."
-        )
+        raise invalid(ACTION, "limit", "at least 1", limit, "Raise it")
     number, count = shard
     if not 1 <= number <= count:
-        raise OptionError(
-            f"Reading a corpus failed in --shard: expected i/n with 1 <= i <= n, got {number}/{count}. "
-            "Correct the flag."
-        )
+        raise invalid(ACTION, "shard", "i/n with 1 <= i <= n", f"{number}/{count}")
     kind, root = kind_of(path), Path(path)
     if kind == LIBRISPEECH:
         if text_column is not None:
-            raise OptionError(
-                f"Reading a corpus failed in --text-column: expected it unset for the folder "
-                f"{str(root)!r}, got {text_column!r}. Leave it out."
-            )
+            expected = f"it unset for the folder {str(root)!r}"
+            raise invalid(ACTION, "text_column", expected, repr(text_column), "Leave it out")
         found = _librispeech(root)
     else:
         found = _table(kind, root, config_yaml, text_column)
@@ -270,9 +267,3 @@ def _audio_root(config_yaml: Path) -> Path:
 
 def _without_suffix(path: str) -> str:
     return str(Path(path).with_suffix(""))
-
-
-def _fail(where: str, expected: str, got: str, advice: str) -> ModelError:
-    return ModelError(
-        f"Reading a corpus failed in {where}: expected {expected}, got {got}. {advice}."
-    )

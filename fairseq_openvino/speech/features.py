@@ -11,6 +11,7 @@ PCM16_SCALE = 2.0**15
 """Kaldi expects 16-bit integer amplitudes (Fairseq `audio_utils.py:get_fbank`)."""
 FRAME_LENGTH_MS = 25.0
 FRAME_SHIFT_MS = 10.0
+FRAMES_PER_SECOND = 100
 CMVN_VARIANCE_FLOOR = 1e-10
 WHISPER_RATE_HZ, FFT_SAMPLES, HOP_SAMPLES = 16_000, 400, 160
 SMALLEST_POWER, DECADES = 1e-10, 8.0

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from fairseq_openvino.errors import ModelError
+from fairseq_openvino.errors import ModelError, failure
+
+_fail = partial(failure, ModelError, "Reading a manifest")
 
 COLUMNS = ("id", "audio", "n_frames", "tgt_text")
 """Those that Fairseq needs."""
@@ -58,9 +61,3 @@ def _sample(row: dict[str, str | None], where: str, defaults: Mapping[str, str])
         number = repr(filled["n_frames"])
         raise _fail(where, "a whole number in column n_frames", number, "Repair the row")
     return filled
-
-
-def _fail(where: str, expected: str, got: str, advice: str) -> ModelError:
-    return ModelError(
-        f"Reading a manifest failed in {where}: expected {expected}, got {got}. {advice}."
-    )

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fairseq_openvino.model import Hypothesis
-from fairseq_openvino.whisper.search import Rules
-
-FRAMES_PER_SECOND = 100
+from fairseq_openvino.speech.features import FRAMES_PER_SECOND
+from fairseq_openvino.whisper.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Progress:
         """Whether the clip is decoded to its end."""
         return self.seek >= self.frames
 
-    def add(self, found: list[Hypothesis], rules: Rules, *, timestamps: bool) -> None:
+    def add(self, found: list[Hypothesis], rules: Rules) -> None:
         """The n best of the window that begins at `seek`.
 
         A pair of timestamps ends the window even where none were asked for. Segments end with the
@@ -68,7 +67,7 @@ class Progress:
         ended = len(best.tokens) and best.tokens[-1] == rules.eos
         tokens = best.tokens[:-1] if ended else best.tokens
         segments, advanced = split(tokens, self.seek, self.frames - self.seek, rules)
-        if timestamps:
+        if rules.mask is not None:
             heard = [each for each in segments if each.start < seconds]
             segments = heard if heard or self.segments else segments[:1]
             self.segments += [
@@ -85,16 +84,22 @@ class Progress:
         if not before:
             return last
         parts = [_first(best, int((best.tokens != eos).sum())) for best, *_ in before] + [last[0]]
-        positional = np.concatenate([part.positional_scores for part in parts])
-        tokens = np.concatenate([part.tokens for part in parts])
-        return [Hypothesis(tokens, float(positional.mean()), positional)]
+        tokens, positional, after = (
+            np.concatenate(arrays)
+            for arrays in zip(
+                *((part.tokens, part.positional_scores, part.after_rules) for part in parts),
+                strict=True,
+            )
+        )
+        return [Hypothesis(tokens, float(positional.mean()), positional, after)]
 
 
 def _first(hypothesis: Hypothesis, count: int) -> Hypothesis:
     """Its first tokens."""
-    return Hypothesis(
-        hypothesis.tokens[:count], hypothesis.score, hypothesis.positional_scores[:count]
-    )
+    parts = hypothesis.tokens, hypothesis.positional_scores, hypothesis.after_rules
+    tokens, positional, after = (None if part is None else part[:count] for part in parts)
+    assert tokens is not None and positional is not None
+    return Hypothesis(tokens, hypothesis.score, positional, after)
 
 
 def split(

@@ -1,1 +1,148 @@
-"""Fairseq checkpoints."""
+"""Fairseq checkpoints: `ARCHITECTURES` is the table of those that have an exporter."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairseq_openvino.atomic import sha256
+from fairseq_openvino.bundle import Bundle
+from fairseq_openvino.errors import CheckpointError, ModelError, failure
+from fairseq_openvino.export.cache import cached
+from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq.checkpoint import load
+from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.fairseq.preprocessing import fail
+from fairseq_openvino.export.forced import Forced
+from fairseq_openvino.export.options import ExportOptions
+from fairseq_openvino.export.parity import Report, at_nodes
+from fairseq_openvino.export.procedure import Original, export, tool_versions
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURES = {s2t_transformer.ARCHITECTURE: s2t_transformer.build}
+"""Fairseq's model name to a function of model and arguments that returns `Graphs`."""
+
+
+class Reference:
+    """A Fairseq encoder-decoder model in eval mode; see `parity.Reference`."""
+
+    name = "Fairseq"
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def logits(self, batch: Forced) -> torch.Tensor:
+        """See `parity.Reference`."""
+        encoder, decoder = self.model.encoder, self.model.decoder
+        encoded = encoder(torch.from_numpy(batch.features), torch.from_numpy(batch.lengths))
+        encoded = encoder.reorder_encoder_out(encoded, torch.from_numpy(batch.utterances))
+        paths = torch.from_numpy(batch.paths)
+        hidden = decoder(paths, encoder_out=encoded, features_only=True)[0]  # (Q, steps, D)
+        logits: torch.Tensor = decoder.output_layer(at_nodes(hidden, batch))
+        return logits
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    data: DataDirectory,
+    output: Path,
+    options: ExportOptions | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> tuple[Bundle, Report]:
+    """Export one checkpoint.
+
+    Args:
+        checkpoint: a Fairseq `.pt` file.
+        data: the data directory it belongs to.
+        output: the bundle directory to create.
+        options: what to write.
+        overrides: model arguments to replace, as Fairseq's --model-overrides.
+
+    Returns:
+        The verified bundle and the parity report.
+
+    Raises:
+        CheckpointError, ModelError: a file is missing, damaged or does not fit the others.
+        ArchitectureError: the architecture has no exporter.
+        ParityError: a graph does not reproduce the model; nothing is published.
+        StorageError: the bundle could not be written; nothing is left behind.
+    """
+    original = _original(checkpoint, data, overrides or {})
+    if data.unsupported:
+        raise failure(
+            ModelError, "Exporting", data.path,
+            "features and text that can be made without Fairseq", "; ".join(data.unsupported),
+            "Choose a subset with --gen-subset if it depends on that, or use fairseq-generate "
+            "--ov-engine, where Fairseq makes them",
+        )  # fmt: skip
+    return export(original, output, options)
+
+
+def cached_bundle(
+    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], cache_dir: Path
+) -> Bundle:
+    """The bundle of a checkpoint, exported now if this cache has none.
+
+    What only Fairseq can do to features and text is no reason to refuse: it does it where this bundle
+    is used, and `transcribe` refuses the bundle.
+
+    Args:
+        checkpoint: a Fairseq `.pt` file.
+        data: its data directory.
+        overrides: model arguments to replace.
+        cache_dir: where bundles are kept.
+
+    Raises:
+        CheckpointError: there is no such file.
+        StorageError: the cache directory is not writable.
+        FairseqOpenVINOError: whatever `export_checkpoint` raises; nothing is left in the cache.
+    """
+    if not checkpoint.is_file():
+        raise failure(
+            CheckpointError, "Loading a checkpoint", checkpoint, "a file", "none", "Check --path"
+        )
+    content = {
+        "checkpoint": sha256(checkpoint),
+        "data": [sha256(path) for path in data.sources()],
+        "described": {key: repr(value) for key, value in data.described().items()},
+        "statistics": [values.tolist() for values in data.transforms.statistics or ()],
+        "overrides": {key: repr(value) for key, value in sorted(overrides.items())},
+        "versions": tool_versions(),
+    }
+
+    def make(target: Path) -> tuple[Bundle, Report]:
+        logger.info(f"exporting {checkpoint} on first use into {target}")
+        options = ExportOptions(overwrite=True)
+        return export(_original(checkpoint, data, overrides), target, options, keep_onnx=False)
+
+    return cached(checkpoint.stem, content, cache_dir, make)
+
+
+def _original(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> Original:
+    loaded = load(checkpoint, data, overrides, tuple(ARCHITECTURES))
+    _check_data(data)
+    described = {"family": "s2t", "source": loaded.source, **data.described()}
+    described["features"] = replace(described["features"], split=data.gen_subset)
+    graphs = ARCHITECTURES[loaded.architecture](loaded.model, loaded.arguments)
+    return Original(graphs, Reference(loaded.model), described, data.copy_into)
+
+
+def _check_data(data: DataDirectory) -> None:
+    """Say what is assumed about the training data, and refuse what has no exporter."""
+    if data.config.use_audio_input:
+        raise fail(data.path, "features of filter banks", "use_audio_input: true")
+    features, text = data.feature_config(), data.text_config()
+    if features.sample_rate_assumed:
+        logger.warning(
+            f"{str(data.path)!r} says no sample_rate: {features.sample_rate_hz} Hz is assumed for the "
+            "training audio (Fairseq's default; --sample-rate states another)"
+        )
+    if text.eos_token is not None and text.eos_token not in data.symbols():
+        logger.warning(
+            f"eos_token {text.eos_token!r} is not in the dictionary: Fairseq takes <unk>"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ from fairseq_openvino.errors import (
     CheckpointError,
     MissingDependencyError,
     ModelError,
+    failure,
 )
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.s2t.vocabulary import check_size
+
+_fail = partial(
+    failure, CheckpointError, "Loading a checkpoint",
+    advice="Give a checkpoint written by fairseq-train, with --model-overrides that fit it",
+)  # fmt: skip
 
 EMBEDDING = "decoder.embed_tokens.weight"
 MAX_NAMES_IN_MESSAGE = 5
@@ -174,10 +181,3 @@ def check_fit(weights: dict[str, Any], data: DataDirectory) -> None:
             f"input_channels = {weights[FIRST_CONVOLUTION].shape[1]} as the model has, "
             f"got {data.feature_bins}. Use the configuration the model was trained with."
         )
-
-
-def _fail(checkpoint: Path, expected: str, got: str) -> CheckpointError:
-    return CheckpointError(
-        f"Loading a checkpoint failed in {str(checkpoint)!r}: expected {expected}, got {got}. "
-        "Give a checkpoint written by fairseq-train, with --model-overrides that fit it."
-    )

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 
 from fairseq_openvino.bundle import ASSUMED_RATE_HZ, FeatureConfig, SpecialTokens, TextConfig
-from fairseq_openvino.errors import OptionError
+from fairseq_openvino.errors import invalid
 from fairseq_openvino.export.fairseq.preprocessing import (
     Decoder,
     Transforms,
@@ -55,10 +55,9 @@ class DataDirectory:
         if self.rate_hz is not None and not (
             MIN_SAMPLE_RATE_HZ <= self.rate_hz <= MAX_SAMPLE_RATE_HZ
         ):
-            raise OptionError(
-                f"Exporting failed in --sample-rate: expected {MIN_SAMPLE_RATE_HZ} to "
-                f"{MAX_SAMPLE_RATE_HZ} Hz, got {self.rate_hz}. Give the rate of the training audio."
-            )
+            expected = f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz"
+            advice = "Give the rate of the training audio"
+            raise invalid("Exporting", "sample_rate", expected, self.rate_hz, advice)
 
     @property
     def path(self) -> Path:
@@ -89,10 +88,8 @@ class DataDirectory:
         """
         stated = int(self.config.config.get("sample_rate") or 0)
         if stated and self.rate_hz and stated != self.rate_hz:
-            raise OptionError(
-                f"Exporting failed in --sample-rate: expected {stated} Hz as {str(self.path)!r} says, "
-                f"got {self.rate_hz}. Leave it out."
-            )
+            expected = f"{stated} Hz as {str(self.path)!r} says"
+            raise invalid("Exporting", "sample_rate", expected, self.rate_hz, "Leave it out")
         return stated or self.rate_hz or ASSUMED_RATE_HZ
 
     @cached_property

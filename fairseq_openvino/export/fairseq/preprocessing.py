@@ -5,13 +5,20 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from fairseq_openvino.errors import MissingDependencyError, ModelError
+from fairseq_openvino.errors import MissingDependencyError, ModelError, failure
+
+fail = partial(
+    failure, ModelError, "Reading the data directory",
+    advice="Use the data directory the model was trained with",
+)  # fmt: skip
+"""The error for a file of the data directory."""
 
 logger = logging.getLogger(__name__)
 
@@ -86,14 +93,6 @@ def read_config(path: Path) -> Any:
         ) from error
     apply_shims()
     return S2TDataConfig(path)
-
-
-def fail(path: Path, expected: str, got: str) -> ModelError:
-    """The error for a file of the data directory."""
-    return ModelError(
-        f"Reading the data directory failed in {str(path)!r}: expected {expected}, got {got}. "
-        "Use the data directory the model was trained with."
-    )
 
 
 def _check_types(path: Path, content: dict[str, Any]) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairseq_openvino.bundle import MASKED, attention_specs
 from fairseq_openvino.errors import ArchitectureError
-from fairseq_openvino.export.graphs import MASKED, Graphs
+from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.layers import DecoderLayer, EncoderLayer, causal_bias, split_heads
 
 ARCHITECTURE = "s2t_transformer"
@@ -36,14 +37,15 @@ def build(model: Any, arguments: Any) -> Graphs:
     """
     _refuse_unsupported(model)
     decoder = model.decoder
-    heads = decoder.layers[0].self_attn.num_heads
+    layers, attention = len(decoder.layers), decoder.layers[0].self_attn
+    memory, state = attention_specs(layers, attention.num_heads, attention.head_dim)
     return Graphs(
         architecture=ARCHITECTURE,
         encoder=EncoderGraph(model).eval(),
         decoder=DecoderGraph(model).eval(),
-        layers=len(decoder.layers),
-        heads=heads,
-        head_width=decoder.layers[0].self_attn.head_dim,
+        layers=layers,
+        memory=memory,
+        state=state,
         model_width=decoder.embed_dim,
         feature_bins=int(arguments.input_feat_per_channel) * int(arguments.input_channels),
         vocabulary_size=decoder.output_projection.out_features,

@@ -1,4 +1,4 @@
-"""Whisper and Distil-Whisper checkpoints to bundles.
+"""Whisper and Distil-Whisper as two explicit graphs.
 
 The graphs have the signatures of `export/onnx.py`. The mel length is dynamic: the position table is
 sliced, so a shorter audio context is a shorter input. Letters as in `export/fairseq/s2t_transformer.py`.
@@ -8,31 +8,19 @@ Source of the model: transformers `models/whisper/modeling_whisper.py`.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fairseq_openvino.atomic import staged_directory
 from fairseq_openvino.bundle import (
-    Bundle,
-    Dimensions,
-    FeatureConfig,
-    Limits,
-    Manifest,
-    SpecialTokens,
-    TextConfig,
-    open_bundle,
-    write_manifest,
+    MASKED,
+    attention_specs,
 )
-from fairseq_openvino.export import ExportOptions, finish_graphs, memory, onnx, tool_versions
 from fairseq_openvino.export.forced import Forced
-from fairseq_openvino.export.graphs import MASKED, Graphs
+from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.layers import DecoderLayer, EncoderLayer, causal_bias, split_heads
-from fairseq_openvino.export.parity import Cases, Report, at_nodes, expect
-from fairseq_openvino.export.whisper.huggingface import Source, load_source
+from fairseq_openvino.export.parity import Cases, at_nodes
 
 FRAMES_PER_POSITION = 2
 """The second convolution halves the frame rate."""
@@ -146,13 +134,14 @@ def build(model: Any) -> Graphs:
     """Wrap a loaded `WhisperForConditionalGeneration`."""
     config = model.config
     heads = config.decoder_attention_heads
+    memory, state = attention_specs(config.decoder_layers, heads, config.d_model // heads)
     return Graphs(
         architecture="whisper",
         encoder=EncoderGraph(model).eval(),
         decoder=DecoderGraph(model).eval(),
         layers=config.decoder_layers,
-        heads=heads,
-        head_width=config.d_model // heads,
+        memory=memory,
+        state=state,
         model_width=config.d_model,
         feature_bins=config.num_mel_bins,
         vocabulary_size=config.vocab_size,
@@ -169,59 +158,4 @@ def parity_cases(graphs: Graphs) -> Cases:
         ((96, 52), 8),
         ((260, 260, 120), 12),
         ((graphs.max_source_frames,), 16),
-    )
-
-
-def export_whisper(
-    source: str | Path,
-    output: Path,
-    options: ExportOptions | None = None,
-    tokenizer: Path | None = None,
-) -> tuple[Bundle, Report]:
-    """Export one checkpoint.
-
-    Args:
-        source: a Hugging Face directory (safetensors), an OpenAI `.pt` file, or a hub name.
-        output: the bundle directory to create.
-        options: what to write.
-        tokenizer: `tokenizer.json`, `*.tiktoken`, or a directory with one; default: beside the
-            checkpoint.
-
-    Returns:
-        The verified bundle and the parity report.
-
-    Raises:
-        CheckpointError, ModelError: a file is missing, damaged or does not fit the others.
-        ParityError: a graph does not reproduce the model; nothing is published.
-        StorageError: the bundle could not be written; nothing is left behind.
-    """
-    options = options or ExportOptions()
-    loaded = load_source(source, tokenizer)
-    graphs = build(loaded.model)
-    memory.trim()
-    with staged_directory(output, options.overwrite) as stage, torch.no_grad():
-        expected = expect(Reference(loaded.model), graphs, parity_cases(graphs))
-        onnx.export_onnx(graphs, stage)
-        loaded, graphs = replace(loaded, model=None), graphs.without_modules()
-        report = finish_graphs(graphs, stage, options, expected)
-        (stage / TOKENIZER).write_text(loaded.tokenizer.to_str(), "utf-8")
-        write_manifest(stage, _manifest(loaded, graphs, options, report))
-    return open_bundle(output), report
-
-
-def _manifest(loaded: Source, graphs: Graphs, options: ExportOptions, report: Report) -> Manifest:
-    whisper = loaded.whisper
-    return Manifest(
-        family="whisper",
-        architecture=graphs.architecture,
-        precision=options.precision,
-        dimensions=Dimensions.of(graphs),
-        limits=Limits(graphs.max_source_frames, graphs.max_target_tokens),
-        tokens=SpecialTokens(bos=whisper.start, pad=loaded.pad, eos=loaded.eos, unk=loaded.eos),
-        features=FeatureConfig(graphs.feature_bins, loaded.sample_rate_hz, ("log_mel",)),
-        text=TextConfig(tokenizer=TOKENIZER),
-        whisper=whisper,
-        parity=report.to_json(),
-        source=loaded.origin,
-        versions=tool_versions(),
     )

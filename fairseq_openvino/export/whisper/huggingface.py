@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import WhisperConfig
 from fairseq_openvino.checkpoint import load_checkpoint
 from fairseq_openvino.compat.transformers import transformers
-from fairseq_openvino.errors import CheckpointError, ModelError
+from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.whisper import openai
+
+_fail = partial(failure, CheckpointError, "Loading a Whisper checkpoint")
 
 SAMPLE_RATE_HZ, FFT_SAMPLES, HOP_SAMPLES = 16_000, 400, 160
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -71,20 +74,13 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _fail(path: Path, expected: str, got: str, advice: str) -> CheckpointError:
-    return CheckpointError(
-        f"Loading a Whisper checkpoint failed in {str(path)!r}: expected {expected}, got {got}. "
-        f"{advice}"
-    )
-
-
 def _from_directory(
     path: Path, shown: Path, tokenizer: Path | None, origin: dict[str, Any]
 ) -> Source:
     try:
         config = transformers.WhisperConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise _fail(shown, "config.json", f"{error}", "Pass the model's directory.") from error
+        raise _fail(shown, "config.json", f"{error}", "Pass the model's directory") from error
     if config.model_type != "whisper":
         raise ModelError(
             f"Loading a Whisper checkpoint failed in {str(shown)!r}: expected model type whisper, "
@@ -95,7 +91,7 @@ def _from_directory(
         found = ", ".join(sorted(p.name for p in path.iterdir())) or "an empty directory"
         raise _fail(
             shown, "model.safetensors", found,
-            "Other formats can run code: save the model with save_pretrained first.",
+            "Other formats can run code: save the model with save_pretrained first",
         )  # fmt: skip
     try:
         model = transformers.WhisperForConditionalGeneration.from_pretrained(
@@ -103,9 +99,7 @@ def _from_directory(
         )
     except Exception as error:  # safetensors and transformers raise many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _fail(
-            shown, "complete weights", repr(reason), "Copy or download it again."
-        ) from error
+        raise _fail(shown, "complete weights", repr(reason), "Copy or download it again") from error
     generation = model.generation_config
     whisper = _rules(generation, config, shown)
     tokens = _tokenizer(shown if shown.is_dir() else path, tokenizer, config, whisper)
@@ -142,7 +136,7 @@ def _rules(generation: Any, config: Any, path: Path) -> WhisperConfig:
     if no_timestamps is None:
         raise _fail(
             path, "no_timestamps_token_id in generation_config.json", "a file without it",
-            "Take generation_config.json of the checkpoint this one was trained from.",
+            "Take generation_config.json of the checkpoint this one was trained from",
         )  # fmt: skip
     languages = getattr(generation, "lang_to_id", None) or {}
     return WhisperConfig(
@@ -158,7 +152,16 @@ def _rules(generation: Any, config: Any, path: Path) -> WhisperConfig:
         max_tokens=min(
             generation.max_length or config.max_target_positions, config.max_target_positions
         ),
+        alignment_heads=_alignment_heads(generation, config),
     )
+
+
+def _alignment_heads(generation: Any, config: Any) -> tuple[tuple[int, int], ...]:
+    """As the checkpoint has them; none of them if one does not exist in this model."""
+    found = getattr(generation, "alignment_heads", None) or ()
+    heads = tuple((int(layer), int(head)) for layer, head in found)
+    layers, width = config.decoder_layers, config.decoder_attention_heads
+    return heads if all(0 <= a < layers and 0 <= b < width for a, b in heads) else ()
 
 
 def _token(value: Any, whisper: WhisperConfig) -> int:
@@ -228,7 +231,7 @@ def _from_openai(path: Path, tokenizer: Path | None) -> Source:
         raise _fail(
             path, "the weights of a Whisper model",
             f"missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}",
-            "Pass a checkpoint of openai-whisper.",
+            "Pass a checkpoint of openai-whisper",
         )  # fmt: skip
     model.tie_weights()
     place = tokenizer or openai.installed_tokenizer(path, config.vocab_size)

@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
+from fairseq_openvino.errors import AudioError
 from fairseq_openvino.model import Clip
+from fairseq_openvino.speech.stored import waveform
 
 KINDS = {
     "ours": "ours.BundleEngine",
@@ -158,6 +160,21 @@ class Engine(Protocol):
     def precision(self) -> dict[str, str]:
         """Precision in use, for the report; complete once something was generated."""
         ...
+
+
+def samples(path: str, rate_hz: int) -> Clip:
+    """A clip of Whisper's before its features: samples (samples,) in their place.
+
+    Raises:
+        AudioError: the audio cannot be used, or it is stored features.
+    """
+    audio = waveform(path, rate_hz)
+    if audio is None:
+        raise AudioError(
+            f"Reading speech failed in {path!r}: expected audio, as Whisper has its own features, "
+            "got stored ones. Use a corpus of audio files."
+        )
+    return Clip(path, audio[0], len(audio[0]) / rate_hz)
 
 
 def load(spec: EngineSpec) -> Engine:

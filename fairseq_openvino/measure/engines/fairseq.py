@@ -20,6 +20,7 @@ from fairseq_openvino.errors import (
     UtteranceTooLongError,
 )
 from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search
+from fairseq_openvino.measure.engines.ours import READ_BACK
 from fairseq_openvino.model import Clip
 from fairseq_openvino.speech.stored import frames
 
@@ -205,7 +206,7 @@ class FairseqEngine:
 
     def _watch_encoder(self) -> None:
         """Time the encoder within `generate`: the rest of it are decoder steps."""
-        ours = getattr(self.model, "speech_model", None)
+        ours = getattr(self.model, "compiled", None)
         owner, name = (self.model.encoder, "forward") if ours is None else (ours, "encode")
         setattr(owner, name, self.encoding.watch(getattr(owner, name)))
 
@@ -224,9 +225,8 @@ class PluginEngine(FairseqEngine):
 
     def precision(self) -> dict[str, str]:
         """What the compiled decoder says about itself."""
-        from fairseq_openvino.utterances import precision_in_use
-
-        return precision_in_use(self.model.speech_model)
+        found: dict[str, str] = self.model.compiled.properties(READ_BACK)
+        return found
 
 
 def configuration(spec: EngineSpec, flags: list[str]) -> Any:

@@ -1,6 +1,6 @@
 """Two other ways to run our ONNX graphs, behind Fairseq's interface and the contract of `model.py`.
 
-Both are driven by our own search, so that only the engine differs: onnxruntime with the caches
+Both are driven by our own search, so that only the engine differs: onnxruntime with the states
 passed in and out of every call, and OpenVINO without state, which computes the whole prefix anew
 in every step as the first exports of Fairseq models did.
 """
@@ -14,16 +14,9 @@ from typing import Any
 import numpy as np
 
 from fairseq_openvino.bundle import Bundle, open_bundle
-from fairseq_openvino.errors import ModelError
-from fairseq_openvino.export.onnx import (
-    DECODER_ONNX,
-    ENCODER_ONNX,
-    cache_names,
-    cross_names,
-)
+from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past
 from fairseq_openvino.measure.engines.fairseq import FairseqEngine
-from fairseq_openvino.model import Candidates, EncoderOutput
-from fairseq_openvino.s2t.vocabulary import Vocabulary, load_dictionary
+from fairseq_openvino.model import Ask, Head, Memory, Step
 
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 """Named inputs to all outputs, in graph order."""
@@ -44,76 +37,67 @@ class GraphEngine(FairseqEngine):
 
 
 class GraphModel:
-    """A model over two functions; `stateless` names the way its sessions decode."""
+    """A `model.Model` over two functions; `stateless` names the way its sessions decode."""
 
     def __init__(self, bundle: Bundle, encoder: Run, decoder: Run, stateless: bool) -> None:
         self.manifest = bundle.manifest
-        text = bundle.manifest.text
-        self.vocabulary = Vocabulary.of(load_dictionary(bundle.path(text.dictionary)), text)
         self.encoder, self.decoder, self.stateless = encoder, decoder, stateless
-
-    def features(self, waveform: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-        """Not needed: batches come from Fairseq's dataset."""
-        raise ModelError(
-            "Computing features failed in the benchmark: expected features from Fairseq's dataset, "
-            f"got a waveform {waveform.shape} at {sample_rate_hz} Hz. Use load_model."
-        )
 
     def streams(self, utterances: int) -> int:
         """One: these engines run a batch as it is."""
         return 1
 
-    def prepare(self, beam: int, candidates: int = 0, utterances: Collection[int] = (1,)) -> None:
+    def prepare(self, sizes: Collection[int], beam: int, head: Head) -> None:
         """Nothing: both graphs are ready."""
 
-    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> EncoderOutput:
-        """(N, T, F), (N,) -> cross-attention tensors."""
+    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> Memory:
+        """(N, T, F), (N,) -> what the decoder attends to."""
         outputs = self.encoder({"features": features, "lengths": lengths.astype(np.int64)})
-        names = ["encoder_lengths", "cross_bias", *cross_names(self.manifest.dimensions.layers)]
-        tensors = dict(zip(names, outputs, strict=True))
-        return EncoderOutput(tensors.pop("encoder_lengths"), tensors)
+        names = (spec.name for spec in self.manifest.memory)
+        return Memory(outputs[0], dict(zip(names, outputs[1:], strict=True)))
 
-    def open(self, encoded: EncoderOutput, beam: int, candidates: int = 0) -> GraphSession:
+    def open(self, memory: Memory, beam: int, head: Head) -> GraphSession:
         """A session with `beam` rows an utterance."""
         kind = StatelessSession if self.stateless else CachedSession
-        return kind(self, encoded, beam, candidates)
+        return kind(self, memory, beam, head)
+
+    def empty(self, rows: int) -> dict[str, np.ndarray]:
+        """States (R, ...) before the first token, as inputs of the decoder."""
+        sizes = {"R": rows, "L": 0}
+        return {
+            past(spec): np.zeros(
+                [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims], np.float32
+            )
+            for spec in self.manifest.state
+        }
 
 
 class GraphSession:
     """What both sessions share: log-probabilities, the C best, dropping utterances."""
 
-    def __init__(
-        self, model: GraphModel, encoded: EncoderOutput, beam: int, candidates: int
-    ) -> None:
-        self.model, self.cross, self.count = model, dict(encoded.tensors), candidates
-        self.rows = encoded.utterances * beam
+    def __init__(self, model: GraphModel, memory: Memory, beam: int, head: Head) -> None:
+        self.model, self.memory, self.head = model, memory, head
+        self.rows = memory.utterances * beam
 
     def logits(self, tokens: np.ndarray, beam_idx: np.ndarray) -> np.ndarray:
         """tokens (R, l) after reordering -> (R, l or more, V)."""
         raise NotImplementedError
 
-    def step(self, tokens: np.ndarray, beam_idx: np.ndarray) -> np.ndarray:
-        """See `model.DecoderSession.step`."""
-        return _log_softmax(self.logits(tokens, beam_idx)[:, -tokens.shape[1] :])
-
-    def candidates(
-        self,
-        tokens: np.ndarray,
-        beam_idx: np.ndarray,
-        bias: np.ndarray,
-        bounds: np.ndarray | None = None,
-    ) -> Candidates:
-        """See `model.DecoderSession.candidates`; there are no bounds in this family."""
-        scores = _log_softmax(self.logits(tokens, beam_idx)[:, -1]) + bias
-        last = scores.shape[1] - self.count
-        best = np.argpartition(scores, last, axis=1)[:, last:] if last else _all(scores)
+    def step(self, ask: Ask) -> Step:
+        """See `model.Session.step`; only candidates are reported, or everything."""
+        logits = self.logits(ask.tokens, ask.beam_idx)
+        if not self.head.candidates:
+            return Step(_log_softmax(logits[:, -ask.tokens.shape[1] :]))
+        scores = _log_softmax(logits[:, -1]) + ask.bias
+        last = scores.shape[1] - self.head.candidates
+        best = np.argpartition(scores, last, axis=1)[:, last:]
         order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
         best = np.take_along_axis(best, order, 1)
-        return Candidates(np.take_along_axis(scores, best, 1), best)
+        return Step(np.take_along_axis(scores, best, 1), best)
 
     def keep(self, utterances: np.ndarray) -> None:
         """Drop all others; their rows leave with the next `beam_idx`."""
-        self.cross = {name: tensor[utterances] for name, tensor in self.cross.items()}
+        self.memory = self.memory.take(utterances)
 
     def __enter__(self) -> GraphSession:
         return self
@@ -124,7 +108,7 @@ class GraphSession:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.cross = {}
+        """Nothing is held outside of Python."""
 
 
 class CachedSession(GraphSession):
@@ -132,19 +116,17 @@ class CachedSession(GraphSession):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        sizes = self.model.manifest.dimensions
-        empty = np.zeros((self.rows, sizes.heads, 0, sizes.head_width), np.float32)
-        self.past = dict.fromkeys(cache_names("past", sizes.layers), empty)
-        self.length = 0
+        self.past, self.length = self.model.empty(self.rows), 0
 
     def logits(self, tokens: np.ndarray, beam_idx: np.ndarray) -> np.ndarray:
         """See the class."""
-        past = self.past
-        if not np.array_equal(beam_idx, np.arange(len(past["past_key.0"]))):
-            past = {name: value[beam_idx] for name, value in past.items()}
+        reordered = self.past
+        if not np.array_equal(beam_idx, np.arange(self.rows)):
+            reordered = {name: value[beam_idx] for name, value in self.past.items()}
+        self.rows = len(beam_idx)
         inputs = {"tokens": np.ascontiguousarray(tokens), "offset": np.array(self.length)}
-        logits, *present = self.model.decoder(inputs | self.cross | past)
-        self.past = dict(zip(past, present, strict=True))
+        logits, *present = self.model.decoder({**inputs, **self.memory.tensors, **reordered})
+        self.past = dict(zip(self.past, present, strict=True))
         self.length += tokens.shape[1]
         return logits
 
@@ -159,7 +141,9 @@ class StatelessSession(GraphSession):
     def logits(self, tokens: np.ndarray, beam_idx: np.ndarray) -> np.ndarray:
         """See the class."""
         self.prefix = np.concatenate([self.prefix[beam_idx], tokens], axis=1)
-        return self.model.decoder({"tokens": self.prefix, **self.cross})[0]
+        inputs = {"tokens": self.prefix, "offset": np.array(0)}
+        empty = self.model.empty(len(self.prefix))
+        return self.model.decoder({**inputs, **self.memory.tensors, **empty})[0]
 
 
 def onnxruntime_model(bundle: Bundle, threads: int) -> GraphModel:
@@ -180,21 +164,18 @@ def onnxruntime_model(bundle: Bundle, threads: int) -> GraphModel:
 
 
 def stateless_model(bundle: Bundle, threads: int) -> GraphModel:
-    """Both graphs under OpenVINO, f32, the decoder with an empty past and no cache outputs."""
+    """Both graphs under OpenVINO, f32, the decoder without its state outputs."""
     import openvino as ov
 
     from fairseq_openvino.runtime.engine import compile_properties
 
     core, properties = ov.Core(), compile_properties("f32", "CPU", threads)
-    sizes = bundle.manifest.dimensions
-    encoder = core.compile_model(ov.convert_model(bundle.path(ENCODER_ONNX)), "CPU", properties)
-    graph = ov.convert_model(bundle.path(DECODER_ONNX))
-    for result in graph.get_results()[1:]:
-        graph.remove_result(result)
-    decoder = core.compile_model(graph, "CPU", properties)
-    names = cache_names("past", sizes.layers)
 
-    def run(compiled: ov.CompiledModel) -> Run:
+    def load(name: str) -> Run:
+        graph = ov.convert_model(bundle.path(name))
+        for result in graph.get_results()[1:] if name == DECODER_ONNX else ():
+            graph.remove_result(result)
+        compiled = core.compile_model(graph, "CPU", properties)
         request = compiled.create_infer_request()
 
         def infer(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -203,13 +184,7 @@ def stateless_model(bundle: Bundle, threads: int) -> GraphModel:
 
         return infer
 
-    encode, decode = run(encoder), run(decoder)
-
-    def whole_prefix(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        empty = np.zeros((len(inputs["tokens"]), sizes.heads, 0, sizes.head_width), np.float32)
-        return decode({**inputs, "offset": np.array(0), **dict.fromkeys(names, empty)})
-
-    return GraphModel(bundle, encode, whole_prefix, stateless=True)
+    return GraphModel(bundle, load(ENCODER_ONNX), load(DECODER_ONNX), stateless=True)
 
 
 BUILD = {"onnxruntime": onnxruntime_model, "stateless": stateless_model}
@@ -219,7 +194,3 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return np.asarray(shifted)
-
-
-def _all(scores: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, replace
 
-from fairseq_openvino import utterances
-from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search
+from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search, samples
 from fairseq_openvino.model import Clip
-from fairseq_openvino.speech.stored import waveform
 
-OPTIONS = {
-    "s2t": ("beam", "lenpen", "max_len_a", "max_len_b"),
-    "whisper": ("beam", "lenpen", "task", "audio_context"),
-}
-"""Fields of `Search` that a family has."""
+READ_BACK = (
+    "INFERENCE_PRECISION_HINT",
+    "KV_CACHE_PRECISION",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+    "INFERENCE_NUM_THREADS",
+)
+"""Properties of the compiled decoder that decide what is compared."""
 BATCHES = (1, 8)
 """Sizes for which `summary` says what is computed."""
 
 
 class BundleEngine:
-    """`load_model` and `transcribe_clips`."""
+    """`load_model`, and its family's search."""
 
     def __init__(self, spec: EngineSpec) -> None:
         from fairseq_openvino.recognizer import load_model
@@ -29,7 +29,7 @@ class BundleEngine:
         assert spec.bundle is not None  # checked by the options
         self.spec = spec
         started = time.perf_counter()
-        self.model: Any = load_model(
+        self.recognizer = load_model(
             spec.bundle,
             precision=spec.precision,
             threads=spec.threads,
@@ -39,28 +39,25 @@ class BundleEngine:
 
     def read(self, path: str) -> Clip:
         """As the recognizer reads it; if features are timed, its samples for now."""
-        if not self.spec.from_samples:
-            return utterances.read(self.model, path)
-        audio = waveform(path, self.model.manifest.features.sample_rate_hz)
-        if audio is None:
-            raise utterances.stored_for_whisper(path)
-        samples, rate_hz = audio
-        return Clip(path, samples, len(samples) / rate_hz)
+        if self.spec.from_samples:
+            return samples(path, self.recognizer.manifest.features.sample_rate_hz)
+        return self.recognizer.read(path)
 
     def generate(
         self, clips: Sequence[Clip], search: Search, language: str | None, tokens: int | None
     ) -> Decoded:
         """See `Engine`."""
-        manifest = self.model.manifest
+        recognizer = self.recognizer
         if self.spec.from_samples:
-            rate_hz = manifest.features.sample_rate_hz
-            clips = [self.model.clip(clip.features, rate_hz, clip.path) for clip in clips]
-        named = {name: getattr(search, name) for name in OPTIONS[manifest.family]}
+            clips = [recognizer.clip(clip.features, path=clip.path) for clip in clips]
+        known = recognizer.family.options.__dataclass_fields__
+        given = {name: value for name, value in asdict(search).items() if name in known}
         if tokens is not None:
-            named |= {"min_tokens": tokens, "max_tokens": tokens}
-        stated = utterances.language_for(self.model, language, search.task)
-        found = self.model.transcribe_clips(clips, language=search.language or stated, **named)
-        eos = manifest.tokens.eos
+            given |= {"min_tokens": tokens, "max_tokens": tokens}
+        options = recognizer.options(**given)
+        options = replace(options, language=recognizer.family.language(language, options))
+        found = recognizer.family.decode(recognizer.model, clips, options)
+        eos = recognizer.manifest.tokens.eos
         counts = [int((one.hypotheses[0][1].tokens != eos).sum()) for one in found]
         return Decoded(
             [Output(one.text, n, one.score) for one, n in zip(found, counts, strict=True)]
@@ -68,13 +65,13 @@ class BundleEngine:
 
     def precision(self) -> dict[str, str]:
         """What was asked for, what the bundle stores, and what its compiled decoder says."""
-        asked, stored = self.model.engine.options.precision, self.model.manifest.precision
-        stated = {"asked": str(asked), "stored": str(stored)}
-        return stated | utterances.precision_in_use(self.model)
+        model = self.recognizer.model
+        stated = {"asked": model.engine.options.precision, "stored": model.manifest.precision}
+        return stated | model.properties(READ_BACK)
 
     @property
     def summary(self) -> str:
         """Precisions by graph, and those of a batch if they are others."""
-        plans = [self.model.plan(size) for size in BATCHES]
+        plans = [self.recognizer.model.plan(size) for size in BATCHES]
         used = dict.fromkeys(f"{plan.encoder} encoder, {plan.decoder} decoder" for plan in plans)
         return "; in a batch ".join(used)

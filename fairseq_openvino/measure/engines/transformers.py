@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from fairseq_openvino.errors import CheckpointError, MissingDependencyError
-from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search
+from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search, samples
 from fairseq_openvino.model import Clip
-from fairseq_openvino.speech.stored import waveform
-from fairseq_openvino.utterances import stored_for_whisper, whisper_language
+from fairseq_openvino.whisper.options import TRANSLATE, base_language
 
 
 class WhisperEngine:
@@ -51,10 +50,7 @@ class WhisperEngine:
 
     def read(self, path: str) -> Clip:
         """Log-mel spectrogram, at least 30 s, (T, F); if features are timed, samples for now."""
-        audio = waveform(path, self.extractor.sampling_rate)
-        if audio is None:
-            raise stored_for_whisper(path)
-        clip = Clip(path, audio[0], len(audio[0]) / audio[1])
+        clip = samples(path, self.extractor.sampling_rate)
         return clip if self.spec.from_samples else self._with_features(clip)
 
     def generate(
@@ -67,8 +63,8 @@ class WhisperEngine:
         if tokens is not None:
             named |= {"min_new_tokens": tokens, "max_new_tokens": tokens}
         if getattr(self.model.generation_config, "is_multilingual", True):
-            chosen = search.language or whisper_language(search.task, language)
-            named |= {"task": search.task, "language": chosen}
+            stated = None if search.task == TRANSLATE else base_language(language)
+            named |= {"task": search.task, "language": search.language or stated}
         short = [i for i, clip in enumerate(clips) if self._is_short(clip)]
         groups = [short] if short else []
         groups += [[i] for i, clip in enumerate(clips) if not self._is_short(clip)]

@@ -25,16 +25,17 @@ def prepare(spec: EngineSpec) -> None:
 
 def _export(spec: EngineSpec, target: Path) -> None:
     """Of either family: Whisper checkpoints are directories."""
-    from fairseq_openvino.export import ExportOptions, export_checkpoint
+    from fairseq_openvino.export.fairseq import export_checkpoint
     from fairseq_openvino.export.fairseq.data import DataDirectory
-    from fairseq_openvino.export.whisper.graphs import export_whisper
+    from fairseq_openvino.export.options import ExportOptions
+    from fairseq_openvino.export.whisper import export_whisper
 
     checkpoint = Path(str(spec.checkpoint))
     if checkpoint.is_dir():
         export_whisper(checkpoint, target)
         return
     data = DataDirectory(Path(str(spec.data)), spec.config_yaml)
-    export_checkpoint(checkpoint, data, target, ExportOptions(ir=spec.form != "onnx"))
+    export_checkpoint(checkpoint, data, target, ExportOptions(onnx_only=spec.form == "onnx"))
 
 
 def _quantize(spec: EngineSpec, target: Path) -> None:

@@ -1,0 +1,95 @@
+"""A bundle's encoder and decoder, compiled: the one implementation of the contract."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import openvino as ov
+
+from fairseq_openvino.bundle import Bundle
+from fairseq_openvino.errors import ModelError, failure
+from fairseq_openvino.model import Head, Memory
+from fairseq_openvino.runtime.engine import Engine, Variant, read_back
+from fairseq_openvino.runtime.options import EngineOptions
+from fairseq_openvino.runtime.precision import Plan, plan_batch
+from fairseq_openvino.runtime.session import Session
+
+
+class CompiledModel:
+    """A `model.Model`. Graphs are compiled at their first use.
+
+    Args:
+        bundle: a verified bundle.
+        options: where and how it is compiled.
+        splits: whether a batch may be decoded in parallel parts: each reads all decoder weights at
+            every step, which is what large vocabularies cost.
+    """
+
+    def __init__(self, bundle: Bundle, options: EngineOptions, splits: bool = True) -> None:
+        self.bundle, self.manifest = bundle, bundle.manifest
+        self.engine = Engine(bundle, options)
+        self._splits = splits
+
+    def plan(self, utterances: int) -> Plan:
+        """Precisions and streams for a batch of N."""
+        return plan_batch(self.engine.options, utterances, self._splits)
+
+    def streams(self, utterances: int) -> int:
+        """See `model.Model.streams`."""
+        return self.plan(utterances).streams
+
+    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> Memory:
+        """See `model.Model.encode`.
+
+        The tensors stay in the request's own memory: the request returns to its pool when the result
+        is no longer referenced.
+        """
+        bins = self.manifest.dimensions.feature_bins
+        if features.shape[2:] != (bins,):
+            raise failure(
+                ModelError, "Encoding", self.bundle.directory, f"features (N, T, {bins})",
+                features.shape, "Use the feature configuration the model was trained with",
+            )  # fmt: skip
+        precision = self.plan(len(features) * streams).encoder
+        lease = self.engine.lease(Variant("encoder", precision, streams))
+        request = lease.request
+        request.set_tensor("features", _tensor(features, np.float32))
+        request.set_tensor("lengths", _tensor(lengths, np.int64))
+        request.infer(share_outputs=True)
+        tensors = {spec.name: request.get_tensor(spec.name).data for spec in self.manifest.memory}
+        lengths = request.get_tensor("encoder_lengths").data.copy()
+        memory = Memory(lengths, tensors, streams)
+        weakref.finalize(memory, lease.release)
+        return memory
+
+    def open(self, memory: Memory, beam: int, head: Head) -> Session:
+        """See `model.Model.open`."""
+        variant = self._decoder(memory.utterances, memory.streams, beam, head)
+        return Session(self.engine, variant, memory)
+
+    def prepare(self, sizes: Collection[int], beam: int, head: Head) -> None:
+        """See `model.Model.prepare`."""
+        for utterances in sizes:
+            plan = self.plan(utterances)
+            streams = plan.streams if head.candidates else 1  # all log-probabilities: one at a time
+            part = -(-utterances // streams)
+            self.engine.lease(Variant("encoder", plan.encoder, streams)).release()
+            self.engine.lease(self._decoder(part, streams, beam, head)).release()
+
+    def properties(self, names: Iterable[str]) -> dict[str, str]:
+        """What OpenVINO says of the compiled decoder; nothing before it is compiled."""
+        for variant, compiled in self.engine.compiled.items():
+            if variant.graph == "decoder":
+                return read_back(compiled, names)
+        return {}
+
+    def _decoder(self, utterances: int, streams: int, beam: int, head: Head) -> Variant:
+        precision = self.plan(utterances * streams).decoder
+        static = beam if head.candidates and utterances == 1 and self.engine.on_cpu else 0
+        return Variant("decoder", precision, streams, static, head)
+
+
+def _tensor(array: np.ndarray, dtype: type[np.generic]) -> ov.Tensor:
+    return ov.Tensor(np.asarray(array, dtype, order="C"), shared_memory=True)

@@ -1,0 +1,96 @@
+"""The Fairseq S2T family (source to target): eos as the first token, `<lang:xx>` tags, one beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fairseq_openvino.bundle import Bundle
+from fairseq_openvino.errors import invalid
+from fairseq_openvino.model import Clip, Head, Hypothesis, Memory, Model, Transcript
+from fairseq_openvino.s2t.options import S2TOptions
+from fairseq_openvino.s2t.search import TokenIds, candidate_count, generate
+from fairseq_openvino.s2t.vocabulary import Vocabulary, check_size, load_dictionary
+from fairseq_openvino.speech.frontend import FilterBanks
+
+
+class S2T:
+    """A `recognizer.Family`."""
+
+    options = S2TOptions
+    splits = True
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest = bundle.manifest
+        path = bundle.path(self.manifest.text.dictionary)
+        symbols = load_dictionary(path)
+        check_size(path, symbols, self.manifest.dimensions.vocabulary_size)
+        self.vocabulary = Vocabulary.of(symbols, self.manifest.text)
+        self.front_end = FilterBanks.of(bundle)
+
+    def head(self, options: S2TOptions) -> Head:
+        """What a session reports in a search."""
+        return Head(candidate_count(options.beam, self.manifest.dimensions.vocabulary_size))
+
+    def language(self, stated: str | None, options: S2TOptions) -> str | None:
+        """See `recognizer.Family`."""
+        told = self.manifest.text.prepend_language_tag
+        return options.language or (stated if told else None)
+
+    def decode(self, model: Model, clips: Sequence[Clip], options: S2TOptions) -> list[Transcript]:
+        """Clips decoded together; each is encoded alone, so its result does not depend on the others.
+
+        Raises:
+            OptionError: the options do not fit the model.
+        """
+        ids, prefix = self._target(options.language)
+        frames = [len(clip.features) for clip in clips]
+        memory = [
+            model.encode(clip.features[None], np.array([len(clip.features)])) for clip in clips
+        ]
+        found: list[list[Hypothesis]] = []
+        for group in _same_limit(frames, options):
+            batch = Memory.join([memory[i] for i in group], self.manifest.memory)
+            forced = None if prefix is None else np.repeat(prefix, len(group), axis=0)
+            found += generate(model, batch, frames[group[0]], options, ids, forced)
+        best = [hypotheses[: options.nbest] for hypotheses in found]
+        return [
+            Transcript.of(clip, [self.vocabulary.text(h.tokens) for h in hypotheses], hypotheses)
+            for clip, hypotheses in zip(clips, best, strict=True)
+        ]
+
+    def _target(self, language: str | None) -> tuple[TokenIds, np.ndarray | None]:
+        """Special tokens, and the forced language tag (1, 1), as the training data has them.
+
+        Source: Fairseq `tasks/speech_to_text.py:build_generator` (--eos-token) and --prefix-size.
+        """
+        tokens, text, languages = (
+            self.manifest.tokens,
+            self.manifest.text,
+            self.vocabulary.languages,
+        )
+        ids = TokenIds(pad=tokens.pad, eos=tokens.eos, unk=tokens.unk)
+        known = ", ".join(sorted(languages))
+        if language is None:
+            needed = text.append_language_tag and text.eos_token is None
+            if not (text.prepend_language_tag or needed):
+                return ids, None
+            expected = f"one of {known} (the model is multilingual)"
+            raise invalid("Transcribing", "language", expected, "none", "Name the target language")
+        if language not in languages:
+            expected = f"one of {known or 'none (the model has one language)'}"
+            advice = "Choose a language of the model"
+            raise invalid("Transcribing", "language", expected, repr(language), advice)
+        if text.append_language_tag:
+            return replace(ids, eos=languages[language]), None
+        return ids, np.array([[languages[language]]])
+
+
+def _same_limit(frames: Sequence[int], options: S2TOptions) -> Iterator[list[int]]:
+    """Indices decoded together: all, unless the output limit depends on each one's own length."""
+    if options.max_len_a == 0:
+        yield list(range(len(frames)))
+    else:
+        yield from ([i] for i in range(len(frames)))

@@ -1,0 +1,140 @@
+"""Front ends: from a waveform to what an encoder reads. Pure and picklable, for workers that only read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from fairseq_openvino.bundle import Bundle, FeatureConfig
+from fairseq_openvino.errors import AudioError, ModelError, UtteranceTooLongError, failure
+from fairseq_openvino.speech.features import (
+    FRAME_LENGTH_MS,
+    FRAMES_PER_SECOND,
+    fbank,
+    global_cmvn,
+    log_mel,
+    utterance_cmvn,
+)
+
+ACTION = "Computing features"
+
+
+class FrontEnd(Protocol):
+    """What every family needs in front of its encoder."""
+
+    rate_hz: int
+    """Of the waveform it expects."""
+
+    def __call__(self, waveform: np.ndarray, rate_hz: int) -> np.ndarray:
+        """Samples (samples,) in [-1, 1] to (T, F), float32.
+
+        Raises:
+            AudioError: the waveform cannot be used.
+            UtteranceTooLongError: it is longer than the model can hear.
+        """
+        ...
+
+    def stored(self, frames: np.ndarray) -> np.ndarray:
+        """Features (T, F) from a file, as they are before any transform, to (T, F), float32.
+
+        Raises:
+            AudioError, UtteranceTooLongError: as above.
+        """
+        ...
+
+
+def heard(front_end: Callable[..., np.ndarray], path: str, *signal: Any) -> np.ndarray:
+    """What a front end makes of a signal; its errors get the path."""
+    try:
+        return front_end(*signal)
+    except AudioError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class FilterBanks:
+    """Kaldi filter banks with the transforms of a Fairseq model's training data."""
+
+    config: FeatureConfig
+    max_frames: int
+    """Positions of the encoder's input (max_source_positions)."""
+    statistics: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
+    """Mean and standard deviation (F,) of `global_cmvn`."""
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> FilterBanks:
+        """As a bundle says."""
+        config, statistics = bundle.manifest.features, None
+        if config.global_cmvn is not None:
+            with np.load(bundle.path(config.global_cmvn), allow_pickle=False) as stored:
+                statistics = stored["mean"], stored["std"]
+        return cls(config, bundle.manifest.limits.max_source_frames, statistics)
+
+    @property
+    def rate_hz(self) -> int:
+        """See `FrontEnd`."""
+        return self.config.sample_rate_hz
+
+    def __call__(self, waveform: np.ndarray, rate_hz: int) -> np.ndarray:
+        """See `FrontEnd`."""
+        frames = fbank(waveform, rate_hz, self.config.bins)
+        if not len(frames):
+            got = f"{1000 * len(waveform) / rate_hz:.1f} ms"
+            expected = f"at least {FRAME_LENGTH_MS:.0f} ms of audio"
+            raise AudioError(f"{ACTION} failed: expected {expected}, got {got}. Drop the file.")
+        return self.stored(frames)
+
+    def stored(self, frames: np.ndarray) -> np.ndarray:
+        """See `FrontEnd`."""
+        if len(frames) > self.max_frames:
+            raise UtteranceTooLongError(
+                f"{ACTION} failed: expected at most {self.max_frames} frames (max_source_positions), "
+                f"got {len(frames)}. Split the audio."
+            )
+        for transform in self.config.transforms:
+            if transform == "utterance_cmvn":
+                frames = utterance_cmvn(frames, self.config.norm_means, self.config.norm_vars)
+            elif transform == "global_cmvn" and self.statistics is not None:
+                frames = global_cmvn(frames, *self.statistics)
+            else:
+                raise failure(
+                    ModelError, ACTION, "the bundle", "utterance_cmvn or global_cmvn",
+                    repr(transform), "Use fairseq-generate",
+                )  # fmt: skip
+        return frames.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """Whisper's log-mel frames of one window."""
+
+    config: FeatureConfig
+    window: int
+    """T."""
+
+    @property
+    def rate_hz(self) -> int:
+        """See `FrontEnd`."""
+        return self.config.sample_rate_hz
+
+    def __call__(self, waveform: np.ndarray, rate_hz: int) -> np.ndarray:
+        """See `FrontEnd`."""
+        seconds = len(waveform) / rate_hz
+        if rate_hz != self.rate_hz or not len(waveform) or not np.isfinite(waveform).all():
+            raise AudioError(
+                f"{ACTION} failed: expected finite samples at {self.rate_hz} Hz, got "
+                f"{len(waveform)} at {rate_hz} Hz. Repair or drop the file."
+            )
+        if seconds * FRAMES_PER_SECOND > self.window:
+            raise UtteranceTooLongError(
+                f"{ACTION} failed: expected at most {self.window / FRAMES_PER_SECOND:g} s of "
+                f"audio (one window), got {seconds:.2f} s. Split the audio."
+            )
+        return log_mel(waveform, self.config.bins, self.window)
+
+    def stored(self, frames: np.ndarray) -> np.ndarray:
+        """Always an error: Whisper's features depend on the whole window."""
+        raise AudioError(f"{ACTION} failed: expected audio, got stored features. Give audio files.")
