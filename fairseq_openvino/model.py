@@ -100,6 +100,8 @@ class Head:
     mask: Mask | None = None
     renormalised: bool = False
     """Report how much probability bias and mask leave."""
+    attention: tuple[tuple[int, int], ...] = ()
+    """A heads, (layer, head), of a transformer decoder whose cross-attention every call reports."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class Step:
     left: np.ndarray | None = None
     """Log of the probability that bias and mask leave, (R, 1): score - left is the log-probability
     after the rules."""
+    attention: np.ndarray | None = None
+    """Weights of the head's cross-attention heads over the encoder's frames, (R, l, A, S)."""
 
 
 @dataclass(frozen=True)

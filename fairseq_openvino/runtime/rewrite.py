@@ -94,12 +94,20 @@ def append_head(model: ov.Model, head: Head) -> None:
 
     Without candidates `log_probs` (R, l, V). Else, of the last token, `scores` and `best` (R, C) under
     the new inputs `bias` (1 or R, V) and, with a mask, `bounds` (R, width); and as the head says
-    `watched` (R, G) and `left` (R, 1).
+    `watched` (R, G), `left` (R, 1) and `attention` (R, l, A, S).
     """
-    if not head.candidates:
-        logits = model.output("logits").get_node().input_value(0)
-        _replace_outputs(model, {"log_probs": ops.log_softmax(logits, -1).output(0)})
-        return
+    outputs = _candidates(model, head) if head.candidates else _log_probs(model)
+    if head.attention:
+        outputs["attention"] = _attention(model, head.attention)
+    _replace_outputs(model, outputs)
+
+
+def _log_probs(model: ov.Model) -> dict[str, ov.Output]:
+    logits = model.output("logits").get_node().input_value(0)
+    return {"log_probs": ops.log_softmax(logits, -1).output(0)}
+
+
+def _candidates(model: ov.Model, head: Head) -> dict[str, ov.Output]:
     logits = _last_logits(model)  # (R, V)
     vocabulary_size = logits.get_partial_shape()[-1].get_length()
     scores = ops.add(logits, _input(model, "bias", [-1, vocabulary_size], np.float32))
@@ -120,7 +128,24 @@ def append_head(model: ov.Model, head: Head) -> None:
         first = ops.constant(np.array([0], np.int64))
         largest = ops.gather(best.output(0), first, ops.constant(1))  # (R, 1)
         outputs["left"] = ops.subtract(_log_sum(scores, largest), normaliser).output(0)
-    _replace_outputs(model, outputs)
+    return outputs
+
+
+def _attention(model: ov.Model, heads: tuple[tuple[int, int], ...]) -> ov.Output:
+    """Cross-attention weights (R, l, A, S); the graph has them as (N, H, K*l, S) in each layer."""
+    axis, parts = ops.constant(np.int64(1)), []
+    for layer, head in heads:
+        node = model.input(f"cross_key.{layer}").get_node()
+        while node.get_type_name() != "Softmax":
+            consumers = (each.get_node() for each in node.output(0).get_target_inputs())
+            node = next(each for each in consumers if each.get_type_name() != "ShapeOf")
+        parts.append(ops.gather(node, ops.constant(np.array([head], np.int64)), axis))
+    chosen = ops.transpose(ops.concat(parts, 1), ops.constant(np.array([0, 2, 1, 3], np.int64)))
+    rows = ops.shape_of(model.input("tokens"), output_type="i64")
+    last = ops.gather(
+        ops.shape_of(chosen, output_type="i64"), ops.constant([2, 3]), ops.constant(0)
+    )
+    return ops.reshape(chosen, ops.concat([rows, last], 0), False).output(0)
 
 
 def _log_sum(values: ov.Node, largest: ov.Node) -> ov.Node:

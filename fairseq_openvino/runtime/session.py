@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -46,9 +47,11 @@ class Session:
             beam_idx = np.arange(len(ask.tokens), dtype=np.int32)
             if not head.candidates and width < count:
                 each.append(self._output("log_probs").copy())
+        attention = self._output("attention") if head.attention else None
         if not head.candidates:
-            return Step(np.concatenate(each, 1) if each else self._output("log_probs"))
-        return self._candidates()
+            scores = np.concatenate(each, 1) if each else self._output("log_probs")
+            return Step(scores, attention=attention)
+        return replace(self._candidates(), attention=attention)
 
     def keep(self, utterances: np.ndarray) -> None:
         """Keep these utterances, indices into the current batch; their rows follow by beam_idx."""
