@@ -99,12 +99,28 @@ def _share(group: Path) -> float:
 
 def peak_megabytes() -> float:
     """Largest resident memory of this process so far, in MB (10^6 bytes)."""
+    peak = _megabytes("proc/self/status", "VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 if peak is None else peak
+
+
+def resident_megabytes() -> float | None:
+    """Resident memory of this process now, in MB; None where the system does not say."""
+    return _megabytes("proc/self/status", "VmRSS")
+
+
+def available_megabytes() -> float | None:
+    """Memory that can be had without swapping, in MB; None where the system does not say."""
+    return _megabytes("proc/meminfo", "MemAvailable")
+
+
+def _megabytes(path: str, name: str) -> float | None:
+    """A line `<name>: <number> kB` of a file of the kernel."""
     try:
-        status = (ROOT / "proc/self/status").read_text()
+        lines = (ROOT / path).read_text().splitlines()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024 / 1e6
+        return None
+    line = next((line for line in lines if line.startswith(f"{name}:")), None)
+    return None if line is None else int(line.split()[1]) * 1024 / 1e6
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -1,13 +1,35 @@
-"""A measurement as files: Markdown to read, JSON to compute with, a chart to look at."""
+"""Tables in Markdown, and measurements as files: Markdown to read, JSON to compute with, a chart."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairseq_openvino.errors import StorageError
+
+MAX_CELL_CHARACTERS = 160
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table; rows that are shorter than the header are filled with empty cells."""
+    lines = [_line(header), "|---" * len(header) + "|"]
+    return lines + [_line([*row, *[""] * (len(header) - len(row))]) for row in rows]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def one_line(text: str, limit: int = MAX_CELL_CHARACTERS) -> str:
+    """Text that fits into a cell."""
+    return " ".join(text.replace("|", "/").split())[:limit]
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or `-` where there is none."""
+    return "-" if value is None else format(value, form)
 
 
 def write_report(

@@ -232,6 +232,7 @@ def _ours(source: Path, precision: str, options: Namespace) -> dict[str, Transcr
 def _table(model: str, options: Namespace) -> str:
     """WER of every engine, and the difference of each to its own `full` or to the baseline."""
     from fairseq_openvino.evaluate import accuracy
+
     from fairseq_openvino.machine import provenance
 
     rows = {row["path"]: row for row in _rows(options.corpus)}

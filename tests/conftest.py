@@ -1,17 +1,23 @@
-"""Random models, data directories and in-process `fairseq-generate` for the tests."""
+"""Random models, their data, and in-process `fairseq-generate` for the tests."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from whisper_models import Layout, write_whisper
+import soundfile
+
+from fairseq_openvino.measure.material.s2t import (
+    random_model,  # noqa: F401  for the tests, from here
+    write_checkpoint,
+    write_data,
+)
+from fairseq_openvino.measure.material.whisper import Layout, write_whisper
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fairseq_openvino"
@@ -50,6 +56,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint as a bundle."""
+    from fairseq_openvino.export.fairseq import export_checkpoint
+    from fairseq_openvino.export.fairseq.data import DataDirectory
+
+    path = tmp_path_factory.mktemp("mini") / "bundle"
+    data = DataDirectory(MINI, "config_st_en_de.yaml")
+    export_checkpoint(MINI / "checkpoint.pt", data, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Whisper of 8 s as a Hugging Face directory; it writes text only."""
     directory = tmp_path_factory.mktemp("whisper")
@@ -58,68 +76,18 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def random_model(
-    arch: str, vocabulary: int = 60, seed: int = 0, **overrides: Any
-) -> tuple[Any, Namespace, Any]:
-    """A Fairseq S2T model with random weights, its arguments and dictionary."""
-    import torch
-    from fairseq.data import Dictionary
-    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
-
-    torch.manual_seed(seed)
-    dictionary = Dictionary()
-    for i in range(vocabulary - 4):
-        dictionary.add_symbol(f"t{i}")
-    arguments = Namespace(
-        arch=arch, task="speech_to_text", max_source_positions=6000, max_target_positions=1024,
-        input_feat_per_channel=80, input_channels=1, **overrides,
-    )  # fmt: skip
-    ARCH_CONFIG_REGISTRY[arch](arguments)
-    task = Namespace(target_dictionary=dictionary)
-    model = ARCH_MODEL_REGISTRY[arch].build_model(arguments, task)
-    with torch.no_grad():  # untrained output layers are nearly flat: sharpen them
-        model.decoder.output_projection.weight.mul_(4)
-    return model.eval(), arguments, dictionary
+def write_table(path: Path, *rows: tuple[str, ...]) -> Path:
+    """A TSV file."""
+    path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
-def write_checkpoint(
-    directory: Path, arch: str, name: str = "checkpoint.pt", **options: Any
-) -> Path:
-    """A checkpoint as fairseq-train writes it (legacy `args`), with dictionary and YAML."""
-    import torch
-
-    model, arguments, dictionary = random_model(arch, **options)
-    dictionary.save(str(directory / "dict.txt"))
-    (directory / "config.yaml").write_text(
-        "vocab_filename: dict.txt\ninput_feat_per_channel: 80\ninput_channels: 1\n"
-    )
-    arguments.data, arguments.config_yaml = str(directory), "config.yaml"
-    history = {"criterion_name": "x", "optimizer_name": "y", "lr_scheduler_state": {}}
-    state = {
-        "args": arguments,
-        "model": model.state_dict(),
-        "optimizer_history": [history | {"num_updates": 1}],
-        "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1}},
-        "last_optimizer_state": None,
-    }
-    torch.save(state, directory / name)
-    return directory / name
-
-
-def write_data(
-    directory: Path, utterances: int, frames: tuple[int, int], subset: str = "test", seed: int = 0
-) -> None:
-    """A manifest of random features with random references from the dictionary."""
-    random = np.random.default_rng(seed)
-    (directory / "features").mkdir(exist_ok=True)
-    rows = ["id\taudio\tn_frames\ttgt_text\tspeaker"]
-    for i in range(utterances):
-        length = int(random.integers(frames[0], frames[1] + 1))
-        path = directory / "features" / f"{subset}-{i}.npy"
-        np.save(path, random.standard_normal((length, 80)).astype(np.float32))
-        text = " ".join(f"t{t}" for t in random.integers(0, 40, random.integers(3, 9)))
-        rows.append(f"{subset}{i}\t{path}\t{length}\t{text}\tspeaker")
-    (directory / f"{subset}.tsv").write_text("\n".join(rows) + "\n")
+def tone(path: Path, seconds: float = 0.5) -> Path:
+    """An audio file at 16 kHz; its directory is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.1 * np.sin(np.arange(int(16000 * seconds)) / 20)
+    soundfile.write(path, wave, 16000)
+    return path
 
 
 def generate(data: Path, *flags: str, path: str | None = None, config: str = "config.yaml") -> Any:

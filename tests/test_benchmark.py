@@ -4,59 +4,61 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import MINI, TINY
 
 from fairseq_openvino import cli
-from fairseq_openvino.benchmark import Options, Results, run_benchmark
-from fairseq_openvino.benchmark import rounds as rounds_module
-from fairseq_openvino.benchmark.plan import Case, cases, chosen_engines, known_engines
-from fairseq_openvino.benchmark.process import EngineFailed, Process
-from fairseq_openvino.benchmark.report import markdown, write
-from fairseq_openvino.benchmark.results import Row, identical_share, speedups
 from fairseq_openvino.bundle import open_bundle
 from fairseq_openvino.commands.benchmark import add_arguments, parse
-from fairseq_openvino.errors import EXIT_USAGE, OptionError
+from fairseq_openvino.errors import EXIT_USAGE, ModelError, OptionError
+from fairseq_openvino.measure import plan
+from fairseq_openvino.measure.benchmark import benchmark
+from fairseq_openvino.measure.benchmark_figures import Results, Row, compute
+from fairseq_openvino.measure.benchmark_report import markdown, write
+from fairseq_openvino.measure.engines import EngineSpec
+from fairseq_openvino.measure.plan import BenchmarkOptions, Case, cases
+from fairseq_openvino.measure.process import Conversation, EngineFailed
+from fairseq_openvino.measure.turns import Turns
 from fairseq_openvino.runtime.options import PRECISIONS
 
 EXACT = ("eager", "ours-f32", "onnxruntime", "openvino-stateless")
 QUANTIZED = "ours-nncf"
-
-FAILING = "eager-bf16"
+FAILING = EngineSpec("broken", "an engine that does not load", "fairseq", "no such | thing")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Results, BenchmarkOptions]]:
     """Four engines that must agree, a quantized one, and one that fails while loading."""
-    options = Options(
-        models=("s",), vocabularies=(60,), utterances=(3,), beams=(2,), engines=(*EXACT, QUANTIZED, FAILING),
-        rounds=2, tokens=8, frames=80, timeout=120, model_overrides=TINY,
-        work_dir=tmp_path_factory.mktemp("work"),
-    )  # fmt: skip
-    ask = Process.ask
-
-    def fail_some(self: Process, request: str, **named: Any) -> dict[str, Any]:
-        if (self.engine, request) == (FAILING, "load"):
-            raise EngineFailed("RuntimeError: no such | thing")
-        return ask(self, request, **named)
-
+    known = plan.fairseq_engines
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Process, "ask", fail_some)
-        return run_benchmark(options)
+        patch.setattr(plan, "fairseq_engines", lambda: [*known(), FAILING])
+        options = BenchmarkOptions(
+            models=("s",), vocabularies=(60,), utterances=(3,), beams=(2,), rounds=2, tokens=8,
+            engines=(*EXACT, QUANTIZED, FAILING.name), frames=80, timeout=120, threads=1,
+            model_overrides=TINY, work_dir=tmp_path_factory.mktemp("work"),
+            output=tmp_path_factory.mktemp("output"),
+        )  # fmt: skip
+        assert benchmark(options)
+        yield compute(options.output / "benchmark.jsonl"), options
+
+
+@pytest.fixture
+def results(run: tuple[Results, BenchmarkOptions]) -> Results:
+    return run[0]
 
 
 def working(results: Results) -> list[Row]:
-    return [row for row in results.rows if row.engine != FAILING]
+    return [row for row in results.rows if row.engine != FAILING.name]
 
 
 def test_all_f32_engines_find_eagers_hypotheses(results: Results) -> None:
     digests = {row.engine: row.rounds[0]["digests"] for row in working(results)}
-    assert tuple(digests) == (*EXACT, QUANTIZED)
+    assert set(digests) == {*EXACT, QUANTIZED}
     del digests[QUANTIZED]
     assert all(len(found) == 3 for found in digests.values())
     assert all(found == digests["eager"] for found in digests.values())
@@ -91,19 +93,20 @@ def test_ours_reports_its_precision_and_its_limit(results: Results) -> None:
     assert 0 < row.profile["fully_connected_share"] < 1
 
 
-def test_the_quantized_engine_is_quantized(results: Results) -> None:
-    assert results.options.work_dir is not None
-    bundle = open_bundle(results.options.work_dir / "s-60" / "quantized-bundle")
-    assert bundle.manifest.precision == "int8"
+def test_the_quantized_engine_is_quantized(run: tuple[Results, BenchmarkOptions]) -> None:
+    work_dir = run[1].work_dir
+    assert work_dir is not None
+    (bundle,) = work_dir.glob("s-60/quantized-*")
+    assert open_bundle(bundle).manifest.precision == "int8"
 
 
 def test_files_hold_everything(results: Results, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    written = write(results, tmp_path)
+    written = write(results, tmp_path / "benchmark.png")
     assert [path.name for path in written] == ["benchmark.md", "benchmark.json", "benchmark.png"]
     content = json.loads((tmp_path / "benchmark.json").read_text())
     assert content["provenance"]["openvino"] and content["provenance"]["cpu"]
-    assert [len(row["rounds"]) for row in content["rows"]] == [2, 2, 2, 2, 2, 0]
+    assert sorted(len(row["rounds"]) for row in content["rows"]) == [0, 2, 2, 2, 2, 2]
     assert len(content["order"]) == 10
     table = (tmp_path / "benchmark.md").read_text()
     assert "1.00x" in table and "FullyConnected" in table and "Precision in use" in table
@@ -111,76 +114,130 @@ def test_files_hold_everything(results: Results, tmp_path: Path) -> None:
 
 
 def test_a_failing_engine_keeps_its_row(results: Results) -> None:
-    assert [row.error for row in results.rows] == [None] * 5 + ["RuntimeError: no such | thing"]
-    assert f"| `{FAILING}` | failed: RuntimeError: no such / thing |" in markdown(results)
+    errors = {row.engine: row.error for row in results.rows if row.error}
+    assert errors == {FAILING.name: "KeyError: 'no such | thing'"}
+    assert f"| `{FAILING.name}` | failed: KeyError: 'no such / thing' |" in markdown(results)
+
+
+def test_the_shipped_model_is_scored_in_fairseqs_batches(tmp_path: Path) -> None:
+    options = BenchmarkOptions(
+        models=("mini",), trained=MINI, engines=("eager", "ours-f32"), rounds=1, threads=1,
+        output=tmp_path, work_dir=tmp_path / "work",
+    )  # fmt: skip
+    assert benchmark(options)
+    found = compute(tmp_path / "benchmark.jsonl")
+    assert [round(row.rounds[0]["bleu"], 2) for row in found.rows] == [84.46, 84.46]  # README
+    assert found.rows[1].same_as(found.rows[0]) == 1
+    assert "| 84.46 |" in markdown(found)
+
+
+def spec(directory: Path) -> EngineSpec:
+    return EngineSpec("eager", "", "fairseq", data=str(directory), cache_dir=str(directory))
+
+
+def conversation(directory: Path, timeout: float = 120.0) -> Conversation:
+    turns = Turns(timeout, directory, lambda *_: None)
+    assert turns.start(spec(directory))
+    return turns.alive[spec(directory)]
 
 
 def test_a_child_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
-    options = Options(timeout=0.05, model_overrides=TINY)
-    process = Process("eager", Case("s", 60, 1, 1), options, tmp_path, tmp_path)
+    process = conversation(tmp_path, timeout=0.05)
     with pytest.raises(EngineFailed, match="--timeout 0.05"):
-        process.ask("prepare", onnx=False, quantized=False)
+        process.ask("load")
     assert process._process.poll() is not None
 
 
 def test_a_child_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
-    process = Process("eager", Case("s", 60, 1, 1), Options(), tmp_path, tmp_path)
+    process = conversation(tmp_path)
     with pytest.raises(EngineFailed, match="ended with exit code 1: json"):
         process._process.stdin.write(b"not json\n")
         process.ask("load")
     process.stop()
 
 
+def test_a_program_that_does_not_start_is_given_up(tmp_path: Path) -> None:
+    reasons: list[str] = []
+    turns = Turns(1.0, tmp_path, lambda _, reason: reasons.append(reason))
+    assert not turns.start(EngineSpec("peer", f"{tmp_path}/absent", "peer"))
+    assert not turns.alive and reasons[0].startswith("not started: ")
+
+
+class Fake:
+    """A child that is interrupted in its third round."""
+
+    stopped = 0
+
+    def __init__(self, *_: object) -> None:
+        self.runs = 0
+
+    def ask(self, request: str, **named: Any) -> dict[str, object]:
+        if request == "generate" and named["tokens"] == 60:
+            self.runs += 1
+        if self.runs == 3:
+            raise KeyboardInterrupt
+        clip = {"seconds": 1.0, "frames": 5}
+        return {
+            "load_seconds": 1.0, "clips": [clip], "precision": {}, "summary": "", "seconds": 1.0,
+            "generation_seconds": 1.0, "encode_seconds": 0.5, "steps": 1, "peak_mb": 1.0,
+            "outputs": [{"tokens": 60}], "digests": ["a"],
+        }  # fmt: skip
+
+    def stop(self) -> None:
+        Fake.stopped += 1
+
+
 def test_interrupting_keeps_what_was_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    stopped = []
-
-    class Fake:
-        def __init__(self, engine: str, *_: object) -> None:
-            self.engine, self.runs = engine, 0
-
-        def ask(self, request: str, **_: object) -> dict[str, object]:
-            self.runs += request == "run"
-            if self.runs == 3:
-                raise KeyboardInterrupt
-            return {
-                "load_seconds": 1.0, "audio_seconds": 1.0, "precision": {}, "seconds": 1.0,
-                "encode_seconds": None, "steps": 1, "tokens": 1, "digests": ["a"], "bleu": None,
-                "peak_mb": 1.0,
-            }  # fmt: skip
-
-        def stop(self) -> None:
-            stopped.append(self.engine)
-
-    monkeypatch.setattr(rounds_module, "Process", Fake)
-    options = Options(engines=("onnxruntime",), utterances=(1,), work_dir=tmp_path)
-    found = run_benchmark(options)
+    (tmp_path / "s-250").mkdir()
+    (tmp_path / "x.npy").write_bytes(b"")
+    table = "id\taudio\ttgt_text\nx\t../x.npy\ty\n"
+    (tmp_path / "s-250" / "test1.tsv").write_text(table)
+    monkeypatch.setattr("fairseq_openvino.measure.turns.Conversation", Fake)
+    options = BenchmarkOptions(
+        engines=("onnxruntime",), utterances=(1,), work_dir=tmp_path, output=tmp_path
+    )
+    assert not benchmark(options)
+    found = compute(tmp_path / "benchmark.jsonl")
     assert found.interrupted
     assert [len(row.rounds) for row in found.rows] == [1, 1]
-    assert {"eager", "onnxruntime"} <= set(stopped)
+    assert Fake.stopped >= 2
     assert "Interrupted" in markdown(found)
 
 
 def test_ratios_are_paired_by_round() -> None:
+    case = Case("", "", "s-250", "s", 250, 2, 5, None)
+
     def row(engine: str, seconds: list[float], digests: list[str]) -> Row:
-        rounds = [{"seconds": each, "digests": digests} for each in seconds]
-        return Row(engine, Case("s", 250, 2, 5), rounds=rounds)
+        rounds = [{"seconds": each, "digests": digests, "counts": [1]} for each in seconds]
+        return Row(engine, case, rounds=rounds)
 
     eager, other = row("eager", [2.0, 6.0], ["a", "b"]), row("ours-f32", [1.0, 2.0], ["a", "c"])
-    np.testing.assert_allclose(speedups(other, eager), [2.0, 3.0])
-    assert identical_share(other, eager) == 0.5
-    assert speedups(other, None) == [] and identical_share(other, None) is None
+    np.testing.assert_allclose(other.ratios(eager), [2.0, 3.0])
+    assert other.same_as(eager) == 0.5
+    assert other.ratios(None) == [] and other.same_as(None) is None
+
+
+def test_damaged_records(tmp_path: Path) -> None:
+    path = tmp_path / "benchmark.jsonl"
+    path.write_text(
+        '{"kind": "run", "options": {}, "engines": [], "provenance": {}}\n{"kind": "case"}\n'
+    )
+    with pytest.raises(ModelError, match="lines as `benchmark` writes them, got one with another"):
+        compute(path)
 
 
 def test_every_precision_of_the_engine_is_known() -> None:
-    ours = {name.removeprefix("ours-") for name in known_engines() if name.startswith("ours-")}
+    known = BenchmarkOptions().known_engines
+    ours = {name.removeprefix("ours-") for name, spec in known.items() if spec.is_ours}
     assert ours == set(PRECISIONS) - {"f16"} | {"nncf"}
-    assert chosen_engines(("ours-f32",)) == ("eager", "ours-f32")
-    assert Counter(chosen_engines(())) == Counter(known_engines().keys())
+    chosen = BenchmarkOptions(engines=("ours-f32",)).chosen_engines
+    assert [spec.name for spec in chosen] == ["eager", "ours-f32"]
+    assert len(BenchmarkOptions().chosen_engines) == len(known)
 
 
-def options_of(*flags: str) -> Options:
+def options_of(*flags: str) -> BenchmarkOptions:
     parser = ArgumentParser()
     add_arguments(parser)
     return parse(parser.parse_args(flags))
@@ -193,17 +250,31 @@ def test_flags_become_options() -> None:
     assert len(cases(full)) == 16
     assert options_of("--quick").rounds == 2
     assert options_of("--quick", "--rounds", "4").rounds == 4
-    assert options_of().rounds == 5
+    assert options_of().rounds == 5 and options_of().models == ("s",)
+    assert options_of("--trained", str(MINI)).models == ("s", "mini")
+    assert options_of("--model-overrides", "{'encoder_layers': 2}").model_overrides == {
+        "encoder_layers": 2
+    }
 
 
 @pytest.mark.parametrize(
-    "flags", [("--models", "xl"), ("--utterances", "1,x"), ("--beams", "0"), ("--models", ","),
-              ("--model-overrides", "[1]"), ("--vocabularies", "3"), ("--timeout", "nan"),
-              ("--timeout", "inf")],
+    "flags", [("--models", "xl"), ("--beams", "0"), ("--models", ","), ("--vocabularies", "3"),
+              ("--timeout", "nan"), ("--timeout", "inf"), ("--models", "mini"),
+              ("--trained", "absent"), ("--peer", "x=y")],
 )  # fmt: skip
 def test_wrong_flags_are_named(flags: tuple[str, str]) -> None:
-    with pytest.raises(OptionError, match=flags[0]):
+    with pytest.raises(OptionError, match=f"in {flags[0][2:]}s?: expected"):
         options_of(*flags)
+
+
+@pytest.mark.parametrize("flags", [("--utterances", "1,x"), ("--model-overrides", "[1]")])
+def test_malformed_flags_are_named(
+    flags: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        options_of(*flags)
+    assert caught.value.code == EXIT_USAGE
+    assert f"argument {flags[0]}: got {flags[1]!r}" in capsys.readouterr().err
 
 
 def test_an_unknown_engine_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,3 +286,5 @@ def test_an_unknown_engine_is_a_usage_error(capsys: pytest.CaptureFixture[str]) 
 def test_engines_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["benchmark", "--list-engines"]) == 0
     assert "torch-compile" in capsys.readouterr().out
+    assert cli.main(["benchmark", "--whisper", "base", "--list-engines"]) == 0
+    assert "transformers-bf16" in capsys.readouterr().out

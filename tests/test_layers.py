@@ -26,7 +26,7 @@ FLOORS = [
     {"export"},
     {"plugin", "tasks", "models"},
     {"quantize"},
-    {"evaluate", "benchmark"},
+    {"measure"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -696,13 +696,14 @@ def test_sources_that_cannot_be_exported(multilingual: Pair, tmp_path: Path) -> 
     cases: list[tuple[Path | str, type[Exception], str]] = [
         (tmp_path / "absent", CheckpointError, "no such file"),
     ]
-    for name, kind, reason in (
-        ("tokenizer.json", ModelError, "--tokenizer"),
-        ("model.safetensors", CheckpointError, "model.safetensors"),
-        ("config.json", CheckpointError, "config.json"),
+    for names, kind, reason in (
+        (("tokenizer.json", "vocab.json", "merges.txt"), ModelError, "--tokenizer"),
+        (("model.safetensors",), CheckpointError, "model.safetensors"),
+        (("config.json",), CheckpointError, "config.json"),
     ):
-        directory = copy(f"without-{name}")
-        (directory / name).unlink()
+        directory = copy(f"without-{names[0]}")
+        for name in names:
+            (directory / name).unlink()
         cases.append((directory, kind, reason))
     truncated = copy("truncated")
     weights = truncated / "model.safetensors"

@@ -1,0 +1,55 @@
+"""OpenVINO GenAI's pipeline in C++; f32, bf16, or int8 weights; one clip at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from optimum_intel import exported, options
+from protocol import Peer, serve
+
+
+class OpenVINOGenAI(Peer):
+    """`WhisperPipeline`."""
+
+    module, packages, batches = "openvino_genai", ("openvino-genai", "openvino"), False
+
+    def convert(self) -> None:
+        """See `Peer`."""
+        exported(self)
+
+    def construct(self) -> None:
+        """See `Peer`."""
+        import openvino_genai
+
+        self.pipeline = openvino_genai.WhisperPipeline(str(exported(self)), "CPU", **options(self))
+
+    def transcribe(
+        self, clips: list[np.ndarray], search: dict[str, Any], language: str, tokens: int | None
+    ) -> list[tuple[str, int]]:
+        """See `Peer`."""
+        outputs, beam = [], search["beam"]
+        for clip in clips:
+            config = self.pipeline.get_generation_config()
+            config.language, config.task = f"<|{language}|>", search["task"]
+            config.return_timestamps, config.num_beams = False, beam
+            if tokens is not None:
+                config.max_new_tokens, config.ignore_eos = tokens, beam == 1
+            found = self.pipeline.generate(clip.tolist(), config)
+            count = found.perf_metrics.get_num_generated_tokens()
+            # it counts each beam, but the first step once
+            outputs.append((found.texts[0], (count - 1) // beam + 1))
+        return outputs
+
+    def summary(self) -> str:
+        """The pipeline does not tell: what the CPU chooses."""
+        import openvino
+
+        if self.precision == "f32":
+            return "f32, KV cache f32"
+        hint = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+        return f"{'weights int8, ' if self.precision == 'int8' else ''}{hint}, the CPU's default"
+
+
+if __name__ == "__main__":
+    serve(OpenVINOGenAI)
