@@ -25,8 +25,6 @@ from fairseq_openvino.errors import (
     OptionError,
     UtteranceTooLongError,
 )
-from fairseq_openvino.export.fairseq import export_checkpoint
-from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.model import Ask, Head, Memory, Session
 from fairseq_openvino.runtime.engine import Variant
 from fairseq_openvino.runtime.model import CompiledModel
@@ -38,16 +36,8 @@ CLIPS = sorted((MINI / "clips").glob("*.mp3"))
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped checkpoint as a bundle."""
-    path = tmp_path_factory.mktemp("mini") / "bundle"
-    export_checkpoint(MINI / "checkpoint.pt", DataDirectory(MINI, "config_st_en_de.yaml"), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> Any:
-    return load_model(bundle)
+def model(mini_bundle: Path) -> Any:
+    return load_model(mini_bundle)
 
 
 def encoded(model: Any, clip: Path) -> Memory:
@@ -77,10 +67,10 @@ def test_features_equal_fairseqs_dataset(model: Any) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_hypotheses_equal_the_plugins(model: Any, bundle: Path) -> None:
+def test_hypotheses_equal_the_plugins(model: Any, mini_bundle: Path) -> None:
     run = generate(
         MINI, "--gen-subset", "test_st_en_de", "--batch-size", "1", "--beam", "5", "--nbest", "3",
-        config="config_st_en_de.yaml", path=str(bundle),
+        config="config_st_en_de.yaml", path=str(mini_bundle),
     )  # fmt: skip
     found = model.transcribe_batch(CLIPS[:24], beam=5, nbest=3)
     names = [
@@ -123,8 +113,10 @@ def test_repeated_and_interleaved_sessions_are_independent(model: Any) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "fast"])
-def test_low_precision_keeps_the_translations(model: Any, bundle: Path, precision: str) -> None:
-    low = load_model(bundle, precision=precision)
+def test_low_precision_keeps_the_translations(
+    model: Any, mini_bundle: Path, precision: str
+) -> None:
+    low = load_model(mini_bundle, precision=precision)
     expected = [t.text for t in model.transcribe_batch(CLIPS[:40])]
     found = [t.text for t in low.transcribe_batch(CLIPS[:40])]
     assert sum(a == b for a, b in zip(expected, found, strict=True)) >= 36
@@ -166,9 +158,9 @@ def test_a_session_that_raised_is_not_reused(model: Any) -> None:
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("f32", 2e-5), ("bf16", 0.2), ("int8", 0.2)])
 def test_keeping_utterances_continues_their_rows(
-    bundle: Path, precision: str, tolerance: float
+    mini_bundle: Path, precision: str, tolerance: float
 ) -> None:
-    model = load_model(bundle, precision=precision)
+    model = load_model(mini_bundle, precision=precision)
     memory = Memory.join([encoded(model, clip) for clip in CLIPS[:3]], model.manifest.memory)
     tokens = np.random.default_rng(0).integers(4, 100, (3, 6))
     with model.model.open(memory, 1, Head()) as session:
@@ -313,25 +305,27 @@ def cli(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_transcribe_command(model: Any, bundle: Path, tmp_path: Path) -> None:
+def test_transcribe_command(model: Any, mini_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"nothing")
     files = [str(CLIPS[0]), str(tmp_path / "bad.wav"), str(CLIPS[1])]
-    done = cli("transcribe", *files, "--model", str(bundle), "--format", "jsonl", "--nbest", "2")
+    done = cli(
+        "transcribe", *files, "--model", str(mini_bundle), "--format", "jsonl", "--nbest", "2"
+    )
     assert done.returncode == 1 and "bad.wav" in done.stderr and "1 of 3 files" in done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["path"] for line in lines] == [files[0], files[2]]
     assert [len(line["hypotheses"]) for line in lines] == [2, 2]
     assert [line["text"] for line in lines] == [model.transcribe(CLIPS[i]).text for i in (0, 1)]
-    text = cli("transcribe", files[0], "--model", str(bundle))
+    text = cli("transcribe", files[0], "--model", str(mini_bundle))
     assert text.returncode == 0 and text.stdout == f"{files[0]}\t{lines[0]['text']}\n"
     assert cli("transcribe", files[0], "--model", str(tmp_path)).returncode == 3
     assert cli("transcribe", files[0]).returncode == 2
-    refused = cli("transcribe", files[0], "--model", str(bundle), "--nbest", "9")
+    refused = cli("transcribe", files[0], "--model", str(mini_bundle), "--nbest", "9")
     assert refused.returncode == 2 and "in --nbest: expected 1 to beam, 5, got 9" in refused.stderr
 
 
 def test_transcribe_writes_every_name_and_says_what_is_damaged(
-    model: Any, bundle: Path, tmp_path: Path
+    model: Any, mini_bundle: Path, tmp_path: Path
 ) -> None:
     """Names of bytes, tabs and line breaks, in a locale without UTF-8."""
     waveform, rate = soundfile.read(CLIPS[0], dtype="float32")
@@ -340,7 +334,7 @@ def test_transcribe_writes_every_name_and_says_what_is_damaged(
     odd, tab = tmp_path / os.fsdecode(b"x\xff.wav"), tmp_path / "a\tb\nc.wav"
     odd.write_bytes(content)
     tab.write_bytes(content[:-8000])
-    words = ["transcribe", odd, tmp_path / "absent.wav", tab, "--model", bundle]
+    words = ["transcribe", odd, tmp_path / "absent.wav", tab, "--model", mini_bundle]
     locale = {"PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"}
     for extra in (["--batch-size", "1"], ["--format", "jsonl"]):
         done = subprocess.run(
@@ -361,8 +355,8 @@ def test_transcribe_writes_every_name_and_says_what_is_damaged(
             assert second.split(b"\t")[0].endswith(rb"a\tb\nc.wav")
 
 
-def test_output_may_be_cut_as_by_head(bundle: Path) -> None:
-    words = ["transcribe", *map(str, CLIPS[:4]), "--model", str(bundle), "--batch-size", "1"]
+def test_output_may_be_cut_as_by_head(mini_bundle: Path) -> None:
+    words = ["transcribe", *map(str, CLIPS[:4]), "--model", str(mini_bundle), "--batch-size", "1"]
     run = subprocess.Popen(
         [sys.executable, "-m", "fairseq_openvino", *words], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=child_environment(),
@@ -375,7 +369,7 @@ def test_output_may_be_cut_as_by_head(bundle: Path) -> None:
 
 
 def test_a_moved_bundle_runs_without_torch_and_fairseq(
-    model: Any, bundle: Path, tmp_path: Path
+    model: Any, mini_bundle: Path, tmp_path: Path
 ) -> None:
     """A virtual environment with the runtime dependencies of setup.py and nothing else."""
     import re
@@ -392,7 +386,7 @@ def test_a_moved_bundle_runs_without_torch_and_fairseq(
         [python, "-m", "pip", "install", "-q", *requirements, "-c", constraints], check=True
     )
     shutil.copytree(PACKAGE, tmp_path / "site" / "fairseq_openvino")
-    shutil.copytree(bundle, tmp_path / "moved")
+    shutil.copytree(mini_bundle, tmp_path / "moved")
     code = (
         "import sys, importlib.util\n"
         "assert not any(importlib.util.find_spec(m) for m in ('torch', 'fairseq', 'onnx'))\n"
@@ -407,13 +401,15 @@ def test_a_moved_bundle_runs_without_torch_and_fairseq(
     assert done.stdout.strip() == model.transcribe(CLIPS[3]).text
 
 
-def test_verify_command_passes_and_names_the_first_difference(bundle: Path, tmp_path: Path) -> None:
+def test_verify_command_passes_and_names_the_first_difference(
+    mini_bundle: Path, tmp_path: Path
+) -> None:
     from fairseq_openvino.commands.verify import Line, Run, compare
 
     words = [
         str(MINI), "--config-yaml", "config_st_en_de.yaml", "--gen-subset", "test_st_en_de",
         "--task", "speech_to_text", "--path", str(MINI / "checkpoint.pt"), "--max-tokens", "50000",
-        "--beam", "2", "--scoring", "sacrebleu", "--ov-model", str(bundle),
+        "--beam", "2", "--scoring", "sacrebleu", "--ov-model", str(mini_bundle),
     ]  # fmt: skip
     done = cli("verify", *words)
     assert done.returncode == 0, done.stdout + done.stderr
