@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,14 @@ def mini_bundle(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
+def recognizer(mini_bundle: Path) -> Any:
+    """The shipped model, loaded."""
+    from fairseq_openvino import load_model
+
+    return load_model(mini_bundle)
+
+
+@pytest.fixture(scope="session")
 def whisper(shared: Shared) -> Path:
     """A random Whisper of 8 s as a Hugging Face directory; it writes text only."""
 
@@ -127,6 +135,17 @@ def whisper_bundle(whisper: Path, shared: Shared) -> Path:
         export_whisper(whisper, directory / "bundle")
 
     return shared("whisper-bundle", make) / "bundle"
+
+
+def mini_data(directory: Path, clips: Sequence[Path]) -> Path:
+    """A data directory of the shipped model with some of its clips as the subset `test`."""
+    for path in MINI.iterdir():
+        name = "config.yaml" if path.suffix == ".yaml" else path.name
+        if path.is_file():
+            (directory / name).symlink_to(path)
+    rows = (f"{clip.stem}\t{clip}\t300\tein Satz\n" for clip in clips)
+    (directory / "test.tsv").write_text("id\taudio\tn_frames\ttgt_text\n" + "".join(rows))
+    return directory
 
 
 def write_table(path: Path, *rows: tuple[str, ...]) -> Path:
