@@ -198,6 +198,14 @@ def generate_both(data: Path, cache: Path, *flags: str, **options: Any) -> tuple
     return eager, engine
 
 
+def assert_identical(eager: Any, engine: Any) -> None:
+    """The same hypotheses in the same order, with scores within the tolerance of `verify`."""
+    from fairseq_openvino.commands.verify import compare
+
+    comparison = compare(eager, engine)
+    assert comparison.passed, comparison
+
+
 def child_environment(**extra: str) -> dict[str, str]:
     """Environment of a subprocess that must find the package in this checkout."""
     return os.environ | {"PYTHONPATH": str(ROOT)} | extra
