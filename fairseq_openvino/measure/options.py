@@ -216,7 +216,7 @@ class EvaluationOptions:
             checkpoint=_text(self.checkpoint),
             data=_text(self.data),
             config_yaml=self.config_yaml,
-            cache_dir=_text(self.cache_dir),
+            cache_dir=_text(self.cache_dir and self.cache_dir / spec.name),
             work_dir=str(self.cache_dir or self.output / "peers"),
             from_samples=bool(EVALUATING.peers(self.peers)),
         )
