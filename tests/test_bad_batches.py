@@ -12,6 +12,8 @@ import torch
 
 from fairseq_openvino.export.fairseq import cached_bundle
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.runtime.model import CompiledModel
+from fairseq_openvino.s2t.search import BeamSearch
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +100,7 @@ def test_nan_costs_its_utterance_only(
 def test_any_exception_costs_its_utterance_only(
     engines: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from fairseq_openvino.s2t.model import S2TModel
-
-    encode = S2TModel.encode
+    encode = CompiledModel.encode
     utterances = [*noise(40, 40, 40, 40), np.full((40, 80), 7, np.float32)]
     expected = engines["engine"](utterances)
 
@@ -109,7 +109,7 @@ def test_any_exception_costs_its_utterance_only(
             raise ZeroDivisionError("boom")
         return encode(self, features, *rest)
 
-    monkeypatch.setattr(S2TModel, "encode", fails)
+    monkeypatch.setattr(CompiledModel, "encode", fails)
     assert engines["engine"](utterances) == expected[:4]
     assert "skipping utterance 104: ZeroDivisionError: boom" in caplog.text
 
@@ -117,12 +117,10 @@ def test_any_exception_costs_its_utterance_only(
 def test_an_interrupted_batch_does_not_disturb_the_next(
     engines: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fairseq_openvino.s2t.search import _Search
-
     utterances = noise(60, 50, 45)
     expected = engines["engine"](utterances)
     for step in range(6):
-        advance = _Search._advance
+        advance = BeamSearch._advance
 
         def interrupt(
             self: Any, now: int, *rest: Any, step: int = step, advance: Any = advance
@@ -132,6 +130,6 @@ def test_an_interrupted_batch_does_not_disturb_the_next(
             advance(self, now, *rest)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(_Search, "_advance", interrupt)
+            patch.setattr(BeamSearch, "_advance", interrupt)
             engines["engine"](utterances)
         assert engines["engine"](utterances) == expected

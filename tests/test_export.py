@@ -14,7 +14,13 @@ import pytest
 import torch
 from conftest import ROOT, TINY, child_environment, random_model, write_checkpoint
 
-from fairseq_openvino.bundle import MANIFEST, open_bundle
+from fairseq_openvino.bundle import (
+    MANIFEST,
+    FeatureConfig,
+    SpecialTokens,
+    TextConfig,
+    open_bundle,
+)
 from fairseq_openvino.errors import (
     ArchitectureError,
     CheckpointError,
@@ -23,26 +29,33 @@ from fairseq_openvino.errors import (
     ParityError,
     StorageError,
 )
-from fairseq_openvino.export import (
-    ExportOptions,
+from fairseq_openvino.export import ir
+from fairseq_openvino.export import onnx as onnx_export
+from fairseq_openvino.export.fairseq import (
+    ARCHITECTURES,
+    Reference,
     export_checkpoint,
-    finish_graphs,
-    ir,
-    parity,
     s2t_transformer,
 )
-from fairseq_openvino.export import onnx as onnx_export
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.options import ExportOptions
+from fairseq_openvino.export.parity import Report
+from fairseq_openvino.export.procedure import Original
+from fairseq_openvino.export.procedure import export as export_original
 
 SMALL, LARGE = ("xs", "s", "sp"), ("m", "mp", "l", "lp")
 
 
-def measure(model: Any, arguments: Any, directory: Path) -> parity.Report:
+def measure(model: Any, arguments: Any, directory: Path) -> Report:
+    """The whole procedure for a model without a checkpoint."""
+    described = {
+        "family": "s2t", "tokens": SpecialTokens(0, 1, 2, 3),
+        "features": FeatureConfig(80, 16_000, ()), "text": TextConfig(),
+    }  # fmt: skip
     graphs = s2t_transformer.build(model, arguments)
-    expected = parity.expect(parity.FairseqReference(model), graphs)
-    onnx_export.export_onnx(graphs, directory)
-    return finish_graphs(graphs, directory, ExportOptions(), expected)
+    original = Original(graphs, Reference(model), described, lambda _: None)
+    return export_original(original, directory / "bundle")[1]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +90,6 @@ def test_large_family_members_have_the_same_graphs_at_small_size(tmp_path: Path)
         model, arguments, _ = random_model(
             f"s2t_transformer_{size}", **(TINY | {"encoder_attention_heads": 16})
         )
-        (tmp_path / size).mkdir()
         assert measure(model, arguments, tmp_path / size).passed
 
 
@@ -92,9 +104,7 @@ def test_gate_fails_on_one_wrong_weight_and_publishes_nothing(
             graphs.decoder.layers[1].cross_query.weight[0, 0] += 0.5
         return graphs
 
-    monkeypatch.setitem(
-        sys.modules["fairseq_openvino.export"].ARCHITECTURES, "s2t_transformer", broken
-    )
+    monkeypatch.setitem(ARCHITECTURES, s2t_transformer.ARCHITECTURE, broken)
     with pytest.raises(ParityError, match="Nothing was published"):
         export(tiny, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -125,14 +135,14 @@ def test_bundle_holds_checked_onnx_with_dynamic_axes(tiny: Path, tmp_path: Path)
 
 
 def test_onnx_only_writes_no_ir(tiny: Path, tmp_path: Path) -> None:
-    bundle, _ = export(tiny, tmp_path / "bundle", ir=False)
+    bundle, _ = export(tiny, tmp_path / "bundle", onnx_only=True)
     names = set(bundle.manifest.files)
     assert {"encoder.onnx", "decoder.onnx"} <= names and "decoder.xml" not in names
 
 
 def test_f16_halves_the_weights(tiny: Path, tmp_path: Path) -> None:
-    full, _ = export(tiny, tmp_path / "f32", keep_onnx=False)
-    half, report = export(tiny, tmp_path / "f16", keep_onnx=False, precision="f16")
+    full, _ = export(tiny, tmp_path / "f32")
+    half, report = export(tiny, tmp_path / "f16", precision="f16")
     before, after = (b.manifest.files["encoder.bin"].bytes for b in (full, half))
     assert after < 0.55 * before
     assert report.limit < max(row.ir_steps or 0 for row in report.rows) <= report.ir_limit
@@ -149,10 +159,10 @@ def test_cases_fit_a_model_with_few_positions(tiny: Path, tmp_path: Path) -> Non
 
 
 def test_existing_output_is_refused_then_replaced(tiny: Path, tmp_path: Path) -> None:
-    export(tiny, tmp_path / "bundle", keep_onnx=False)
-    with pytest.raises(OptionError, match="--overwrite"):
+    export(tiny, tmp_path / "bundle")
+    with pytest.raises(OptionError, match="Choose another name, or overwrite it"):
         export(tiny, tmp_path / "bundle")
-    export(tiny, tmp_path / "bundle", keep_onnx=False, overwrite=True)
+    export(tiny, tmp_path / "bundle", overwrite=True)
     open_bundle(tmp_path / "bundle")
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
@@ -246,7 +256,7 @@ def test_script_prints_the_parity_table(tiny: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "passed" in done.stdout and "decoder.xml" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, env=child_environment())
-    assert again.returncode == 2 and "--overwrite" in again.stderr
+    assert again.returncode == 2 and "or overwrite it" in again.stderr
 
 
 def test_encoder_output_lengths_equal_fairseqs(tmp_path: Path) -> None:

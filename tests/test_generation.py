@@ -15,7 +15,7 @@ import soundfile
 from conftest import PACKAGE, child_environment, generate
 
 from fairseq_openvino.errors import ModelError, OptionError
-from fairseq_openvino.plugin import commands as generation
+from fairseq_openvino.plugin import skipping
 
 FAST = ("--beam", "2", "--max-len-b", "8")
 
@@ -31,7 +31,7 @@ def data(tiny: Path, tmp_path: Path) -> Path:
 
 
 def counted() -> tuple[int, int]:
-    return generation._skipped.value, generation._damaged.value
+    return skipping.skipped.value, skipping.damaged.value
 
 
 def add_row(data: Path, name: str, audio: str) -> None:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from fairseq_openvino import cli
 from fairseq_openvino.errors import ArchitectureError, CheckpointError
-from fairseq_openvino.export import ARCHITECTURES, ExportOptions, export_checkpoint
+from fairseq_openvino.export.fairseq import ARCHITECTURES, export_checkpoint
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
 
@@ -164,9 +164,8 @@ def test_the_architecture_is_refused_before_anything_else(
 def test_few_positions_cut_the_parity_cases(data: Path, tmp_path: Path) -> None:
     overrides = {"max_target_positions": 5, "max_source_positions": 40}
     bundle, report = export_checkpoint(
-        data / "checkpoint.pt", DataDirectory(data), tmp_path / "bundle",
-        ExportOptions(keep_onnx=False), overrides,
-    )  # fmt: skip
+        data / "checkpoint.pt", DataDirectory(data), tmp_path / "bundle", overrides=overrides
+    )
     assert report.passed and {row.steps for row in report.rows} == {4, 5}
     assert max(max(row.frames) for row in report.rows) == 40
     assert bundle.manifest.limits.max_target_tokens == 5

@@ -22,7 +22,7 @@ from whisper_models import Layout, write_whisper
 from fairseq_openvino.errors import ParityError
 from fairseq_openvino.export import ir, parity
 from fairseq_openvino.export import onnx as onnx_export
-from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq import Reference, s2t_transformer
 from fairseq_openvino.export.float64 import Float64
 from fairseq_openvino.export.forced import BEAM, forced
 from fairseq_openvino.export.graphs import Graphs
@@ -55,7 +55,7 @@ def s2t(scale: float = 1.0, **options: Any) -> Original:
     def build() -> Graphs:
         return s2t_transformer.build(model, arguments)
 
-    return Original(model, build, parity.FairseqReference(model), build(), parity.CASES)
+    return Original(model, build, Reference(model), build(), parity.CASES)
 
 
 def whisper(directory: Path, scale: float = 1.0) -> Original:
@@ -194,15 +194,15 @@ def test_nan_in_the_original_is_named() -> None:
 
 def swap_heads(graphs: Graphs) -> None:
     """Exchange the queries of two heads of one self-attention."""
-    width = graphs.head_width
+    width = graphs.state[0].dims[3]  # dh
     weights = graphs.decoder.layers[1].project.weight
     weights[: 2 * width] = weights[: 2 * width].roll(width, 0)
 
 
 def transpose_heads(graphs: Graphs) -> None:
     """(H, dh) read as (dh, H) behind one cross-attention."""
-    linear = graphs.decoder.layers[0].cross_out
-    order = torch.arange(linear.in_features).view(graphs.heads, -1).T.flatten()
+    linear, heads = graphs.decoder.layers[0].cross_out, graphs.state[0].dims[1]
+    order = torch.arange(linear.in_features).view(heads, -1).T.flatten()
     changed = torch.nn.Linear(linear.in_features, linear.out_features)
     changed.weight.copy_(linear.weight[:, order])
     changed.bias.copy_(linear.bias)
@@ -326,9 +326,8 @@ import sys
 from pathlib import Path
 import torch
 from conftest import random_model
-from fairseq_openvino.export import (
-    ExportOptions, finish_graphs, memory, onnx, parity, s2t_transformer,
-)
+from fairseq_openvino.export import ir, memory, onnx, parity
+from fairseq_openvino.export.fairseq import Reference, s2t_transformer
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -347,13 +346,15 @@ model, arguments, _ = random_model("s2t_transformer_m")
 size = 4 * sum(weights.numel() for weights in model.parameters())
 graphs = s2t_transformer.build(model, arguments)
 restart()
-expected = parity.expect(parity.FairseqReference(model), graphs)
+expected = parity.expect(Reference(model), graphs)
 print((status("VmHWM") - before) / size)
 onnx.export_onnx(graphs, Path(sys.argv[1]))
 del model
 graphs = graphs.without_modules()
 restart()
-finish_graphs(graphs, Path(sys.argv[1]), ExportOptions(), expected)
+ir.write(Path(sys.argv[1]), graphs, "f32")
+memory.trim()
+parity.check(expected, graphs, Path(sys.argv[1]), "f32", ir=True)
 print((status("VmHWM") - before) / size)
 """
 

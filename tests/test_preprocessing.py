@@ -16,11 +16,10 @@ import yaml
 from conftest import MINI, generate, write_checkpoint, write_data
 
 from fairseq_openvino import cli, load_model
-from fairseq_openvino.bundle import MANIFEST, Bundle, open_bundle, write_manifest
+from fairseq_openvino.bundle import DIGEST, MANIFEST, Bundle, open_bundle, write_manifest
 from fairseq_openvino.errors import ModelError, OptionError
 from fairseq_openvino.export.fairseq import cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
-from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.speech.audio import read_audio
 
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))[:12:11]
@@ -141,8 +140,7 @@ def described(base: Bundle, data: DataDirectory, directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path = tmp_path_factory.mktemp("mini") / "bundle"
-    data = DataDirectory(MINI, "config_st_en_de.yaml")
-    return export_checkpoint(CHECKPOINT, data, path, ExportOptions(keep_onnx=False))[0]
+    return export_checkpoint(CHECKPOINT, DataDirectory(MINI, "config_st_en_de.yaml"), path)[0]
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +275,7 @@ def test_a_language_is_needed_where_fairseq_needs_an_eos_token(
 ) -> None:
     data = write_case(tmp_path, Case("tag", True, APPENDED, symbols=TAGS))
     model = load_model(described(mini, data, tmp_path / "bundle"))
-    with pytest.raises(OptionError, match=r"--language: expected one of de, fr .*got none"):
+    with pytest.raises(OptionError, match=r"in language: expected one of de, fr .*got none"):
         model.transcribe(CLIPS[0])
     with pytest.raises(OptionError, match="got 'xx'"):
         model.transcribe(CLIPS[0], language="xx")
@@ -323,19 +321,18 @@ def test_generate_runs_where_only_transcribe_cannot(
     assert cli.main(["export", "--path", str(words / "checkpoint.pt"), *exported]) == 3
 
 
-def test_the_cache_tells_subsets_with_other_transforms_apart(
-    tmp_path: Path, cache_dir: Path, words: Path
-) -> None:
-    from fairseq_openvino.export.cache import _key
-
+def test_the_cache_tells_subsets_with_other_transforms_apart(tmp_path: Path, words: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"vocab_filename": str(words / "dict.txt")} | listed(star=CMVN, test=[]))
     )
-    keys = [
-        _key(words / "checkpoint.pt", DataDirectory(tmp_path, gen_subset=subset), {})
+    bundles = [
+        cached_bundle(
+            words / "checkpoint.pt", DataDirectory(tmp_path, "config.yaml", subset), {}, tmp_path
+        )
         for subset in ("test", "dev", "valid")
     ]
-    assert keys[0] != keys[1] == keys[2]
+    assert bundles[0].directory != bundles[1].directory == bundles[2].directory
+    assert [bundle.manifest.features.transforms for bundle in bundles[:2]] == [(), tuple(CMVN)]
 
 
 def test_an_unknown_rate_is_assumed_and_said(
@@ -360,26 +357,30 @@ def test_an_unknown_rate_is_assumed_and_said(
     manifest["features"]["sample_rate_hz"] = None
     for key in ("bpe_separator", "append_language_tag", "eos_token"):
         del manifest["text"][key]
-    del manifest["unsupported"]
+    heads, _, head_width = model.manifest.memory[1].dims[1:]
+    manifest["dimensions"] |= {"heads": heads, "head_width": head_width}
+    for key in ("unsupported", "memory", "state", DIGEST):
+        del manifest[key]
+    manifest["format"] = 1
     (model.bundle.directory / MANIFEST).write_text(json.dumps(manifest))
-    assert open_bundle(model.bundle.directory).manifest == model.manifest
+    assert open_bundle(model.bundle.directory).manifest == replace(model.manifest, format=1)
 
 
 def test_a_rate_is_stated_once(tmp_path: Path) -> None:
     silent = write_case(tmp_path, Case("rate", False, {"sample_rate": None}))
     stated = replace(silent, rate_hz=48000).feature_config()
     assert stated.sample_rate_hz == 48000 and not stated.sample_rate_assumed
-    with pytest.raises(OptionError, match="--sample-rate.*1000 to 384000 Hz, got -1"):
+    with pytest.raises(OptionError, match="in sample_rate: expected 1000 to 384000 Hz, got -1"):
         replace(silent, rate_hz=-1)
     said = replace(write_case(tmp_path, Case("rate", False)), rate_hz=48000)
-    with pytest.raises(OptionError, match="--sample-rate: expected 16000 Hz"):
+    with pytest.raises(OptionError, match="in sample_rate: expected 16000 Hz"):
         said.feature_config()
 
 
 def test_export_says_what_it_assumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from fairseq_openvino.export import _check_data
+    from fairseq_openvino.export.fairseq import _check_data
 
     config = {"sample_rate": None, "eos_token": "absent"}
     with caplog.at_level(logging.WARNING):
-        _check_data(write_case(tmp_path, Case("said", False, config)), ExportOptions())
+        _check_data(write_case(tmp_path, Case("said", False, config)))
     assert "16000 Hz is assumed" in caplog.text and "'absent' is not in the dict" in caplog.text

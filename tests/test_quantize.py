@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from fairseq_openvino.bundle import (
     RuntimePrecision,
     open_bundle,
 )
-from fairseq_openvino.commands.quantize import add_arguments, parse
 from fairseq_openvino.errors import (
     EXIT_PARTIAL,
     EXIT_USAGE,
@@ -36,18 +34,19 @@ from fairseq_openvino.errors import (
 )
 from fairseq_openvino.export.fairseq import export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
-from fairseq_openvino.export.options import ExportOptions
+from fairseq_openvino.flags import given
+from fairseq_openvino.model import Ask, Head
 from fairseq_openvino.quantize import compress, gate, procedure, recording
 from fairseq_openvino.quantize.components import Component, Form
 from fairseq_openvino.quantize.divergence import divergence
-from fairseq_openvino.quantize.gate import LADDERS, transcriber
+from fairseq_openvino.quantize.gate import LADDERS
 from fairseq_openvino.quantize.material import draw
 from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, MIXED, Options
 from fairseq_openvino.quantize.procedure import Result, quantize_bundle
 from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples
 from fairseq_openvino.runtime.engine import Engine, Variant, compile_properties
+from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
-from fairseq_openvino.runtime.session import Session, encode
 from fairseq_openvino.speech import corpus
 
 TEST_SET = MINI / "test_st_en_de.tsv"
@@ -59,8 +58,9 @@ QUICK: dict[str, Any] = {"calibration_size": 8, "held_out_size": 3, "batch_size"
 def source(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The shipped checkpoint, with its ONNX graphs."""
     path = tmp_path_factory.mktemp("quantize") / "bundle"
-    data = DataDirectory(MINI, "config_st_en_de.yaml")
-    return export_checkpoint(MINI / "checkpoint.pt", data, path, ExportOptions())[0]
+    return export_checkpoint(
+        MINI / "checkpoint.pt", DataDirectory(MINI, "config_st_en_de.yaml"), path
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +79,15 @@ def int8(source: Bundle, work: Path) -> Result:
 @pytest.fixture(scope="module")
 def recorded(source: Bundle, work: Path) -> list[Path]:
     """Recordings of four utterances."""
+    recognizer = load_model(source)
+    model, options = recording.RecordingModel(recognizer.model), recognizer.options(beam=1)
+
+    def decode(utterance: corpus.Utterance) -> list[recording.EncoderCall]:
+        recognizer.family.decode(model, [recognizer.read(utterance.path)], options)
+        return model.take()
+
     utterances = list(corpus.read(TEST_SET, limit=4))
-    return record(source, utterances, work / "some")
-
-
-def record(source: Bundle, utterances: list[Any], directory: Path) -> list[Path]:
-    recorder = recording.Recorder()
-    pipeline = transcriber(source, Options(), "f32", beam=1)
-    pipeline.model.engine = recording.RecordingEngine(source, EngineOptions(), recorder)
-
-    def decode(utterance: Any) -> list[recording.EncoderCall]:
-        pipeline.generate([pipeline.read(utterance.path)], None)
-        return recorder.take()
-
-    return recording.collect(utterances, directory, decode, iter)
+    return recording.collect(utterances, work / "some", decode, iter)
 
 
 def nodes(compiled: ov.CompiledModel) -> Counter[str]:
@@ -141,9 +136,9 @@ def test_precisions_are_explicit_and_the_same_before_and_after(
 def test_a_bundle_runs_at_its_own_precision_unless_told(int8: Result) -> None:
     manifest = replace(int8.bundle.manifest, runtime=RuntimePrecision("bf16", "bf16"))
     bundle = Bundle(int8.bundle.directory, manifest)
-    assert load_model(bundle).engine.options.precision == "bf16"
-    assert load_model(bundle, precision="f32").engine.options.precision == "f32"
-    assert load_model(int8.bundle).engine.options.precision == "f32"
+    assert load_model(bundle).model.engine.options.precision == "bf16"
+    assert load_model(bundle, precision="f32").model.engine.options.precision == "f32"
+    assert load_model(int8.bundle).model.engine.options.precision == "f32"
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
@@ -152,7 +147,7 @@ def test_layers_run_in_8_bits_and_attention_stays_fused(int8: Result, precision:
     model.transcribe_batch(CLIPS[:2])
     model.transcribe(CLIPS[0])  # static shapes
     layers = int8.bundle.manifest.dimensions.layers
-    found = {variant: nodes(compiled) for variant, compiled in model.engine.compiled.items()}
+    found = {variant: nodes(compiled) for variant, compiled in model.model.engine.compiled.items()}
     assert len(found) == 3
     for variant, count in found.items():
         eight = {key for key in count if key.split(":")[1] in ("i8", "u8")}
@@ -186,7 +181,7 @@ def test_the_other_modes(source: Bundle, work: Path, tmp_path: Path, mode: str) 
     assert kinds == {MIXED: "int8+int8-weights"}.get(mode, INT8_WEIGHTS)
     model = load_model(result.bundle)
     model.transcribe_batch(CLIPS[:2])
-    decoder = next(c for v, c in model.engine.compiled.items() if v.graph == "decoder")
+    decoder = next(c for v, c in model.model.engine.compiled.items() if v.graph == "decoder")
     assert int(decoder.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == 0
     count = nodes(decoder)
     assert count["ScaledDotProductAttention:f32"] == 2
@@ -207,7 +202,7 @@ def test_every_family_goes_through_the_contract(whisper: Path, tmp_path: Path) -
     assert result.bundle.manifest.family == "whisper" and "| WER |" in result.table
     model = load_model(result.bundle)
     model.transcribe_batch(CLIPS[:2], language="en")
-    for variant, compiled in model.engine.compiled.items():
+    for variant, compiled in model.model.engine.compiled.items():
         count = nodes(compiled)
         kinds = {key for key in count if key.startswith(("FullyConnected", "Convolution"))}
         assert {kind.split(":")[1] for kind in kinds} <= {"i8", "u8"}
@@ -247,7 +242,7 @@ def test_calibration_sees_the_activations_of_real_states(
     source: Bundle, recorded: list[Path]
 ) -> None:
     """All tokens in one call give the ranges of decoding step by step with the state."""
-    sample = DecoderSamples(recorded, Engine(source, EngineOptions()))[0]
+    sample = DecoderSamples(recorded, CompiledModel(source, EngineOptions()))[0]
     length = sample["tokens"].shape[1]
     assert length > 5
     compiled, names = observed(source.path(DECODER_IR))
@@ -283,7 +278,7 @@ def test_recordings_are_what_the_pipeline_decodes(source: Bundle, recorded: list
         (tokens,) = call.sequences
         (_, hypothesis) = model.transcribe_clips([clip], beam=1)[0].hypotheses[0]
         assert tokens[0].tolist() == [2, *hypothesis.tokens[:-1].tolist()]
-    encoder, decoder = EncoderSamples(recorded), DecoderSamples(recorded, model.engine)
+    encoder, decoder = EncoderSamples(recorded), DecoderSamples(recorded, model.model)
     assert len(encoder) == len(decoder) == 4
     assert set(encoder[0]) == {"features", "lengths"}
     assert {"tokens", "offset", "beam_idx", "cross_bias", "cross_key.1"} <= set(decoder[3])
@@ -312,27 +307,27 @@ def test_an_interrupted_collection_is_resumed(source: Bundle, tmp_path: Path) ->
 
 
 def test_sessions_are_told_apart(source: Bundle) -> None:
-    """Several rows or an unknown encoder output are not recorded; several sessions are."""
-    recorder = recording.Recorder()
-    engine = recording.RecordingEngine(source, EngineOptions(), recorder)
+    """Several rows or the memory of another model are not recorded; several sessions are."""
+    compiled = CompiledModel(source, EngineOptions())
+    model = recording.RecordingModel(compiled)
     features = np.random.default_rng(0).standard_normal((1, 60, 80)).astype(np.float32)
-    encoded = encode(engine, Variant("encoder", "f32", 1), features, np.array([60]))
-    variant = Variant("decoder", "f32", 1)
+    memory, other = (each.encode(features, np.array([60])) for each in (model, compiled))
     for tokens in ([[2]], [[2], [7]], [[2, 3]]):
-        with Session(engine, variant, encoded) as session:
+        with model.open(memory, 1, Head()) as session:
             for token in tokens:
-                session.step(np.array([token]), np.zeros(1))
-    with Session(engine, variant, encoded) as session:
-        session.step(np.full((2, 1), 2), np.arange(2))
-    (call,) = recorder.take()
+                session.step(Ask(np.array([token]), np.zeros(1)))
+    for unknown, beam in ((memory, 2), (other, 1)):
+        with model.open(unknown, beam, Head()) as session:
+            session.step(Ask(np.full((beam, 1), 2), np.arange(beam)))
+    (call,) = model.take()
     assert [s.tolist() for s in call.sequences] == [[[2]], [[2, 7]], [[2, 3]]]
-    assert recorder.take() == []
+    assert model.take() == []
 
 
 def test_divergence_is_zero_for_itself_and_grows(source: Bundle, recorded: list[Path]) -> None:
-    reference = Engine(source, EngineOptions())
+    reference = CompiledModel(source, EngineOptions())
     assert divergence(reference, reference, recorded) == pytest.approx(0, abs=1e-9)
-    low = divergence(reference, Engine(source, EngineOptions(precision="bf16")), recorded)
+    low = divergence(reference, CompiledModel(source, EngineOptions(precision="bf16")), recorded)
     assert 1e-7 < low < 1e-3
 
 
@@ -406,7 +401,7 @@ def test_drops_point_the_same_way_for_every_metric() -> None:
         judge.utterances = ()
         judge._references, judge._normalizer = texts["same"], None
         judge.baseline = gate.Texts(texts["same"], {})
-        judge.baseline_score = gate.accuracy.score(texts["same"], texts["same"], metric)
+        judge.baseline_score = gate.metrics.score(texts["same"], texts["same"], metric)
         for name, worse in (("same", False), ("worse", True)):
             judge._texts = lambda *_, name=name: gate.Texts(texts[name], {})  # type: ignore[method-assign]
             trial = judge.judge(Bundle(Path(), None), part, part)  # type: ignore[arg-type]
@@ -423,7 +418,7 @@ def test_a_model_that_yields_nan_fails_the_gate(monkeypatch: pytest.MonkeyPatch)
     judge._references, judge._normalizer = ["a b c d e f"], None
     judge.utterances = (corpus.Utterance("a", "a", "a b c d e f"),)
     judge.baseline = gate.Texts(["a b c d e f"], {})
-    judge.baseline_score = gate.accuracy.score(["a b c d e f"], ["a b c d e f"], "bleu")
+    judge.baseline_score = gate.metrics.score(["a b c d e f"], ["a b c d e f"], "bleu")
     monkeypatch.setattr(judge, "_texts", broken)
     part = Component("encoder", Form(INT8), Path())
     trial = judge.judge(Bundle(Path(), None), part, part)  # type: ignore[arg-type]
@@ -472,18 +467,16 @@ def test_wrong_use(source: Bundle, int8: Result, tmp_path: Path) -> None:
         quantize_bundle(int8.bundle.directory, TEST_SET, tmp_path / "again")
     with pytest.raises(OptionError, match="another directory"):
         quantize_bundle(source.directory, TEST_SET, source.directory, Options(overwrite=True))
-    with pytest.raises(OptionError, match="--overwrite"):
+    with pytest.raises(OptionError, match="or overwrite it"):
         quantize_bundle(source.directory, TEST_SET, int8.bundle.directory, Options(INT8_WEIGHTS))
     for wrong in ({"mode": "int2"}, {"max_drop": -1}, {"max_drop": float("nan")}, {"beam": 0},
                   {"calibration_size": 0}, {"alphas": (1.5,)}, {"alphas": (float("nan"),)},
                   {"threads": 0}, {"metric": "ter"}):  # fmt: skip
         with pytest.raises(OptionError, match="Quantizing failed in"):
             Options(**wrong)  # type: ignore[arg-type]
-    parser = ArgumentParser()
-    add_arguments(parser)
-    words = ["b", "--calibration", "c", "--output", "o", "--alphas=-1,0.5", "--max-drop", "0"]
-    parsed = parse(parser.parse_args(words))
-    assert parsed == Options(alphas=(-1.0, 0.5), max_drop=0.0)
+    words = ["quantize", "b", "--calibration", "c", "--output", "o", "--alphas=-1,0.5"]
+    parsed = cli.build_parser().parse_args([*words, "--max-drop", "0"])
+    assert Options(**given(parsed, Options)) == Options(alphas=(-1.0, 0.5), max_drop=0.0)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["quantize", "b", "--calibration", "c", "--output", "o", "--alphas=x"])
     assert stopped.value.code == EXIT_USAGE

@@ -14,8 +14,10 @@ from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, FairseqIn
 from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_openvino.errors import NumericsError, OptionError
-from fairseq_openvino.model import Candidates, EncoderOutput
-from fairseq_openvino.s2t.search import SearchOptions, TokenIds, generate
+from fairseq_openvino.model import Ask, Head, Memory, Step
+from fairseq_openvino.s2t import search
+from fairseq_openvino.s2t.options import S2TOptions
+from fairseq_openvino.s2t.search import TokenIds, generate
 
 PAD, EOS, UNK = 1, 2, 3
 MAX_TARGET = 30
@@ -71,7 +73,7 @@ class TableSession:
     table: Table
     utterances: np.ndarray
     beam: int
-    count: int
+    head: Head
     step_number: int = 0
     history: list[np.ndarray] = field(default_factory=list)
 
@@ -83,15 +85,15 @@ class TableSession:
     def keep(self, utterances: np.ndarray) -> None:
         self.utterances = self.utterances[utterances]
 
-    def candidates(self, tokens: np.ndarray, beam_idx: np.ndarray, bias: np.ndarray) -> Candidates:
+    def step(self, ask: Ask) -> Step:
         rows = np.repeat(self.utterances, self.beam)
-        assert tokens.shape == (len(rows), 1) and beam_idx.shape == (len(rows),)
-        scores = self.table.rows(rows, self.step_number, tokens[:, 0]) + bias
+        assert ask.tokens.shape == (len(rows), 1) and ask.beam_idx.shape == (len(rows),)
+        scores = self.table.rows(rows, self.step_number, ask.tokens[:, 0]) + ask.bias
         self.step_number += 1
         if np.isnan(scores).any():
-            raise NumericsError("NaN")
-        order = np.argsort(-scores, 1, kind="stable")[:, : self.count]
-        return Candidates(np.take_along_axis(scores, order, 1), order)
+            raise NumericsError("NaN", tuple(np.flatnonzero(np.isnan(scores).any(1)).tolist()))
+        order = np.argsort(-scores, 1, kind="stable")[:, : self.head.candidates]
+        return Step(np.take_along_axis(scores, order, 1), order)
 
 
 class TableModel:
@@ -102,12 +104,12 @@ class TableModel:
             limits=SimpleNamespace(max_target_tokens=MAX_TARGET),
         )
 
-    def open(self, encoded: EncoderOutput, beam: int, candidates: int = 0) -> TableSession:
-        return TableSession(self.table, np.arange(encoded.utterances), beam, candidates)
+    def open(self, memory: Memory, beam: int, head: Head) -> TableSession:
+        return TableSession(self.table, np.arange(memory.utterances), beam, head)
 
 
 def run_both(
-    table: Table, options: SearchOptions, suppressed: tuple[int, ...] = (), prefix: Any = None
+    table: Table, options: S2TOptions, suppressed: tuple[int, ...] = (), prefix: Any = None
 ) -> tuple[Any, Any]:
     dictionary = Dictionary()
     for i in range(table.log_probs.shape[-1] - 4):
@@ -116,7 +118,7 @@ def run_both(
     reference = SequenceGenerator(
         [model], dictionary, beam_size=options.beam, max_len_a=options.max_len_a,
         max_len_b=options.max_len_b, min_len=options.min_len, len_penalty=options.lenpen,
-        unk_penalty=options.unkpen, normalize_scores=options.normalize_scores,
+        unk_penalty=options.unkpen, normalize_scores=not options.unnormalized,
         tokens_to_suppress=tuple(dictionary[i] for i in suppressed),
     )  # fmt: skip
     utterances, frames = len(table.log_probs), 7
@@ -129,7 +131,7 @@ def run_both(
     given = None if prefix is None else torch.from_numpy(prefix)
     expected = reference.generate([model], sample, prefix_tokens=given)
     found = generate(
-        TableModel(table), EncoderOutput(np.full(utterances, frames), {}), frames, options,
+        TableModel(table), Memory(np.full(utterances, frames), {}), frames, options,
         TokenIds(PAD, EOS, UNK, suppressed=suppressed), prefix,
     )  # fmt: skip
     return expected, found
@@ -150,14 +152,14 @@ def random_case(seed: int) -> None:
     utterances = int(random.integers(1, 7))
     table = random_table(random, utterances, vocabulary)
     max_len = int(random.integers(2, MAX_TARGET + 5))
-    options = SearchOptions(
+    options = S2TOptions(
         beam=int(random.choice([1, 2, 3, 5, 8])),
         max_len_a=float(random.choice([0, 0.5])),
         max_len_b=max_len,
         min_len=int(random.integers(0, min(max_len, MAX_TARGET - 1) + 1)),
         lenpen=float(random.choice([0.0, 0.6, 1.0, 1.7])),
         unkpen=float(random.choice([0.0, 0.5, -0.5])),
-        normalize_scores=bool(random.random() < 0.8),
+        unnormalized=bool(random.random() >= 0.8),
     )
     suppressed = tuple(random.choice(vocabulary - 4, 1) + 4) if random.random() < 0.3 else ()
     prefix = None
@@ -179,16 +181,14 @@ def test_ten_thousand_random_tables_give_fairseqs_hypotheses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where two candidates have exactly the same score, torch.topk may choose either."""
-    from fairseq_openvino.s2t import search
-
-    original, ties = search._Search._merge, []
+    original, ties = search.BeamSearch._merge, []
 
     def watched(self: Any, step: int, scores: Any, tokens: Any) -> Any:
         merged = original(self, step, scores, tokens)
         ties.append(bool((np.diff(merged[0], axis=1) == 0).any()))
         return merged
 
-    monkeypatch.setattr(search._Search, "_merge", watched)
+    monkeypatch.setattr(search.BeamSearch, "_merge", watched)
     different = 0
     for seed in range(10_000):
         ties.clear()
@@ -204,20 +204,20 @@ def test_prefix_that_ends_with_eos_repeats_the_first_beam() -> None:
     table = random_table(np.random.default_rng(3), 3, 12)
     first = table.log_probs[:, 0, EOS]
     prefix = np.stack([first[:, 4:].argmax(1) + 4, np.full(3, EOS)], 1)
-    expected, found = run_both(table, SearchOptions(beam=3, max_len_b=10), prefix=prefix)
+    expected, found = run_both(table, S2TOptions(beam=3, max_len_b=10), prefix=prefix)
     assert_same(expected, found)
     assert all(len(h.tokens) == 2 for h in found[0])
 
 
 def test_beam_larger_than_the_vocabulary() -> None:
     table = random_table(np.random.default_rng(1), 2, 7)
-    assert_same(*run_both(table, SearchOptions(beam=50, max_len_b=6)))
+    assert_same(*run_both(table, S2TOptions(beam=50, max_len_b=6)))
 
 
 def test_all_hypotheses_ending_at_step_one() -> None:
     table = random_table(np.random.default_rng(2), 2, 9)
     table.log_probs[:, 1, :, EOS] = -1e-4
-    expected, found = run_both(table, SearchOptions(beam=4, max_len_b=12))
+    expected, found = run_both(table, S2TOptions(beam=4, max_len_b=12))
     assert_same(expected, found)
 
 
@@ -227,31 +227,33 @@ def test_all_hypotheses_ending_at_step_one() -> None:
      {"unkpen": np.nan}, {"unkpen": -np.inf}],
 )  # fmt: skip
 def test_numbers_that_make_no_search_are_refused(options: dict[str, float]) -> None:
-    flag = "--" + next(iter(options)).replace("_", "-")
-    with pytest.raises(OptionError, match=f"{flag}: expected"):
-        SearchOptions(**options)  # type: ignore[arg-type]
+    name = next(iter(options))
+    with pytest.raises(OptionError, match=f"Searching failed in {name}: expected") as error:
+        S2TOptions(**options)  # type: ignore[arg-type]
+    assert error.value.field == name
 
 
 def test_an_infinite_unk_penalty_forbids_unk() -> None:
     table = random_table(np.random.default_rng(3), 2, 12)
-    expected, found = run_both(table, SearchOptions(beam=3, max_len_b=6, unkpen=np.inf))
+    expected, found = run_both(table, S2TOptions(beam=3, max_len_b=6, unkpen=np.inf))
     assert_same(expected, found)
 
 
 def test_min_len_beyond_max_len_is_refused() -> None:
     table = random_table(np.random.default_rng(0), 1, 9)
-    with pytest.raises(OptionError, match="--min-len"):
-        run_ours = SearchOptions(beam=2, max_len_b=3, min_len=5)
-        generate(
-            TableModel(table), EncoderOutput(np.ones(1), {}), 5, run_ours, TokenIds(PAD, EOS, UNK)
-        )
+    with pytest.raises(
+        OptionError, match="in min_len: expected at most the longest output, 3 tokens, got 5"
+    ):
+        run_ours = S2TOptions(beam=2, max_len_b=3, min_len=5)
+        generate(TableModel(table), Memory(np.ones(1), {}), 5, run_ours, TokenIds(PAD, EOS, UNK))
 
 
 def test_nan_is_an_error_not_a_hypothesis() -> None:
     table = random_table(np.random.default_rng(0), 2, 9)
     table.log_probs[1, 2] = np.nan
-    with pytest.raises(NumericsError):
+    with pytest.raises(NumericsError) as error:
         generate(
-            TableModel(table), EncoderOutput(np.ones(2), {}), 5, SearchOptions(beam=2),
+            TableModel(table), Memory(np.ones(2), {}), 5, S2TOptions(beam=2),
             TokenIds(PAD, EOS, UNK),
         )  # fmt: skip
+    assert error.value.indices == (1,)

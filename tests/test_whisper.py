@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fairseq_openvino.whisper.model import is_done
 from whisper_models import TEXT_TOKENS, Layout, waveforms, write_whisper
 
 from fairseq_openvino import load_model
 from fairseq_openvino.errors import OptionError, UtteranceTooLongError
-from fairseq_openvino.model import Clip, Hypothesis, Transcript
+from fairseq_openvino.model import Ask, Clip, Head, Hypothesis, Memory, Transcript
 from fairseq_openvino.whisper import context as whisper_context
+from fairseq_openvino.whisper.family import is_done
+from fairseq_openvino.whisper.options import WhisperOptions
+from fairseq_openvino.whisper.rules import Rules, TimestampMask
 from fairseq_openvino.whisper.windows import Progress
 
 LAYOUTS = {
@@ -37,6 +39,7 @@ class Pair:
         self.layout, self.directory = layout, write_whisper(directory / "source", layout)
         self.bundle, self.report = export_whisper(self.directory, directory / "bundle")
         self.model: Any = load_model(self.bundle)
+        self.vocabulary, self.config = self.model.family.vocabulary, self.model.family.config
         self.original = transformers.WhisperForConditionalGeneration.from_pretrained(
             self.directory, dtype=torch.float32, attn_implementation="eager"
         ).eval()
@@ -58,6 +61,12 @@ class Pair:
                 features, return_segments=True, **options
             )
         return found
+
+    def encoded(self, *clips: Clip) -> Memory:
+        """Whole windows, as one batch."""
+        features = np.stack([clip.features for clip in clips])
+        memory: Memory = self.model.model.encode(features, np.full(len(clips), features.shape[1]))
+        return memory
 
     def without_end(self, tokens: Sequence[int]) -> list[int]:
         """Tokens up to <|endoftext|>."""
@@ -89,7 +98,7 @@ def assert_same(pair: Pair, found: list[Any], expected: dict[str, Any], timestam
         tokens = transcript.hypotheses[0][1].tokens
         if timestamps:
             spoken, times = heard(expected["segments"][i], transcript.seconds)
-            first = pair.model.config.first_timestamp
+            first = pair.config.first_timestamp
             assert pair.without_end(t for t in tokens if t < first) == pair.without_end(
                 t for t in spoken if t < first
             )
@@ -133,8 +142,8 @@ def test_tokens_and_segments_equal_transformers(pair: Pair, beam: int, timestamp
 def test_prompt_task_and_length_equal_transformers(multilingual: Pair) -> None:
     import torch
 
-    previous = (TEXT_TOKENS + 104, *multilingual.model.vocabulary.tokens("Mr. Quilter"))
-    assert multilingual.model.vocabulary.token(previous[0]) == "<|startofprev|>"
+    previous = (TEXT_TOKENS + 104, *multilingual.vocabulary.tokens("Mr. Quilter"))
+    assert multilingual.vocabulary.token(previous[0]) == "<|startofprev|>"
     expected = multilingual.expected(
         multilingual.clips, num_beams=3, language="fr", task="translate", max_new_tokens=20,
         prompt_ids=torch.tensor(previous),
@@ -152,7 +161,7 @@ def test_prompt_task_and_length_equal_transformers(multilingual: Pair) -> None:
 def test_prompt_goes_before_every_window(multilingual: Pair) -> None:
     import torch
 
-    previous = (TEXT_TOKENS + 104, *multilingual.model.vocabulary.tokens("Mr. Quilter"))
+    previous = (TEXT_TOKENS + 104, *multilingual.vocabulary.tokens("Mr. Quilter"))
     expected = multilingual.expected(
         multilingual.whole, num_beams=1, return_timestamps=True, task="transcribe",
         prompt_ids=torch.tensor(previous), language=None,
@@ -168,7 +177,7 @@ def test_all_hypotheses_and_scores_equal_transformers(pair: Pair) -> None:
     import torch
     from transformers.generation.utils import GenerationMixin
 
-    config = pair.model.config
+    config = pair.config
     start = [config.start]
     if config.languages:
         start += [config.languages["en"], config.tasks["transcribe"]]
@@ -238,20 +247,48 @@ def reference_greedy(
 
     from fairseq_openvino.export.whisper.graphs import Reference
 
-    original, rules, tokens = pair.original, pair.model.rules, list(tokens)
+    original, tokens = pair.original, list(tokens)
+    rules = pair.model.family.rules(WhisperOptions())
     with torch.no_grad():
         states = Reference(original).encode(torch.from_numpy(clip.features[None, :frames]))
         for step in range(count):
-            bias = rules.later if step else rules.first
             logits = original(
                 decoder_input_ids=torch.tensor([tokens]), encoder_outputs=(states,)
             ).logits[0, -1]
-            tokens.append(int(np.argmax(logits.numpy() + bias[0])))
+            tokens.append(int(np.argmax(logits.numpy() + rules.bias(step)[0])))
     return tokens[-count:]
 
 
 START = [TEXT_TOKENS + 1, TEXT_TOKENS + 2, TEXT_TOKENS + 102, TEXT_TOKENS + 106]
 """<|startoftranscript|><|en|><|transcribe|><|notimestamps|> of the multilingual model."""
+
+
+@pytest.mark.parametrize(
+    "options", [{"beam": 1}, {"beam": 3, "nbest": 3}, {"temperature": 0.7}], ids=str
+)
+def test_log_probabilities_are_given_before_and_after_the_rules(
+    multilingual: Pair, options: dict[str, Any]
+) -> None:
+    import torch
+
+    clip, rules = multilingual.clips[0], multilingual.model.family.rules(WhisperOptions())
+    features = torch.from_numpy(clip.features.T[None])
+    (found,) = multilingual.model.transcribe_clips([clip], language="en", **options)
+    for _, hypothesis in found.hypotheses:
+        forced = torch.tensor([[*START, *hypothesis.tokens[:-1]]])
+        with torch.no_grad():
+            logits = multilingual.original(features, decoder_input_ids=forced).logits[0]
+        logits = logits[len(START) - 1 :]
+        bias = np.concatenate([rules.bias(i) for i in range(len(logits))])
+        place = torch.from_numpy(hypothesis.tokens)[:, None]
+        before, after = (
+            torch.log_softmax(scores, 1).gather(1, place)[:, 0].numpy()
+            for scores in (logits, logits + torch.from_numpy(bias))
+        )
+        np.testing.assert_allclose(hypothesis.positional_scores, before, atol=1e-4)
+        np.testing.assert_allclose(hypothesis.after_rules, after, atol=1e-4)
+        assert hypothesis.average_log_probability == pytest.approx(after.mean(), abs=1e-4)
+        assert (after - before).max() > 1e-3
 
 
 def test_audio_context_is_a_shorter_encoder(
@@ -319,7 +356,7 @@ def test_what_is_doubted() -> None:
 
 
 def test_what_the_user_writes_is_never_a_special_token(multilingual: Pair) -> None:
-    vocabulary = multilingual.model.vocabulary
+    vocabulary = multilingual.vocabulary
     for text in ("<|endoftext|> hello <|startoftranscript|>", "<|0.00|>", "a<|en|>b"):
         tokens = vocabulary.tokens(text)
         assert max(tokens) < vocabulary.eos and vocabulary.text(tokens) == text
@@ -329,7 +366,7 @@ def test_what_the_user_writes_is_never_a_special_token(multilingual: Pair) -> No
 
 
 def test_prefix_begins_the_text(multilingual: Pair) -> None:
-    clip, forced = multilingual.clips[0], multilingual.model.vocabulary.tokens("ab")
+    clip, forced = multilingual.clips[0], multilingual.vocabulary.tokens("ab")
     found = multilingual.model.transcribe_clips(
         [clip], beam=1, language="en", prefix="ab", max_tokens=8
     )[0]
@@ -344,10 +381,10 @@ def test_sampling_follows_the_distribution(multilingual: Pair) -> None:
     best = multilingual.model.transcribe_clips([clip], beam=1, language="en")[0]
     assert cold.hypotheses[0][1].tokens.tolist() == best.hypotheses[0][1].tokens.tolist()
     temperature, draws = 0.3, 300
-    encoded = multilingual.model.encode(clip.features[None], np.array([len(clip.features)]))
-    with multilingual.model.open(encoded, 1) as session:
-        log_probs = session.step(np.array([START]), np.arange(1))[0, -1].copy()
-    scaled = (log_probs + multilingual.model.rules.first[0]) / temperature
+    with multilingual.model.model.open(multilingual.encoded(clip), 1, Head()) as session:
+        log_probs = session.step(Ask(np.array([START]), np.arange(1))).scores[0, -1].copy()
+    rules = multilingual.model.family.rules(WhisperOptions())
+    scaled = (log_probs + rules.bias(0)[0]) / temperature
     share = np.exp(scaled - scaled.max())
     share /= share.sum()
     count = np.zeros(len(share))
@@ -369,7 +406,6 @@ def test_timestamp_rules_equal_transformers() -> None:
 
     from fairseq_openvino.bundle import WhisperConfig
     from fairseq_openvino.compat.transformers import transformers
-    from fairseq_openvino.whisper.search import Rules, apply_rules
 
     random = np.random.default_rng(0)
     size, first, end = 60, 40, 30
@@ -378,7 +414,8 @@ def test_timestamp_rules_equal_transformers() -> None:
         no_timestamps_token_id=first - 1, eos_token_id=end, max_initial_timestamp_index=5
     )
     processor = WhisperTimeStampLogitsProcessor(options, begin_index=2)
-    rules = Rules(config, end, size)
+    rules = Rules(config, end, size, timestamps=True)
+    assert rules.mask is not None
     for length in list(range(6)) * 20:
         history = random.integers(0, end, (4, length))
         marks = np.sort(random.integers(first, size, (4, length)), axis=1)
@@ -389,56 +426,58 @@ def test_timestamp_rules_equal_transformers() -> None:
         expected = processor(
             torch.from_numpy(np.concatenate([prompt, history], 1)), torch.from_numpy(scores)
         ).numpy()
-        found = apply_rules(scores, rules.bounds(history), first)
+        found = rules.mask.apply(scores, rules.bounds(history))
         np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("rows", [1, 6])
 def test_the_graph_applies_the_rules_as_numpy_does(multilingual: Pair, rows: int) -> None:
-    from fairseq_openvino.whisper.search import apply_rules
-
-    model, random = multilingual.model, np.random.default_rng(rows)
-    encoded = model._encode_windows([clip.features for clip in multilingual.clips[:rows]])
-    beam = rows // encoded.utterances if rows % encoded.utterances == 0 else 1
-    total = encoded.utterances * beam
-    first, size = model.config.first_timestamp, model.manifest.dimensions.vocabulary_size
+    model, random = multilingual.model.model, np.random.default_rng(rows)
+    memory = multilingual.encoded(*multilingual.clips[:rows])
+    beam = rows // memory.utterances
+    mask = TimestampMask(multilingual.config.first_timestamp)
+    size, watched = model.manifest.dimensions.vocabulary_size, (TEXT_TOKENS, mask.first)
     for _ in range(5):
-        tokens = random.integers(0, size, (total, 3))
+        tokens = random.integers(0, size, (rows, 3))
         bias = random.normal(0, 3, (1, size)).astype(np.float32)
         bounds = np.stack(
             [
-                random.choice([0, TEXT_TOKENS, first], total),
-                random.integers(first, first + 900, total),
-                random.integers(first + 950, size, total),
+                random.choice([0, TEXT_TOKENS, mask.first], rows),
+                random.integers(mask.first, mask.first + 900, rows),
+                random.integers(mask.first + 950, size, rows),
             ],
             axis=1,
         ).astype(np.int32)
-        order = np.arange(total, dtype=np.int32)
-        with model.open(encoded, beam) as session:
-            log_probs = session.step(tokens, order)[:, -1].copy()
-        with model.open(encoded, beam, 7, timestamps=True) as session:
-            found = session.candidates(tokens, order, bias, bounds)
+        order = np.arange(rows, dtype=np.int32)
+        with model.open(memory, beam, Head()) as session:
+            log_probs = session.step(Ask(tokens, order)).scores[:, -1].copy()
+        with model.open(memory, beam, Head(7, watched, mask, renormalised=True)) as session:
+            found = session.step(Ask(tokens, order, bias, bounds))
             scores, best = found.scores.copy(), found.tokens.copy()
-        expected = apply_rules(log_probs + bias, bounds, first)
+            reported, left = found.watched.copy(), found.left.copy()
+        expected = mask.apply(log_probs + bias, bounds)
         ranked = np.argsort(-expected, axis=1, kind="stable")[:, :7]
         np.testing.assert_array_equal(best, ranked)
         np.testing.assert_allclose(scores, np.take_along_axis(expected, ranked, 1), atol=2e-5)
+        np.testing.assert_allclose(reported, log_probs[:, watched], atol=2e-5)
+        total = np.log(np.exp(expected.astype(np.float64)).sum(1, keepdims=True))
+        np.testing.assert_allclose(left, total, atol=2e-5)
 
 
 BAD_OPTIONS: dict[str, dict[str, Any]] = {
     "language": {"language": "xx"}, "task": {"task": "sing"}, "beam": {"beam": 0},
     "nbest": {"beam": 2, "nbest": 3}, "temperature": {"temperature": -1.0},
-    "max-tokens": {"max_tokens": 500}, "min-tokens": {"max_tokens": 3, "min_tokens": 4},
+    "max_tokens": {"max_tokens": 500}, "min_tokens": {"max_tokens": 3, "min_tokens": 4},
     "prompt": {"prompt": "long " * 40}, "prefix": {"prefix": "a", "timestamps": True},
-    "audio-context": {"audio_context": 500},
+    "audio_context": {"audio_context": 500},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("flag", list(BAD_OPTIONS))
-def test_options_that_cannot_work(multilingual: Pair, flag: str) -> None:
-    with pytest.raises(OptionError, match=f"--{flag}.*expected .*got") as error:
-        multilingual.model.transcribe_clips(multilingual.clips[:1], **BAD_OPTIONS[flag])
-    assert error.value.exit_code == 2
+@pytest.mark.parametrize("field", list(BAD_OPTIONS))
+def test_options_that_cannot_work(multilingual: Pair, field: str) -> None:
+    with pytest.raises(OptionError, match=f"failed in {field}: expected .*got") as error:
+        multilingual.model.transcribe_clips(multilingual.clips[:1], **BAD_OPTIONS[field])
+    assert error.value.exit_code == 2 and error.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -446,13 +485,13 @@ def test_options_that_cannot_work(multilingual: Pair, flag: str) -> None:
                 {"lenpen": -np.inf}, {"seed": -1}],
 )  # fmt: skip
 def test_numbers_that_cannot_work(multilingual: Pair, options: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=f"--{next(iter(options))}: expected"):
+    with pytest.raises(OptionError, match=f"in {next(iter(options))}: expected"):
         multilingual.model.transcribe_clips(multilingual.clips[:1], **options)
 
 
 @pytest.mark.parametrize("context", ["half", 0, -3, 101])
 def test_audio_contexts_that_cannot_work(multilingual: Pair, context: Any) -> None:
-    with pytest.raises(OptionError, match="--audio-context"):
+    with pytest.raises(OptionError, match="in audio_context: "):
         multilingual.model.transcribe_clips(multilingual.clips[:1], audio_context=context)
 
 
@@ -463,8 +502,8 @@ def test_a_clip_longer_than_the_audio_context_is_its_own_error(multilingual: Pai
 
 def test_english_models_refuse_other_languages(pairs: Callable[[str], Pair]) -> None:
     english = pairs("english")
-    for options, flag in (({"language": "de"}, "language"), ({"task": "translate"}, "task")):
-        with pytest.raises(OptionError, match=f"--{flag}.*English-only"):
+    for options in ({"language": "de"}, {"task": "translate"}):
+        with pytest.raises(OptionError, match=f"in {next(iter(options))}: .*English-only"):
             english.model.transcribe_clips(english.clips[:1], **options)
     assert english.model.transcribe_clips(english.clips[:1])[0].language == "en"
     assert english.model.transcribe_clips(english.clips[:1])[0].language_probabilities == {}
@@ -543,7 +582,7 @@ def test_a_bad_file_does_not_lose_the_others(
     assert all({"segments", "language", "no_speech_probability"} <= set(line) for line in lines)
     for hypothesis in (line["hypotheses"][0] for line in lines):
         mean = np.mean(hypothesis["positional_scores"])
-        assert hypothesis["average_log_probability"] == pytest.approx(mean, rel=1e-5)
+        assert mean < hypothesis["average_log_probability"] < 0  # after the rules
     assert "nan.wav" in captured.err and "text.wav" in captured.err and "2 of 4" in captured.err
     assert main([*words, "--max-len-a", "1"]) == 2 and "--max-len-a" in capsys.readouterr().err
     assert main([*words, "--language", "xx"]) == 2
@@ -626,7 +665,7 @@ def test_openai_checkpoints(openai: Path, tmp_path: Path, monkeypatch: pytest.Mo
     model = load_model(bundle)
     found = model.transcribe_clips([model.clip(waveforms(1, 1.0)[0], 16000)], beam=2, language="de")
     assert found[0].language == "de" and len(found[0].hypotheses[0][1].tokens) > 0
-    assert model.vocabulary.tokens("ab")[0] > 255  # a merged pair
+    assert model.family.vocabulary.tokens("ab")[0] > 255  # a merged pair
     with pytest.raises(UnsafeCheckpointError):
         export_whisper(openai / "unsafe.pt", tmp_path / "x")
     torch.save({"model_state_dict": {}}, tmp_path / "nodims.pt")
@@ -692,7 +731,7 @@ def test_fairseq_generate_reads_a_manifest_of_audio_files(
 ) -> None:
     from conftest import generate
 
-    from fairseq_openvino.plugin import commands as generation
+    from fairseq_openvino.plugin.skipping import damaged
 
     paths = audio_files(tmp_path)
     rows = ["id\taudio\tn_frames\ttgt_text\tsrc_lang\ttgt_lang"]
@@ -719,12 +758,12 @@ def test_fairseq_generate_reads_a_manifest_of_audio_files(
     cut = tmp_path / "cut.wav"
     cut.write_bytes(Path(paths["noise"]).read_bytes()[:-9000])
     (tmp_path / "test.tsv").write_text("\n".join([*names, f"cut\t{cut}"]) + "\n")
-    damaged = generation._damaged.value
+    before = damaged.value
     bare = generate(
         tmp_path, "--task", "speech_to_text_openvino", "--ov-engine", "--beam", "3",
         "--max-len-b", "20", path=str(multilingual.bundle.directory),
     )  # fmt: skip
-    assert generation._damaged.value == damaged + 1
+    assert damaged.value == before + 1
     assert len(bare.hypotheses) == 3 and not bare.references and not bare.metric
     with pytest.raises(OptionError, match="--sampling"):
         generate(

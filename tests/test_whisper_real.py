@@ -39,7 +39,7 @@ class Real:
 
         self.source, (self.bundle, self.report) = source, export_whisper(source, bundle)
         self.model: Any = load_model(self.bundle)
-        self.many = bool(self.model.config.languages)
+        self.many = bool(self.model.family.config.languages)
         with open(SPEECH, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         self.rows = [
@@ -84,9 +84,9 @@ def test_tokens_equal_transformers(real: Real, beam: int) -> None:
             features = torch.from_numpy(clip.features.T[None])
             expected = original.generate(features, num_beams=beam, do_sample=False, **named)[0]
         tokens = [int(t) for t in transcript.hypotheses[0][1].tokens if t != end]
+        config = real.model.family.config
         special = set(named and original.generation_config.lang_to_id.values()) | {
-            real.model.config.start, real.model.config.no_timestamps,
-            *real.model.config.tasks.values(), end,
+            config.start, config.no_timestamps, *config.tasks.values(), end,
         }  # fmt: skip
         assert tokens == [t for t in expected.tolist() if t not in special], row["path"]
 

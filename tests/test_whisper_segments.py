@@ -11,12 +11,15 @@ import pytest
 
 from fairseq_openvino.bundle import WhisperConfig
 from fairseq_openvino.model import Hypothesis
-from fairseq_openvino.whisper.search import Rules
+from fairseq_openvino.whisper.rules import Rules
 from fairseq_openvino.whisper.windows import Progress
 
 EOS, FIRST = 50257, 50364
 RULES = Rules(
-    WhisperConfig(50258, 50361, 50362, FIRST - 1, {"en": 50259}, {}, (), (), 50, 448), EOS, 51865
+    WhisperConfig(50258, 50361, 50362, FIRST - 1, {"en": 50259}, {}, (), (), 50, 448),
+    EOS,
+    51865,
+    timestamps=True,
 )
 
 
@@ -46,6 +49,11 @@ def scripts(seed: int) -> Iterator[list[int]]:
     random = np.random.default_rng(seed)
     while True:
         yield script(random)
+
+
+def hypothesis(tokens: list[int]) -> Hypothesis:
+    scores = np.zeros(len(tokens))
+    return Hypothesis(np.array(tokens), 0.0, scores, scores)
 
 
 def openai_whisper(seed: int, samples: int) -> tuple[list[Any], int]:
@@ -84,8 +92,7 @@ def test_segments_and_windows_equal_openai_whisper(seed: int) -> None:
     remaining = scripts(seed)
     while not progress.done:
         windows -= 1
-        ended = np.array([*next(remaining), EOS])
-        progress.add([Hypothesis(ended, 0.0, np.zeros(len(ended)))], RULES, timestamps=True)
+        progress.add([hypothesis([*next(remaining), EOS])], RULES)
     assert windows == 0
     kept = [each for each in expected if each["start"] < seconds] or expected[:1]
     times = [(min(each["start"], seconds), min(each["end"], seconds)) for each in kept]
@@ -99,6 +106,6 @@ def test_nothing_is_invented_behind_the_audio() -> None:
     """10 s of audio, then what the padding seemed to say; and speech before the end only."""
     progress = Progress(1000, "en", 1)
     ghost = [FIRST, 1000, FIRST + 400, FIRST + 600, 1001, FIRST + 700, EOS]
-    progress.add([Hypothesis(np.array(ghost), 0.0, np.zeros(7))], RULES, timestamps=True)
+    progress.add([hypothesis(ghost)], RULES)
     assert progress.done and [(s.start, s.end) for s in progress.segments] == [(0.0, 8.0)]
     assert progress.hypotheses(EOS)[0].tokens.tolist() == [FIRST, 1000, FIRST + 400]
