@@ -14,12 +14,13 @@ from fairseq_openvino.errors import (
     EXIT_OK,
     EXIT_PARTIAL,
     MissingDependencyError,
+    invalid,
 )
 from fairseq_openvino.measure.benchmark import Progress, benchmark
 from fairseq_openvino.measure.benchmark_figures import compute
 from fairseq_openvino.measure.benchmark_report import markdown, write
 from fairseq_openvino.measure.options import add_peers
-from fairseq_openvino.measure.plan import BENCHMARKING, TRAINED, BenchmarkOptions
+from fairseq_openvino.measure.plan import ACTION, TRAINED, BenchmarkOptions
 
 QUICK = {"utterances": (1, 8), "rounds": 2, "tokens": 20}
 """Defaults of --quick."""
@@ -88,7 +89,7 @@ def parse(arguments: argparse.Namespace) -> BenchmarkOptions:
     if "whisper" in given or given.get("whisper_memory"):
         for name in (*OF_FAIRSEQ, *(("quick",) if arguments.quick else ())):
             if name in given or name == "quick":
-                raise BENCHMARKING.fail(name, "a flag of the Whisper benchmark", "one of Fairseq's")
+                raise invalid(ACTION, name, "a flag of the Whisper benchmark", "one of Fairseq's")
         given["whisper"] = tuple(given.get("whisper", ()))
         chosen = {"models": ("s",), **WHISPER}
     elif arguments.quick:
