@@ -1,5 +1,12 @@
 PYTHON := .venv/bin/python
 
+# NAME:PROGRAM/PRECISION of the engines of .venv-peers
+PEERS := optimum-intel-f32:optimum_intel.py/f32 optimum-intel-bf16:optimum_intel.py/bf16 \
+	optimum-intel-int8:optimum_intel.py/int8 openvino-genai-bf16:genai.py/bf16 \
+	openvino-genai-int8:genai.py/int8 faster-whisper-f32:fasterwhisper.py/f32 \
+	faster-whisper-int8:fasterwhisper.py/int8 whisper.cpp-f16:whisper_cpp.py/f16 \
+	whisper.cpp-q8_0:whisper_cpp.py/q8_0
+
 .DEFAULT_GOAL := help
 .PHONY: help setup peers demo test soak lint bench bench-whisper clean
 
@@ -26,11 +33,12 @@ lint: setup ## ruff and mypy
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 
-bench: setup ## measure Fairseq, OpenVINO and the alternatives (30 minutes)
-	@.venv/bin/fairseq-openvino benchmark
+bench: setup ## measure Fairseq, OpenVINO and the alternatives (30 minutes; FLAGS="--rounds 3" adds flags)
+	@.venv/bin/fairseq-openvino benchmark --trained examples/covost/mini $(FLAGS)
 
-bench-whisper: setup peers ## measure Whisper against every other engine (20 minutes)
-	@.venv/bin/fairseq-openvino benchmark --whisper base
+bench-whisper: setup peers ## measure Whisper against every other engine (20 minutes; FLAGS as for bench)
+	@.venv/bin/fairseq-openvino benchmark --whisper base --trained examples/covost/mini \
+		$(foreach peer,$(PEERS),--peer "$(subst :,=.venv-peers/bin/python scripts/peers/,$(subst /, ,$(peer)))") $(FLAGS)
 
 clean: ## remove .venv, .venv-peers, caches and build files
 	@rm -rf .venv .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,6 +26,7 @@ setup(
     package_data={"fairseq_openvino": ["py.typed"]},
     entry_points={"console_scripts": ["fairseq-openvino = fairseq_openvino.cli:main"]},
     install_requires=[
+        "msgspec",
         "numpy",
         "openvino>=2025.0",
         "sentencepiece",

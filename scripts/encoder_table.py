@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fairseq_openvino import machine
+
 ISAS = ("DEFAULT", "AVX512_CORE_VNNI", "AVX2_VNNI", "AVX2")
 ROUNDS = 9
 
@@ -28,7 +30,7 @@ def main() -> int:
     parser.add_argument("int8_bundle", type=Path)
     parser.add_argument("--utterances", type=int, default=8, help="N")
     parser.add_argument("--frames", type=int, default=550, help="T")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=machine.threads())
     parser.add_argument("--row", action="store_true", help="measure in this process, print JSON")
     options = parser.parse_args()
     if options.row:
@@ -56,10 +58,9 @@ def _row(options: Namespace) -> dict[str, float]:
     from fairseq_openvino.errors import DeviceError
 
     models = {
-        "f32": load_model(options.bundle, precision="f32", threads=options.threads),
-        "bf16": load_model(options.bundle, precision="bf16", threads=options.threads),
-        "int8-f32": load_model(options.int8_bundle, precision="f32", threads=options.threads),
-        "int8-bf16": load_model(options.int8_bundle, precision="bf16", threads=options.threads),
+        f"{kind}{precision}": load_model(bundle, precision=precision, threads=options.threads).model
+        for kind, bundle in (("", options.bundle), ("int8-", options.int8_bundle))
+        for precision in ("f32", "bf16")
     }
     bins = models["f32"].manifest.dimensions.feature_bins
     shape = (options.utterances, options.frames, bins)

@@ -23,7 +23,7 @@ from fairseq_openvino.measure.benchmark_report import markdown, write
 from fairseq_openvino.measure.engines import EngineSpec
 from fairseq_openvino.measure.plan import BenchmarkOptions, Case, cases
 from fairseq_openvino.measure.process import Conversation, EngineFailed
-from fairseq_openvino.measure.turns import Turns
+from fairseq_openvino.measure.turns import Batch, Turns
 from fairseq_openvino.runtime.options import PRECISIONS
 
 EXACT = ("eager", "ours-f32", "onnxruntime", "openvino-stateless")
@@ -57,31 +57,32 @@ def working(results: Results) -> list[Row]:
 
 
 def test_all_f32_engines_find_eagers_hypotheses(results: Results) -> None:
-    digests = {row.engine: row.rounds[0]["digests"] for row in working(results)}
-    assert set(digests) == {*EXACT, QUANTIZED}
-    del digests[QUANTIZED]
-    assert all(len(found) == 3 for found in digests.values())
-    assert all(found == digests["eager"] for found in digests.values())
-    assert len(set(digests["eager"])) > 1  # the utterances differ
+    texts = {row.engine: row.texts for row in working(results)}
+    assert set(texts) == {*EXACT, QUANTIZED}
+    del texts[QUANTIZED]
+    assert all(len(found) == 3 for found in texts.values())
+    assert all(found == texts["eager"] for found in texts.values())
+    assert len(set(texts["eager"])) > 1  # the utterances differ
 
 
 def test_lengths_are_fixed_and_times_add_up(results: Results) -> None:
     for row in working(results):
         assert row.audio_seconds == pytest.approx(3 * 0.8)
         assert row.load_seconds is not None and row.load_seconds > 0
-        assert row.load_cold_seconds is not None
-        for each in (row.warm_up, *row.rounds):
-            assert each is not None
-            assert (each["tokens"], each["steps"]) == (27, 9)  # eos included
-            assert 0 < each["encode_seconds"] < each["seconds"]
-            assert each["peak_mb"] > 50
+        assert row.cold_seconds is not None
+        assert row.counts == [8, 8, 8] and len(row.rounds) == 2
+        assert row.encode_ms is not None and row.step_ms is not None
+        assert 1e3 * row.median == pytest.approx(row.encode_ms + 9 * row.step_ms, rel=0.5)
+        assert row.peak_mb > 50
 
 
-def test_engines_take_turns_within_each_round(results: Results) -> None:
-    order = [engine for _, _, engine in results.order]
-    assert [number for _, number, _ in results.order] == [0] * 5 + [1] * 5
-    assert set(order[:5]) == set(order[5:]) == {*EXACT, QUANTIZED}
-    assert order[0] != order[5]
+def test_engines_take_turns_within_each_round(tmp_path: Path) -> None:
+    turns, order = Turns(1.0, tmp_path, lambda *_: None), []
+    turns.alive = {spec(tmp_path, name): Fake(order, name) for name in "abc"}  # type: ignore[misc]
+    batch = Batch([], [])
+    for number in range(3):
+        assert turns.decode(batch, number, without=("b",) if number == 2 else ())
+    assert order == ["a", "b", "c", "b", "c", "a", "c", "a"]
 
 
 def test_ours_reports_its_precision_and_its_limit(results: Results) -> None:
@@ -107,7 +108,6 @@ def test_files_hold_everything(results: Results, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "benchmark.json").read_text())
     assert content["provenance"]["openvino"] and content["provenance"]["cpu"]
     assert sorted(len(row["rounds"]) for row in content["rows"]) == [0, 2, 2, 2, 2, 2]
-    assert len(content["order"]) == 10
     table = (tmp_path / "benchmark.md").read_text()
     assert "1.00x" in table and "FullyConnected" in table and "Precision in use" in table
     assert (tmp_path / "benchmark.png").stat().st_size > 5000
@@ -126,13 +126,13 @@ def test_the_shipped_model_is_scored_in_fairseqs_batches(tmp_path: Path) -> None
     )  # fmt: skip
     assert benchmark(options)
     found = compute(tmp_path / "benchmark.jsonl")
-    assert [round(row.rounds[0]["bleu"], 2) for row in found.rows] == [84.46, 84.46]  # README
+    assert [round(row.bleu or 0, 2) for row in found.rows] == [84.46, 84.46]  # README
     assert found.rows[1].same_as(found.rows[0]) == 1
     assert "| 84.46 |" in markdown(found)
 
 
-def spec(directory: Path) -> EngineSpec:
-    return EngineSpec("eager", "", "fairseq", data=str(directory), cache_dir=str(directory))
+def spec(directory: Path, name: str = "eager") -> EngineSpec:
+    return EngineSpec(name, "", "fairseq", data=str(directory), cache_dir=str(directory))
 
 
 def conversation(directory: Path, timeout: float = 120.0) -> Conversation:
@@ -164,7 +164,18 @@ def test_a_program_that_does_not_start_is_given_up(tmp_path: Path) -> None:
 
 
 class Fake:
-    """A child that is interrupted in its third round."""
+    """A child that notes its turns."""
+
+    def __init__(self, order: list[str], name: str) -> None:
+        self.order, self.name = order, name
+
+    def ask(self, request: str, **_: object) -> dict[str, object]:
+        self.order.append(self.name)
+        return {"seconds": 1.0}
+
+
+class Interrupted:
+    """A child at which Ctrl-C is pressed in its third round."""
 
     stopped = 0
 
@@ -176,15 +187,15 @@ class Fake:
             self.runs += 1
         if self.runs == 3:
             raise KeyboardInterrupt
-        clip = {"seconds": 1.0, "frames": 5}
+        outputs = [{"text": "a", "tokens": 60, "score": 0.0}]
         return {
-            "load_seconds": 1.0, "clips": [clip], "precision": {}, "summary": "", "seconds": 1.0,
-            "generation_seconds": 1.0, "encode_seconds": 0.5, "steps": 1, "peak_mb": 1.0,
-            "outputs": [{"tokens": 60}], "digests": ["a"],
+            "load_seconds": 1.0, "clips": [{"seconds": 1.0, "frames": 5}], "outputs": outputs,
+            "seconds": 1.0, "generation_seconds": 1.0, "encode_seconds": 0.5, "steps": 1,
+            "peak_mb": 1.0,
         }  # fmt: skip
 
     def stop(self) -> None:
-        Fake.stopped += 1
+        Interrupted.stopped += 1
 
 
 def test_interrupting_keeps_what_was_measured(
@@ -194,7 +205,7 @@ def test_interrupting_keeps_what_was_measured(
     (tmp_path / "x.npy").write_bytes(b"")
     table = "id\taudio\ttgt_text\nx\t../x.npy\ty\n"
     (tmp_path / "s-250" / "test1.tsv").write_text(table)
-    monkeypatch.setattr("fairseq_openvino.measure.turns.Conversation", Fake)
+    monkeypatch.setattr("fairseq_openvino.measure.turns.Conversation", Interrupted)
     options = BenchmarkOptions(
         engines=("onnxruntime",), utterances=(1,), work_dir=tmp_path, output=tmp_path
     )
@@ -202,18 +213,14 @@ def test_interrupting_keeps_what_was_measured(
     found = compute(tmp_path / "benchmark.jsonl")
     assert found.interrupted
     assert [len(row.rounds) for row in found.rows] == [1, 1]
-    assert Fake.stopped >= 2
+    assert Interrupted.stopped >= 2
     assert "Interrupted" in markdown(found)
 
 
 def test_ratios_are_paired_by_round() -> None:
-    case = Case("", "", "s-250", "s", 250, 2, 5, None)
-
-    def row(engine: str, seconds: list[float], digests: list[str]) -> Row:
-        rounds = [{"seconds": each, "digests": digests, "counts": [1]} for each in seconds]
-        return Row(engine, case, rounds=rounds)
-
-    eager, other = row("eager", [2.0, 6.0], ["a", "b"]), row("ours-f32", [1.0, 2.0], ["a", "c"])
+    case = Case(0, "s", 250, 2, 5, None)
+    eager = Row("eager", case, False, rounds=[2.0, 6.0], texts=["a", "b"])
+    other = Row("ours-f32", case, True, rounds=[1.0, 2.0], texts=["a", "c"])
     np.testing.assert_allclose(other.ratios(eager), [2.0, 3.0])
     assert other.same_as(eager) == 0.5
     assert other.ratios(None) == [] and other.same_as(None) is None

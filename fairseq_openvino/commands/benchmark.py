@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from fairseq_openvino import flags
@@ -13,12 +14,13 @@ from fairseq_openvino.errors import (
     EXIT_OK,
     EXIT_PARTIAL,
     MissingDependencyError,
+    invalid,
 )
 from fairseq_openvino.measure.benchmark import Progress, benchmark
 from fairseq_openvino.measure.benchmark_figures import compute
 from fairseq_openvino.measure.benchmark_report import markdown, write
 from fairseq_openvino.measure.options import add_peers
-from fairseq_openvino.measure.plan import BENCHMARKING, TRAINED, BenchmarkOptions
+from fairseq_openvino.measure.plan import ACTION, TRAINED, BenchmarkOptions
 
 QUICK = {"utterances": (1, 8), "rounds": 2, "tokens": 20}
 """Defaults of --quick."""
@@ -41,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--whisper", nargs="+", metavar="SIZE", default=argparse.SUPPRESS,
         help=flags.docstrings(BenchmarkOptions)["whisper"],
     )  # fmt: skip
+    parser.add_argument(
+        "--score-only", type=Path, metavar="FILE",
+        help="no run: tables and chart again from benchmark.jsonl or whisper.jsonl",
+    )  # fmt: skip
     parser.add_argument("--list-engines", action="store_true", help="names and meanings, no run")
     parser.add_argument(
         "--quick", action="store_true", help="1 and 8 utterances, 2 rounds, 20 tokens"
@@ -56,16 +62,18 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
         return EXIT_OK
     if options.whisper_memory:
         return _memory(options, progress)
-    if not options.whisper:
-        _check_packages()
-    finished = benchmark(options, progress)
-    results = compute(options.output / f"{options.name}.jsonl")
+    records = arguments.score_only or options.output / f"{options.name}.jsonl"
+    if arguments.score_only is None:
+        if not options.whisper:
+            _check_packages()
+        benchmark(options, progress)
+    results = compute(records)
     print(markdown(results))
-    written = write(results, options.output / f"{options.name}.png")
+    written = write(results, records.with_suffix(".png"))
     if not any(path.suffix == ".png" for path in written):
         progress("no chart: it needs matplotlib (extra: eval) and a measured baseline")
     progress(f"written: {', '.join(map(str, written))}")
-    if not finished:
+    if results.interrupted:
         return EXIT_INTERRUPTED
     return EXIT_PARTIAL if any(row.error for row in results.rows) else EXIT_OK
 
@@ -81,7 +89,7 @@ def parse(arguments: argparse.Namespace) -> BenchmarkOptions:
     if "whisper" in given or given.get("whisper_memory"):
         for name in (*OF_FAIRSEQ, *(("quick",) if arguments.quick else ())):
             if name in given or name == "quick":
-                raise BENCHMARKING.fail(name, "a flag of the Whisper benchmark", "one of Fairseq's")
+                raise invalid(ACTION, name, "a flag of the Whisper benchmark", "one of Fairseq's")
         given["whisper"] = tuple(given.get("whisper", ()))
         chosen = {"models": ("s",), **WHISPER}
     elif arguments.quick:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 PACKAGES: tuple[tuple[str, str], ...] = (
+    ("msgspec", ""),
     ("numpy", ""),
     ("openvino", ""),
     ("sentencepiece", ""),

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from fairseq_openvino import flags
 from fairseq_openvino.commands.progress import progress_lines
-from fairseq_openvino.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL
+from fairseq_openvino.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL, invalid
 from fairseq_openvino.measure.engines import Search
 from fairseq_openvino.measure.evaluation import evaluate
 from fairseq_openvino.measure.evaluation_figures import compute
 from fairseq_openvino.measure.evaluation_report import markdown, write
 from fairseq_openvino.measure.journal import read, spellings
-from fairseq_openvino.measure.options import EVALUATING, EvaluationOptions, add_peers, known_engines
+from fairseq_openvino.measure.options import ACTION, EvaluationOptions, add_peers, known_engines
 
 GROUPS = {
     "models": (
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
         given = flags.given(arguments, EvaluationOptions)
         if len(directories) > 1 and "output" not in given:
             expected = "--output for the tables of several directories"
-            raise EVALUATING.fail("--score-only", expected, "none")
+            raise invalid(ACTION, "--score-only", expected, "none")
         return _report(directories, given.get("output", directories[0]))
     options = parse(arguments)
     if not evaluate(options, progress_lines(), arguments.resume):
@@ -79,7 +79,7 @@ def parse(arguments: argparse.Namespace) -> EvaluationOptions:
     """
     given = flags.given(arguments, EvaluationOptions)
     if given.get("corpus") is None:
-        raise EVALUATING.fail("MANIFEST", "a corpus", "none")
+        raise invalid(ACTION, "MANIFEST", "a corpus", "none")
     return EvaluationOptions(**given, search=Search(**flags.given(arguments, Search)))
 
 

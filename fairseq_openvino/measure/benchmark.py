@@ -7,21 +7,20 @@ turns lets them fall asleep.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
-from typing import Any
 
 from fairseq_openvino import machine
-from fairseq_openvino.errors import FairseqOpenVINOError
+from fairseq_openvino.errors import FairseqOpenVINOError, failure
 from fairseq_openvino.measure.engines import EngineSpec, Search
-from fairseq_openvino.measure.journal import Journal
+from fairseq_openvino.measure.journal import CASE, END, ENGINE, PROFILE, RUN, Journal
 from fairseq_openvino.measure.plan import (
+    ACTION,
     SLOW_TO_CACHE,
     BenchmarkOptions,
     Case,
@@ -30,7 +29,7 @@ from fairseq_openvino.measure.plan import (
 )
 from fairseq_openvino.measure.process import EngineFailed
 from fairseq_openvino.measure.subject import Subject, subject_of
-from fairseq_openvino.measure.turns import Turns
+from fairseq_openvino.measure.turns import Answer, Batch, Turns
 from fairseq_openvino.speech.corpus import Utterance
 
 PROFILED = "ours-f32"
@@ -42,7 +41,9 @@ SLOW_SECONDS = 10.0
 """A Whisper engine that takes longer in the warm-up is not asked again: the warm-up is its round."""
 RESERVED_MB = 3000
 """Memory that must be available for another Whisper engine to be loaded."""
-DIGEST_DIGITS = 12
+FIGURES = ("generation_seconds", "encode_seconds", "steps")
+"""What Fairseq's engines tell besides, see `engines.fairseq`."""
+DESCRIBED = ("precision", "summary", "versions", "batches")
 Progress = Callable[[str], None]
 
 
@@ -69,9 +70,8 @@ def benchmark(options: BenchmarkOptions, progress: Progress = lambda _: None) ->
         records = Journal(options.output / f"{options.name}.jsonl", anew=True)
         stack.callback(records.close)
         specs = [[spec.name, spec.meaning, spec.is_ours] for spec in options.chosen_engines]
-        records.write(
-            "run", options=options.recorded(), engines=specs, provenance=machine.provenance()
-        )
+        stated = machine.provenance()
+        records.write(RUN, options=options.recorded(), engines=specs, provenance=stated)
         measurement = _Measurement(options, work_dir, records, progress)
         stack.callback(measurement.turns.stop)
         try:
@@ -79,7 +79,7 @@ def benchmark(options: BenchmarkOptions, progress: Progress = lambda _: None) ->
                 measurement.measure(group)
         except KeyboardInterrupt:
             return False
-        records.write("end")
+        records.write(END)
     return True
 
 
@@ -91,9 +91,10 @@ class _Measurement:
     ) -> None:
         self.options, self.work_dir = options, work_dir
         self.records, self.progress = records, progress
-        self.turns = Turns(options.timeout, work_dir / "logs", self._given_up)
-        self.number, self.numbers = 0, [0]
-        """Of the next case, and of those that an engine given up now does not decode."""
+        pause = PAUSE_SECONDS if options.whisper else 0.0
+        self.turns = Turns(options.timeout, work_dir / "logs", self._given_up, pause=pause)
+        self.numbers = [0]
+        """Of the cases under way: what an engine says or fails to do concerns them."""
         self.cold: dict[tuple[str, str | None], float] = {}
         """Seconds of the first start, by engine and cache."""
         self.hopeless: dict[tuple[str, str], str] = {}
@@ -107,33 +108,25 @@ class _Measurement:
         subject = subject_of(group[0], self.options, self.work_dir)
         self._make(group[0], subject)
         clips = subject.clips()
-        whole = group[0].utterances is None
-        self.numbers = [self.number + i for i in range(len(group))]
-        self.number += len(group)
-        for number, case in zip(self.numbers, group, strict=True):
-            references = [clip.reference for clip in clips] if whole else None
-            self.records.write("case", number=number, **asdict(case), references=references)
-        frames: list[int] = []
+        self.numbers = [case.number for case in group]
+        for case in group:
+            self.records.write(CASE, **asdict(case))
         self.loading = group[0].material
         for spec in subject.engines:
-            frames = self._load(spec, group[0], clips) or frames
-        self.loading = None
-        loaded = list(self.turns.alive)
-        every = self.numbers
-        for number, case in zip(every, group, strict=True):
-            self.numbers = [number]
+            self._load(spec, group[0], clips)
+        self.loading, loaded = None, list(self.turns.alive)
+        for case in group:
+            self.numbers = [case.number]
             for spec in loaded:  # what failed in the case before is loaded again
                 if spec not in self.turns.alive:
                     self.progress(f"loading {spec.name} again")
                     self._first_tokens(spec, case, clips)
-            everything = list(range(case.utterances or len(clips)))
-            batches = [everything]
-            if subject.max_tokens is not None and frames:
-                batches = fairseq_batches(frames, subject.max_tokens)
-            self._rounds(case, batches)
-        self.numbers = every
+            chosen = clips[: case.utterances]
+            for number, part in enumerate(self._batches(subject, chosen)):
+                self._rounds(case, number, part)
+        self.numbers = [case.number for case in group]
         for spec in list(self.turns.alive):
-            self._describe(spec, group[0], batches[0])
+            self._describe(spec, group[0])
         self.turns.stop()
 
     def _make(self, case: Case, subject: Subject) -> None:
@@ -145,168 +138,106 @@ class _Measurement:
             if self.turns.start(spec):
                 self.turns.alive[spec].ask("make", **subject.making)
         except EngineFailed as error:
-            raise FairseqOpenVINOError(
-                f"Benchmarking failed in {case.title}: expected a model and its data, got {error}. "
-                "Correct --models or --model-overrides."
-            ) from error
+            raise failure(
+                FairseqOpenVINOError, ACTION, case.title, "a model and its data", error,
+                "Correct --models or --model-overrides",
+            ) from error  # fmt: skip
         self.turns.stop(spec)
 
-    def _load(self, spec: EngineSpec, case: Case, clips: list[Utterance]) -> list[int] | None:
-        """Load an engine, for the first time with this cache in two processes if it keeps one.
-
-        Returns the frames of the clips as the engine reads them; None if it was given up.
-        """
+    def _load(self, spec: EngineSpec, case: Case, clips: list[Utterance]) -> None:
+        """Load an engine; one that keeps compiled models in two processes, if its cache is new."""
         reason = self.hopeless.get((spec.name, case.material))
         available = machine.available_megabytes()
         if self.options.whisper and available is not None and available < RESERVED_MB:
             reason = f"not loaded: {available:.0f} MB of memory left; see --engines"
         if reason is not None:
             self._given_up(spec, reason)
-            return None
+            return
         self.progress(f"{case.title}: loading {spec.name}")
-        key = (spec.name, spec.cache_dir)
+        key, cache = (spec.name, spec.cache_dir), Path(str(spec.cache_dir))
         first = key not in self.cold
-        if spec.cache_dir is not None:
-            if self.options.whisper:
-                shutil.rmtree(spec.cache_dir, ignore_errors=True)
-            Path(spec.cache_dir).mkdir(parents=True, exist_ok=True)
-        found = self._first_tokens(spec, case, clips, prepare=True)
-        if found is not None and first:
-            self.cold[key] = found[0]
+        if self.options.whisper:
+            shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        seconds = self._first_tokens(spec, case, clips, prepare=True)
+        if first and seconds is not None:
+            self.cold[key] = seconds
             if spec.is_ours or self.options.whisper:
-                found = self._first_tokens(spec, case, clips)
-        if found is None:
-            return None
-        seconds, audio = found
-        unknown = first and spec.name in SLOW_TO_CACHE
-        self.records.write(
-            "load", cases=self.numbers, engine=spec.name, cold_seconds=self.cold[key],
-            seconds=None if unknown else seconds, clip_seconds=[clip["seconds"] for clip in audio],
-        )  # fmt: skip
-        return [clip["frames"] for clip in audio if "frames" in clip]
+                seconds = self._first_tokens(spec, case, clips)
+        if seconds is not None:
+            warm = None if first and spec.name in SLOW_TO_CACHE else seconds
+            loads = {"cold_seconds": self.cold[key], "load_seconds": warm}
+            self.records.write(ENGINE, cases=self.numbers, engine=spec.name, **loads)
 
     def _first_tokens(
         self, spec: EngineSpec, case: Case, clips: list[Utterance], prepare: bool = False
-    ) -> tuple[float, list[dict[str, Any]]] | None:
-        """Seconds from the files to two tokens of the first clip, and what was read.
+    ) -> float | None:
+        """Seconds from the files to two tokens of the first clip; None after giving the engine up.
 
-        A new process does it, which is ready then; None after giving the engine up.
+        A new process does it, which is ready then.
         """
         if not self.turns.start(spec):
             return None
         if prepare and self.turns.ask(spec, "prepare") is None:
             return None
         loaded = self.turns.ask(spec, "load")
-        read = self.turns.read(spec, [clip.path for clip in clips]) if loaded else None
-        if loaded is None or read is None:
+        if loaded is None or self.turns.read(clips[:1], [spec]).problems:
             return None
-        problem = next((clip["problem"] for clip in read if "problem" in clip), None)
-        if problem is not None:
-            self.turns.stop(spec)
-            self._given_up(spec, problem)
-            return None
-        found = self._generate(spec, case, [0], FIRST_TOKENS)
-        if found is None:
-            return None
-        return float(loaded["load_seconds"]) + float(found["seconds"]), read
+        found = self.turns.ask(spec, "generate", positions=[0], **self._how(case, FIRST_TOKENS))
+        return None if found is None else float(loaded["load_seconds"]) + float(found["seconds"])
 
-    def _generate(
-        self, spec: EngineSpec, case: Case, positions: list[int], tokens: int | None
-    ) -> dict[str, Any] | None:
-        """One batch; None after giving the engine up."""
-        answer = self.turns.ask(
-            spec, "generate", positions=positions, search=asdict(Search(beam=case.beam)),
-            language="en" if self.options.whisper else None, tokens=tokens,
-        )  # fmt: skip
-        if answer is not None and "problems" in answer:
-            self.turns.stop(spec)
-            self._given_up(spec, answer["problems"][0][1])
-            return None
-        return answer
+    def _how(self, case: Case, tokens: int | None) -> Answer:
+        """Arguments of `generate`."""
+        language = "en" if self.options.whisper else None
+        return {"search": asdict(Search(beam=case.beam)), "language": language, "tokens": tokens}
 
-    def _rounds(self, case: Case, batches: list[list[int]]) -> None:
-        """A warm-up, which is round -1, and the measured rounds."""
-        alone: dict[EngineSpec, dict[str, Any]] = {}
-        """Whisper engines whose only round is the warm-up: slow ones, and those that fail after it."""
-        slow: set[EngineSpec] = set()
-        for number in range(-1, self.options.rounds):
-            self.progress(f"{case.title}: {f'round {number + 1}' if number >= 0 else 'warm-up'}")
-            for spec in self.turns.order(number + 1):
-                found = None if spec in slow else self._round(spec, case, batches)
-                if found is None:
-                    continue
-                self.records.write("round", engine=spec.name, round=number, **found)
-                if number >= 0:
-                    alone.pop(spec, None)
-                elif self.options.whisper:
-                    alone[spec] = found
-                    slow |= {spec} if found["seconds"] > SLOW_SECONDS else set()
-        for spec, found in alone.items():
-            self.records.write("round", engine=spec.name, round=0, **found)
+    def _batches(self, subject: Subject, clips: list[Utterance]) -> list[list[Utterance]]:
+        """What is decoded together."""
+        if subject.max_tokens is None or not self.turns.alive:
+            return [clips]
+        read = self.turns.read(clips, [next(iter(self.turns.alive))])
+        frames = [int(clip["frames"]) for clip in read.clips]
+        batches = fairseq_batches(frames, subject.max_tokens)
+        return [[clips[i] for i in positions] for positions in batches]
 
-    def _round(
-        self, spec: EngineSpec, case: Case, batches: list[list[int]]
-    ) -> dict[str, Any] | None:
-        """All batches by one engine."""
-        if self.options.whisper:
-            time.sleep(PAUSE_SECONDS)
-        answers = []
-        for positions in batches:
-            answer = self._generate(spec, case, positions, case.tokens)
-            if answer is None:
-                return None
-            answers.append(answer)
-        return self._of_round(case, batches, answers)
+    def _rounds(self, case: Case, number: int, clips: list[Utterance]) -> None:
+        """A warm-up and the measured rounds of one batch."""
+        batch = self.turns.read(clips)
+        self._round(case, batch, 0, set())
+        warm, batch.passes = batch.passes, {}
+        limit = SLOW_SECONDS if self.options.whisper else inf
+        slow = {name for name, passes in warm.items() if passes[0]["seconds"] > limit}
+        try:
+            for round_number in range(1, self.options.rounds + 1):
+                self._round(case, batch, round_number, slow)
+        finally:
+            batch.passes = warm | batch.passes  # the only round of slow engines, and of failed ones
+            self.records.write_batch(batch, number, list(batch.passes), FIGURES, case=case.number)
 
-    def _of_round(
-        self, case: Case, batches: list[list[int]], answers: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        """One record: sums over the batches, hypotheses in the order of the clips."""
-        positions = [position for batch in batches for position in batch]
-        outputs = [output for answer in answers for output in answer["outputs"]]
-        digests = [each for answer in answers for each in _digests(answer)]
-        order = sorted(range(len(positions)), key=positions.__getitem__)
-        by_fairseq = "generation_seconds" in answers[0]
-        record: dict[str, Any] = {
-            "case": self.numbers[0],
-            "seconds": sum(
-                answer["generation_seconds" if by_fairseq else "seconds"] for answer in answers
-            ),
-            "encode_seconds": sum(a["encode_seconds"] for a in answers) if by_fairseq else None,
-            "steps": sum(a["steps"] for a in answers) if by_fairseq else None,
-            "counts": [outputs[i]["tokens"] for i in order],
-            "digests": [digests[i] for i in order],
-            "peak_mb": max(answer["peak_mb"] for answer in answers),
-        }
-        if case.utterances is None:
-            record["texts"] = [outputs[i]["text"] for i in order]
-        return record
+    def _round(self, case: Case, batch: Batch, number: int, without: set[str]) -> None:
+        self.progress(f"{case.title}: {f'round {number}' if number else 'warm-up'}")
+        while batch.good and not self.turns.decode(
+            batch, number, without, **self._how(case, case.tokens)
+        ):
+            continue
 
-    def _describe(self, spec: EngineSpec, case: Case, positions: list[int]) -> None:
+    def _describe(self, spec: EngineSpec, case: Case) -> None:
         """Precision and versions; of PROFILED where a decoder step spends its time."""
         answer = self.turns.ask(spec, "describe")
         if answer is not None:
-            self.records.write("describe", cases=self.numbers, engine=spec.name, **answer)
+            described = {name: answer[name] for name in DESCRIBED if name in answer}
+            self.records.write(ENGINE, cases=self.numbers, engine=spec.name, **described)
         if spec.name != PROFILED or self.options.whisper or answer is None:
             return
         self.progress(f"{case.title}: profiling {spec.name}")
         try:
-            found = self.turns.alive[spec].ask("profile", positions=positions, beam=case.beam)
+            found = self.turns.alive[spec].ask("profile", beam=case.beam)
         except EngineFailed as error:
             found = {"note": f"no profile: {error}"}
-        self.records.write("profile", case=self.numbers[0], engine=spec.name, **found)
+        self.records.write(PROFILE, case=case.number, engine=spec.name, **found)
 
     def _given_up(self, spec: EngineSpec, error: str) -> None:
-        self.records.write("failed", cases=self.numbers, engine=spec.name, error=error)
+        self.records.write(ENGINE, cases=self.numbers, engine=spec.name, error=error)
+        self.progress(f"{spec.name} failed: {error}")
         if self.loading is not None:
             self.hopeless[spec.name, self.loading] = error
-        self.progress(f"{spec.name} failed: {error}")
-
-
-def _digests(answer: dict[str, Any]) -> list[str]:
-    """What is compared: tokens where the engine tells them, else the text."""
-    if "digests" in answer:
-        found: list[str] = answer["digests"]
-        return found
-    texts = [output["text"].strip().encode() for output in answer["outputs"]]
-    return [hashlib.sha256(text).hexdigest()[:DIGEST_DIGITS] for text in texts]

@@ -9,89 +9,65 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino import metrics
-from fairseq_openvino.errors import ModelError
-from fairseq_openvino.measure.journal import lines
-from fairseq_openvino.measure.plan import BASELINES, Case
+from fairseq_openvino.errors import ModelError, failure
+from fairseq_openvino.measure.journal import CASE, END, KINDS, PROFILE, RUN, UTTERANCE, lines
+from fairseq_openvino.measure.plan import BASELINES, TRAINED, Case
+
+NOTED = ("cold_seconds", "load_seconds", "precision", "summary", "versions", "batches", "error")
+"""What records of an engine say of its rows."""
 
 
 @dataclass
 class Row:
-    """One engine in one case."""
+    """One engine in one case; without `rounds` it has no figures but those of loading."""
 
     engine: str
     case: Case
-    is_ours: bool = False
-    load_cold_seconds: float | None = None
-    """To the first two tokens, in the first process, with an empty cache."""
+    is_ours: bool
+    cold_seconds: float | None = None
+    """To load, up to the first two tokens, in the first process, with an empty cache."""
     load_seconds: float | None = None
-    """To the first two tokens in a later process; None if there was none."""
-    audio_seconds: float = 0.0
+    """The same in a later process; None if there was none."""
     precision: dict[str, str] = field(default_factory=dict)
-    """Properties read back from our compiled decoder."""
     summary: str = ""
     """What it computes in."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the packages of a peer."""
     batches: bool = True
     """False: clips of a batch run one after the other."""
-    warm_up: dict[str, Any] | None = None
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    """Records of the rounds, with `tokens` and `bleu`; fewer than the others' after an error."""
+    rounds: list[float] = field(default_factory=list)
+    """Seconds of each: encoder, search and decoder; scaled to the tokens asked for, if others were
+    generated. Fewer than the others' after an error."""
+    encode_ms: float | None = None
+    """Median time of the encoder in a round."""
+    step_ms: float | None = None
+    """Median time of a decoder step with its search."""
+    counts: list[int] = field(default_factory=list)
+    """Tokens of each best hypothesis."""
+    audio_seconds: float = 0.0
+    peak_mb: float = 0.0
+    """Peak resident memory, MB."""
+    texts: list[str] = field(default_factory=list)
+    bleu: float | None = None
     profile: dict[str, Any] | None = None
     error: str | None = None
     """Why there are no (more) rounds."""
     notes: list[str] = field(default_factory=list)
 
     @property
-    def seconds(self) -> list[float]:
-        """Time of each round; scaled to the tokens asked for if others were generated."""
-        return [float(each["seconds"]) * self._scale(each["counts"]) for each in self.rounds]
-
-    @property
     def median(self) -> float:
         """Median time of a round, s."""
-        return statistics.median(self.seconds)
-
-    @property
-    def step_ms(self) -> float | None:
-        """Median time of a decoder step with its search, ms."""
-        if any(each["encode_seconds"] is None for each in self.rounds):
-            return None
-        steps = [
-            1e3 * (each["seconds"] - each["encode_seconds"]) / each["steps"] for each in self.rounds
-        ]
-        return statistics.median(steps)
-
-    @property
-    def encode_ms(self) -> float | None:
-        """Median time of the encoder in a round, ms."""
-        if any(each["encode_seconds"] is None for each in self.rounds):
-            return None
-        return 1e3 * statistics.median(each["encode_seconds"] for each in self.rounds)
+        return statistics.median(self.rounds)
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of the 1-best hypotheses by time."""
-        return statistics.median(each["tokens"] / each["seconds"] for each in self.rounds)
-
-    @property
-    def real_time_factor(self) -> float:
-        """Time of a round by duration of its audio."""
-        return self.median / self.audio_seconds
-
-    @property
-    def peak_mb(self) -> float:
-        """Peak resident memory, MB."""
-        return max((float(each["peak_mb"]) for each in self.rounds), default=0.0)
-
-    @property
-    def counts(self) -> list[int]:
-        """Different numbers of tokens that were generated for a clip."""
-        return sorted({count for each in self.rounds for count in each["counts"]})
+        """Tokens of the best hypotheses by time; eos included, as Fairseq counts it."""
+        tokens = sum(self.counts) + len(self.counts)
+        return statistics.median(tokens / seconds for seconds in self.rounds)
 
     def ratios(self, other: Row | None) -> list[float]:
         """The other's time by this one's, in each round both have."""
-        pairs = zip(other.seconds, self.seconds, strict=False) if other is not None else ()
+        pairs = zip(other.rounds, self.rounds, strict=False) if other is not None else ()
         return [theirs / own for theirs, own in pairs]
 
     def speed_against(self, other: Row | None) -> float | None:
@@ -103,12 +79,7 @@ class Row:
         """Share of utterances whose best hypothesis is the other's."""
         if other is None or not other.rounds or not self.rounds:
             return None
-        pairs = zip(other.rounds[0]["digests"], self.rounds[0]["digests"], strict=True)
-        return statistics.mean(theirs == own for theirs, own in pairs)
-
-    def _scale(self, counts: list[int]) -> float:
-        asked = self.case.tokens
-        return 1.0 if asked is None else asked * len(counts) / max(sum(counts), 1)
+        return statistics.mean(a == b for a, b in zip(other.texts, self.texts, strict=True))
 
 
 @dataclass
@@ -120,9 +91,7 @@ class Results:
     """Name, meaning, and whether it is ours."""
     provenance: dict[str, str]
     rows: list[Row] = field(default_factory=list)
-    order: list[tuple[int, int, str]] = field(default_factory=list)
-    """(case, round, engine) in the order in which they ran."""
-    interrupted: bool = False
+    interrupted: bool = True
 
     def by_case(self) -> list[tuple[Case, list[Row]]]:
         """Rows grouped, in order."""
@@ -130,15 +99,8 @@ class Results:
         return [(case, [row for row in self.rows if row.case == case]) for case in cases]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, raw rounds included."""
-        return {
-            "provenance": self.provenance,
-            "options": self.options,
-            "engines": [name for name, _, _ in self.engines],
-            "interrupted": self.interrupted,
-            "order": [list(each) for each in self.order],
-            "rows": [asdict(row) for row in self.rows],
-        }
+        """Everything."""
+        return asdict(self)
 
 
 def baseline(rows: Iterable[Row]) -> Row | None:
@@ -158,39 +120,36 @@ def compute(path: Path) -> Results:
     Raises:
         ModelError: the file is missing or damaged.
     """
-    records = [record for _, record in lines(path)]
+    records = list(lines(path, (*KINDS, CASE, PROFILE, END)))
     try:
         return _computed(records)
     except (KeyError, TypeError, IndexError) as error:
-        raise ModelError(
-            f"Reading records failed in {str(path)!r}: expected lines as `benchmark` writes them, got "
-            f"one with another {error}. Restore the file."
-        ) from error
+        raise failure(
+            ModelError, "Reading records", path, "lines as `benchmark` writes them",
+            f"one with another {error}", "Restore the file",
+        ) from error  # fmt: skip
 
 
 def _computed(records: list[dict[str, Any]]) -> Results:
     run = records[0]
-    engines = [(name, meaning, is_ours) for name, meaning, is_ours in run["engines"]]
-    found = Results(run["options"], engines, dict(run["provenance"]), interrupted=True)
+    found = Results(run["options"], [tuple(each) for each in run["engines"]], run["provenance"])
     rows: dict[tuple[int, str], Row] = {}
-    references: dict[int, list[str] | None] = {}
+    utterances: dict[int, list[dict[str, Any]]] = {}
     for record in records[1:]:
         kind = record.pop("kind")
-        if kind == "end":
-            found.interrupted = False
-        elif kind == "case":
-            number = record.pop("number")
-            references[number] = record.pop("references")
+        if kind == CASE:
             case = Case(**record)
-            rows |= {(number, name): Row(name, case, ours) for name, _, ours in engines}
-        else:
-            numbers = record.pop("cases", None) or [record.pop("case")]
-            for number in numbers:
-                row = rows[number, record["engine"]]
-                _add(row, kind, record, references[number])
-            if kind == "round" and record["round"] >= 0:
-                found.order.append((numbers[0], record["round"], record["engine"]))
-    found.rows = list(rows.values())
+            rows |= {(case.number, name): Row(name, case, ours) for name, _, ours in found.engines}
+        elif kind == UTTERANCE:
+            utterances.setdefault(record["case"], []).append(record)
+        elif kind not in (RUN, END):  # of an engine
+            name = record.pop("engine", None)
+            for number in record.pop("cases", None) or [record.pop("case")]:
+                if name is not None:
+                    _note(rows[number, name], kind, record)
+    for (number, name), row in rows.items():
+        _measure(row, [one for one in utterances.get(number, ()) if name in one["engines"]])
+    found.rows, found.interrupted = list(rows.values()), kind != END
     versions = {name: text for row in found.rows for name, text in row.versions.items()}
     if versions:
         stated = ", ".join(f"{name} {text}" for name, text in sorted(versions.items()))
@@ -198,30 +157,41 @@ def _computed(records: list[dict[str, Any]]) -> Results:
     return found
 
 
-def _add(row: Row, kind: str, record: dict[str, Any], references: list[str] | None) -> None:
-    """What a record says of a row."""
-    if kind == "load":
-        row.load_cold_seconds, row.load_seconds = record["cold_seconds"], record["seconds"]
-        row.audio_seconds = sum(record["clip_seconds"][: row.case.utterances])
-    elif kind == "describe":
-        row.precision = record["precision"] if row.is_ours else {}
-        row.summary = record["summary"]
-        row.versions, row.batches = record.get("versions", {}), record.get("batches", True)
-    elif kind == "failed":
-        row.error = record["error"]
-    elif kind == "profile" and "note" in record:
+def _note(row: Row, kind: str, record: dict[str, Any]) -> None:
+    """What a record says of an engine."""
+    if kind == PROFILE and "note" in record:
         row.notes.append(record["note"])
-    elif kind == "profile":
-        row.profile = {name: value for name, value in record.items() if name != "engine"}
-    elif kind == "round":
-        figures = {name: value for name, value in record.items() if name not in ("engine", "round")}
-        eos = len(record["counts"]) if record["steps"] is not None else 0  # Fairseq counts them
-        figures["tokens"] = sum(record["counts"]) + eos
-        texts = figures.pop("texts", None)
-        figures["bleu"] = None
-        if references is not None and texts is not None:
-            figures["bleu"] = metrics.score(references, texts, "bleu").value
-        if record["round"] < 0:
-            row.warm_up = figures
-        else:
-            row.rounds.append(figures)
+    elif kind == PROFILE:
+        row.profile = record
+    else:
+        for name in NOTED:
+            setattr(row, name, record.get(name, getattr(row, name)))
+
+
+def _measure(row: Row, utterances: list[dict[str, Any]]) -> None:
+    """Sums over batches in each round."""
+    if not utterances:
+        return
+    entries = [one["engines"][row.engine] for one in utterances]
+    batches = {one["batch"]: one["engines"][row.engine] for one in utterances}.values()
+
+    def by_round(name: str) -> list[float]:
+        return [sum(each) for each in zip(*(batch[name] for batch in batches), strict=False)]
+
+    row.texts = [entry["text"] for entry in entries]
+    row.counts = [int(entry["tokens"]) for entry in entries]
+    row.audio_seconds = sum(float(one["seconds"]) for one in utterances)
+    row.peak_mb = max(float(entry["peak_mb"]) for entry in entries)
+    asked = row.case.tokens
+    scale = 1.0 if asked is None else asked * len(row.counts) / max(sum(row.counts), 1)
+    by_fairseq = "steps" in entries[0]
+    seconds = by_round("generation_seconds" if by_fairseq else "seconds")
+    row.rounds = [each * scale for each in seconds]
+    if by_fairseq:
+        encode = by_round("encode_seconds")
+        rounds = zip(seconds, encode, by_round("steps"), strict=True)
+        row.step_ms = statistics.median(1e3 * (all_ - of) / steps for all_, of, steps in rounds)
+        row.encode_ms = 1e3 * statistics.median(encode)
+    if row.case.model == TRAINED:
+        references = [one["reference"] for one in utterances]
+        row.bleu = metrics.score(references, row.texts, "bleu").value

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fairseq_openvino.measure.benchmark import SLOW_SECONDS
 from fairseq_openvino.measure.benchmark_figures import Results, Row, baseline, fastest
@@ -35,46 +33,12 @@ MAX_ERROR_CHARACTERS = 200
 """Of an error in a table."""
 
 
-@dataclass(frozen=True)
-class Compared:
-    """What the rows of a table refer to."""
-
-    reference: Row | None
-    peer: Row | None
-    """The fastest that is not ours."""
-
-
-Cell = Callable[[Row, Compared], str]
-
-
-def _vs(row: Row, other: Row | None) -> str:
-    speed = row.speed_against(other)
-    return "-" if speed is None else f"{speed:.2f}x"
-
-
-def _tokens(row: Row) -> str:
-    counts = row.counts
-    return "-".join(str(count) for count in (counts[0], counts[-1])[: len(counts)])
-
-
-COLUMNS: dict[str, Cell] = {
-    "vs eager": lambda row, to: _vs(row, to.reference),
-    "encoder, ms": lambda row, _: number(row.encode_ms, ".1f"),
-    "step, ms": lambda row, _: number(row.step_ms, ".2f"),
-    "tokens/s": lambda row, _: f"{row.tokens_per_second:.0f}",
-    "RTF": lambda row, _: f"{row.real_time_factor:.4f}",
-    "load cold / warm, s": lambda row, _: _load(row),
-    "peak, MB": lambda row, _: f"{row.peak_mb:.0f}",
-    "same 1-best": lambda row, to: number(row.same_as(to.reference), ".0%"),
-}
-"""After engine and time, for Fairseq's checkpoints."""
-WHISPER_COLUMNS: dict[str, Cell] = {
-    "vs {peer}": lambda row, to: _vs(row, to.peer),
-    f"vs {TRANSFORMERS}": lambda row, to: _vs(row, to.reference),
-    "tokens": lambda row, _: _tokens(row),
-    "same text": lambda row, to: number(row.same_as(to.reference), ".0%"),
-    "rounds": lambda row, _: str(len(row.rounds)),
-}
+Cells = Callable[[Row, Row | None, Row | None], list[str]]
+"""Of a measured row after its time; its table's baseline, and its fastest row that is not ours."""
+COLUMNS = (
+    "vs eager", "encoder, ms", "step, ms", "tokens/s", "RTF", "load cold / warm, s", "peak, MB",
+    "same 1-best",
+)  # fmt: skip
 
 
 def write(results: Results, chart: Path) -> list[Path]:
@@ -102,88 +66,91 @@ def markdown(results: Results) -> str:
     if results.interrupted:
         parts += ["", "**Interrupted: incomplete.**"]
     parts += _whisper_body(results) if is_whisper else _fairseq_body(results)
-    return "\n".join(
-        [*parts, "; ".join(f"{name} {value}" for name, value in results.provenance.items())]
-    )
+    provenance = "; ".join(f"{name} {value}" for name, value in results.provenance.items())
+    return "\n".join([*parts, "", provenance])
 
 
 def _fairseq_body(results: Results) -> list[str]:
     parts: list[str] = []
     for case, rows in results.by_case():
-        columns = dict(COLUMNS)
-        if case.utterances is None:
-            columns["BLEU"] = lambda row, _: number(row.rounds[0]["bleu"], ".2f")
-        to = Compared(baseline(rows), None)
-        cells = [_cells(row, columns, to, _seconds) for row in rows]
-        header = ("engine", "time, s [min-max]", *columns)
+        scored = [] if case.utterances is not None else ["BLEU"]
+        header = ("engine", "time, s [min-max]", *COLUMNS, *scored)
+        cells = [_cells(row, rows, _seconds, _fairseq_cells) for row in rows]
         parts += ["", f"## {case.title}", "", *markdown_table(header, cells)]
         for row in rows:
             parts += _profile(row)
     meanings = [f"- `{name}`: {meaning}" for name, meaning, _ in results.engines]
-    return [*parts, "", LEGEND, "", *meanings, "", *_precisions(results), ""]
+    return [*parts, "", LEGEND, "", *meanings, "", *_precisions(results)]
 
 
 def _whisper_body(results: Results) -> list[str]:
-    tables = results.by_case()
-    parts = ["", *_summary(tables)]
+    tables, summary, details = results.by_case(), [], []
     for case, rows in tables:
-        parts += ["", f"## {case.title}", "", *_whisper_table(case, rows)]
+        peer, ours = fastest(rows, ours=False), fastest(rows, ours=True)
+        speed = ours.speed_against(peer) if ours is not None else None
+        own = f"{_timed(ours)}: **{speed:.2f}x**" if speed else _timed(ours)
+        model = f"whisper-{case.model}"
+        summary.append((model, case.short, _timed(peer), own, _timed(baseline(rows))))
+        details += ["", f"## {case.title}", "", *_whisper_table(case, rows)]
     for model in dict.fromkeys(case.model for case, _ in tables):
-        own = [row for row in results.rows if row.case.model == model]
-        parts += ["", f"## whisper-{model}: load and memory", "", *_loads(own)]
-    return [*parts, "", WHISPER_LEGEND, ""]
+        own_rows = [row for row in results.rows if row.case.model == model]
+        details += ["", f"## whisper-{model}: load and memory", "", *_loads(own_rows)]
+    header = ("model", "workload", "fastest peer", "ours", TRANSFORMERS)
+    return ["", *markdown_table(header, summary), *details, "", WHISPER_LEGEND]
 
 
-def _cells(
-    row: Row, columns: dict[str, Cell], to: Compared, timed: Callable[[Row], str]
-) -> list[str]:
+def _cells(row: Row, rows: list[Row], timed: Callable[[Row], str], others: Cells) -> list[str]:
     """Engine, time and the other columns; a row without rounds ends with the reason."""
     error = "" if row.error is None else one_line(row.error, MAX_ERROR_CHARACTERS)
     if not row.rounds:
         return [f"`{row.engine}`", f"failed: {error}" if error else "not run"]
-    cells = [column(row, to) for column in columns.values()]
-    return [f"`{row.engine}`", timed(row) + (f", then: {error}" if error else ""), *cells]
+    time = timed(row) + (f", then: {error}" if error else "")
+    return [f"`{row.engine}`", time, *others(row, baseline(rows), fastest(rows, ours=False))]
 
 
-def _seconds(row: Row) -> str:
-    spread = f"{row.median:.3f} [{min(row.seconds):.3f}-{max(row.seconds):.3f}]"
-    return spread if row.error is None else f"{spread} after {len(row.rounds)} rounds"
+def _fairseq_cells(row: Row, eager: Row | None, _: Row | None) -> list[str]:
+    return [
+        _speed(row, eager),
+        number(row.encode_ms, ".1f"),
+        number(row.step_ms, ".2f"),
+        f"{row.tokens_per_second:.0f}",
+        f"{row.median / row.audio_seconds:.4f}",
+        _load(row),
+        f"{row.peak_mb:.0f}",
+        number(row.same_as(eager), ".0%"),
+        *([number(row.bleu, ".2f")] if row.case.utterances is None else []),
+    ]
 
 
-def _milliseconds(row: Row) -> str:
-    times = [1e3 * seconds for seconds in row.seconds]
-    return f"{1e3 * row.median:.0f} [{min(times):.0f}-{max(times):.0f}]"
-
-
-def _summary(tables: list[tuple[Case, list[Row]]]) -> list[str]:
-    """The fastest peer beside the fastest of ours."""
-    rows = []
-    for case, found in tables:
-        peer, ours = fastest(found, ours=False), fastest(found, ours=True)
-        speed = ours.speed_against(peer) if ours is not None else None
-        own = f"{_timed(ours)}: **{speed:.2f}x**" if speed else _timed(ours)
-        name = f"whisper-{case.model}"
-        rows.append((name, case.short, _timed(peer), own, _timed(baseline(found))))
-    return markdown_table(("model", "workload", "fastest peer", "ours", TRANSFORMERS), rows)
+def _whisper_cells(row: Row, reference: Row | None, peer: Row | None) -> list[str]:
+    counts = sorted(set(row.counts))
+    return [
+        _speed(row, peer),
+        _speed(row, reference),
+        "-".join(str(count) for count in (counts[0], counts[-1])[: len(counts)]),
+        number(row.same_as(reference), ".0%"),
+        str(len(row.rounds)),
+    ]
 
 
 def _whisper_table(case: Case, rows: list[Row]) -> list[str]:
     peer = fastest(rows, ours=False)
-    name = "fastest peer" if peer is None else peer.engine
-    columns = {title.format(peer=name): cell for title, cell in WHISPER_COLUMNS.items()}
     cells, notes = [], []
     for row in rows:
-        cells.append(_cells(row, columns, Compared(baseline(rows), peer), _milliseconds))
+        cells.append(_cells(row, rows, _milliseconds, _whisper_cells))
         if case.utterances != 1 and not row.batches and row.rounds:
             cells[-1][0] += " (one by one)"
-        if row.rounds and row.counts != [case.tokens]:
+        if row.rounds and set(row.counts) != {case.tokens}:
             notes.append(
                 f"`{row.engine}` could not be held to {case.tokens} tokens: its time is scaled by "
                 f"{case.tokens} / its tokens."
             )
     if any("one by one" in row[0] for row in cells):
         notes.append("one by one: the engine has no batches; its clips run one after the other.")
-    table = markdown_table(("engine", "time, ms [min-max]", *columns), cells)
+    against = "fastest peer" if peer is None else peer.engine
+    header = ("engine", "time, ms [min-max]", f"vs {against}", f"vs {TRANSFORMERS}", "tokens",
+              "same text", "rounds")  # fmt: skip
+    table = markdown_table(header, cells)
     return [*table, "", *notes] if notes else table
 
 
@@ -195,23 +162,38 @@ def _loads(rows: list[Row]) -> list[str]:
         if own[0].load_seconds is None:
             reason = one_line(own[0].error or "", MAX_ERROR_CHARACTERS)
             cells.append((f"`{name}`", f"failed: {reason}"))
-            continue
-        peak = max(row.peak_mb for row in own)
-        cells.append((f"`{name}`", own[0].summary, _load(own[0]), f"{peak:.0f}"))
+        else:
+            peak = max(row.peak_mb for row in own)
+            cells.append((f"`{name}`", own[0].summary, _load(own[0]), f"{peak:.0f}"))
     return markdown_table(("engine", "precision", "load cold / warm, s", "peak, MB"), cells)
 
 
-def _load(row: Row) -> str:
-    return f"{number(row.load_cold_seconds, '.1f')} / {number(row.load_seconds, '.1f')}"
+def _seconds(row: Row) -> str:
+    spread = f"{row.median:.3f} [{min(row.rounds):.3f}-{max(row.rounds):.3f}]"
+    return spread if row.error is None else f"{spread} after {len(row.rounds)} rounds"
+
+
+def _milliseconds(row: Row) -> str:
+    times = [1e3 * seconds for seconds in row.rounds]
+    return f"{1e3 * row.median:.0f} [{min(times):.0f}-{max(times):.0f}]"
 
 
 def _timed(row: Row | None) -> str:
     return "-" if row is None else f"`{row.engine}` {1e3 * row.median:.0f} ms"
 
 
+def _speed(row: Row, other: Row | None) -> str:
+    speed = row.speed_against(other)
+    return "-" if speed is None else f"{speed:.2f}x"
+
+
+def _load(row: Row) -> str:
+    return f"{number(row.cold_seconds, '.1f')} / {number(row.load_seconds, '.1f')}"
+
+
 def _profile(row: Row) -> list[str]:
     notes = [f"`{row.engine}`: {one_line(note)}" for note in row.notes]
-    found: dict[str, Any] | None = row.profile
+    found = row.profile
     if found is None:
         return ["", *notes] if notes else []
     ratio, share = found["ratio_to_limit"], found["fully_connected_share"]

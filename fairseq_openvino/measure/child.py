@@ -105,12 +105,12 @@ class Child:
         """Precision in use, once something was generated."""
         return {"precision": self._loaded.precision(), "summary": self._loaded.summary}
 
-    def profile(self, positions: list[int], beam: int) -> dict[str, Any]:
-        """Where a decoder step of `fairseq-generate --ov-engine` spends its time."""
+    def profile(self, beam: int) -> dict[str, Any]:
+        """Where a decoder step of `fairseq-generate --ov-engine` spends its time on the batch read."""
         from fairseq_openvino.measure.profile import profile_step
 
         loaded: Any = self._loaded
-        return profile_step(loaded.model.compiled, self._chosen(positions), beam)
+        return profile_step(loaded.model.compiled, [clip for clip in self.clips if clip], beam)
 
     def _read(self, path: str) -> tuple[Clip | None, dict[str, Any]]:
         try:

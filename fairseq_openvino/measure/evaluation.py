@@ -12,27 +12,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fairseq_openvino import machine
-from fairseq_openvino.errors import FairseqOpenVINOError, OptionError
+from fairseq_openvino.errors import FairseqOpenVINOError, OptionError, failure, invalid
 from fairseq_openvino.measure.engines import EngineSpec
 from fairseq_openvino.measure.journal import (
     ENGINE,
-    FAILED,
     FILE,
     RUN,
     SPELLINGS,
-    UTTERANCE,
     Journal,
     begun,
     changed,
     spellings,
 )
-from fairseq_openvino.measure.options import EVALUATING, EvaluationOptions
-from fairseq_openvino.measure.turns import Turns
+from fairseq_openvino.measure.options import ACTION, EvaluationOptions
+from fairseq_openvino.measure.turns import Batch, Turns
 from fairseq_openvino.metrics import (
     TRANSLATION_METRICS,
     WORD_METRICS,
@@ -130,7 +128,7 @@ def look(options: EvaluationOptions, table: Mapping[str, str]) -> Survey:
         languages.add(utterance.language)
         total += 1
     if first is None:
-        raise EVALUATING.fail("shard", "a share with utterances", "/".join(map(str, options.shard)))
+        raise invalid(ACTION, "shard", "a share with utterances", "/".join(map(str, options.shard)))
     metrics = options.metrics or default_metrics(
         corpus.kind_of(options.corpus), first, options.text_column
     )
@@ -206,33 +204,6 @@ def batches(utterances: Iterator[Utterance], size: int) -> Iterator[list[Utteran
         yield batch
 
 
-@dataclass
-class _Batch:
-    """One batch under way."""
-
-    utterances: list[Utterance]
-    problems: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By id, then by engine."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Duration of the audio by id."""
-    damage: dict[str, str] = field(default_factory=dict)
-    """What is missing of the audio, by id."""
-    times: dict[str, list[float]] = field(default_factory=dict)
-    """Seconds of generate() in each pass, by engine."""
-    outputs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """By engine, of the good utterances."""
-    peaks: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def good(self) -> list[int]:
-        """Positions of the utterances no engine has a problem with."""
-        return [i for i, one in enumerate(self.utterances) if one.id not in self.problems]
-
-    def has_problem(self, position: int, engine: str, problem: str) -> None:
-        """Note why an engine cannot decode an utterance."""
-        self.problems.setdefault(self.utterances[position].id, {})[engine] = problem
-
-
 class _Measurement:
     """The engines and what they are asked."""
 
@@ -257,12 +228,12 @@ class _Measurement:
         self.progress("warming up")
         warm = 0
         for utterances in self._batches(set()):
-            batch = self._read(utterances)
-            while batch.good and not self._generate(batch, warm):
+            batch = self.turns.read(utterances)
+            while batch.good and not self._decode(batch, warm):
                 continue
             if batch.good:
-                for name, times in batch.times.items():
-                    loads[name] += times[0] if warm == 0 and name in loads else 0.0
+                for name, passes in batch.passes.items():
+                    loads[name] += passes[0]["seconds"] if warm == 0 else 0.0
                 warm += 1
             if warm == WARM_UP_BATCHES:
                 break
@@ -270,21 +241,17 @@ class _Measurement:
         for spec in list(self.turns.alive):
             answer = self.turns.ask(spec, "describe")
             if answer is not None:
-                self.records.write(
-                    ENGINE,
-                    engine=spec.name,
-                    load_seconds=loads[spec.name],
-                    precision=answer["precision"],
-                )
+                stated = {"load_seconds": loads[spec.name], "precision": answer["precision"]}
+                self.records.write(ENGINE, engine=spec.name, **stated)
 
     def decode(self, total: int, done: set[str], number: int) -> None:
         """Measure all batches that are not done; the first gets this number."""
         finished = len(done)
         for offset, utterances in enumerate(self._batches(done)):
-            batch = self._read(utterances)
+            batch = self.turns.read(utterances)
             repeat = 0
             while batch.good and repeat < self.options.repeats:
-                repeat = repeat + 1 if self._generate(batch, offset + repeat) else 0
+                repeat = repeat + 1 if self._decode(batch, offset + repeat) else 0
             self._check_alive()
             self._record(batch, number + offset)
             finished += len(utterances)
@@ -296,71 +263,17 @@ class _Measurement:
         left = (one for one in _utterances(self.options) if one.id not in done)
         return batches(left, self.options.batch_size)
 
-    def _read(self, utterances: list[Utterance]) -> _Batch:
-        """Every engine computes its features."""
-        batch = _Batch(utterances)
-        for spec in list(self.turns.alive):
-            clips = self.turns.read(spec, [one.path for one in utterances]) or []
-            for position, clip in enumerate(clips):
-                one = utterances[position]
-                if "problem" in clip:
-                    batch.has_problem(position, spec.name, clip["problem"])
-                else:
-                    batch.seconds.setdefault(one.id, float(clip["seconds"]))
-                if "damage" in clip:
-                    batch.damage[one.id] = clip["damage"]
-        return batch
+    def _decode(self, batch: Batch, turn: int) -> bool:
+        search, language = asdict(self.options.search), batch.utterances[0].language
+        return self.turns.decode(batch, turn, search=search, language=language)
 
-    def _generate(self, batch: _Batch, turn: int) -> bool:
-        """One pass over the batch by every engine; False if it has to begin anew without a clip."""
-        named = {
-            "positions": batch.good,
-            "search": asdict(self.options.search),
-            "language": batch.utterances[0].language,
-        }
-        for spec in self.turns.order(turn):
-            answer = self.turns.ask(spec, "generate", **named)
-            if answer is None:
-                continue
-            if "problems" in answer:
-                for position, problem in answer["problems"]:
-                    batch.has_problem(position, spec.name, problem)
-                batch.times.clear()
-                return False
-            batch.times.setdefault(spec.name, []).append(float(answer["seconds"]))
-            batch.outputs[spec.name] = answer["outputs"]
-            batch.peaks[spec.name] = float(answer["peak_mb"])
-        return True
-
-    def _record(self, batch: _Batch, number: int) -> None:
-        alive = [spec.name for spec in self.turns.alive]
-        for rank, i in enumerate(batch.good):
-            one = batch.utterances[i]
-            self.records.write(
-                UTTERANCE,
-                id=one.id,
-                file=Path(one.path).name,
-                language=one.language,
-                seconds=batch.seconds[one.id],
-                reference=one.reference,
-                batch=number,
-                damage=batch.damage.get(one.id),
-                engines={
-                    name: {
-                        **batch.outputs[name][rank],
-                        "seconds": batch.times[name],
-                        "peak_mb": batch.peaks[name],
-                    }
-                    for name in self.options.engines
-                    if name in alive
-                },
-            )
-        for one in batch.utterances:
-            if one.id in batch.problems:
-                problems = batch.problems[one.id]
-                self.records.write(FAILED, id=one.id, file=Path(one.path).name, problems=problems)
-                for name, problem in problems.items():
-                    self.progress(f"{one.id} failed in {name}: {problem}")
+    def _record(self, batch: Batch, number: int) -> None:
+        alive = {spec.name for spec in self.turns.alive}
+        engines = [name for name in self.options.engines if name in alive]
+        self.records.write_batch(batch, number, engines)
+        for i, problems in batch.problems.items():
+            for name, problem in problems.items():
+                self.progress(f"{batch.utterances[i].id} failed in {name}: {problem}")
 
     def _given_up(self, spec: EngineSpec, error: str) -> None:
         self.records.write(ENGINE, engine=spec.name, error=error)
@@ -368,7 +281,7 @@ class _Measurement:
 
     def _check_alive(self) -> None:
         if not self.turns.alive:
-            raise FairseqOpenVINOError(
-                "Evaluating failed in --engines: expected at least one that works, got none (see "
-                "above). Correct the models."
-            )
+            raise failure(
+                FairseqOpenVINOError, ACTION, "--engines", "at least one that works",
+                "none (see above)", "Correct the models",
+            )  # fmt: skip

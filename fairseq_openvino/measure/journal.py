@@ -1,46 +1,35 @@
 """Everything that was measured, one JSON line as it happens; all figures come from these records alone.
 
-`utterances.jsonl` of an evaluation:
-
-| kind        | when                            | holds                                           |
-|-------------|---------------------------------|-------------------------------------------------|
-| `run`       | at the start, and at a --resume | options, metrics, normaliser, machine, versions |
-| `engine`    | loaded, or given up             | load time, precision, or error                  |
-| `utterance` | every engine has decoded it     | reference; text, tokens and times of each       |
-| `failed`    | one engine could not            | the problem by engine; no engine counts it      |
+| kind        | when                            | holds                                             |
+|-------------|---------------------------------|---------------------------------------------------|
+| `run`       | at the start, and at a --resume | options, machine, versions; metrics, or engines   |
+| `case`      | of a benchmark, before it       | what is decoded, and by which load of the engines |
+| `engine`    | loaded, or given up             | load times, precision, versions; or error         |
+| `utterance` | every engine has decoded it     | reference; text, tokens and times of each         |
+| `failed`    | one engine could not            | the problem by engine; no engine counts it        |
+| `profile`   | of a benchmark, after a case    | see `profile`, or a note why there is none        |
+| `end`       | of a benchmark, at its end      | nothing: without it, the run was interrupted      |
 
 The times of an utterance are those of the batch it was decoded in, which `batch` names.
-
-`benchmark.jsonl` and `whisper.jsonl`:
-
-| kind        | when                            | holds                                           |
-|-------------|---------------------------------|-------------------------------------------------|
-| `run`       | at the start                    | options, engines, machine, versions             |
-| `case`      | before anything of it           | what is decoded, with references if there are   |
-| `load`      | loaded                          | times to load for the cases it serves           |
-| `describe`  | all rounds are done             | precision, versions                             |
-| `round`     | an engine has decoded all of it | times, tokens, digests of the hypotheses        |
-| `profile`   | after the rounds                | see `profile`; or why there is none             |
-| `failed`    | an engine is given up           | the error, and the cases it does not decode     |
-| `end`       | at the end                      | nothing: without it, the run was interrupted    |
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.errors import ModelError, OptionError, StorageError
+from fairseq_openvino.errors import ModelError, OptionError, StorageError, failure
 from fairseq_openvino.measure.options import IMMATERIAL
+from fairseq_openvino.measure.turns import Answer, Batch
 
 FILE = "utterances.jsonl"
 SPELLINGS = "normalizer.json"
-RUN, ENGINE, UTTERANCE, FAILED = "run", "engine", "utterance", "failed"
-KINDS = (RUN, ENGINE, UTTERANCE, FAILED)
+RUN, ENGINE, UTTERANCE, FAILED = KINDS = ("run", "engine", "utterance", "failed")
+CASE, PROFILE, END = ("case", "profile", "end")
 
 
 class Journal:
@@ -67,36 +56,88 @@ class Journal:
         except OSError as error:
             raise self._unwritable(error) from error
 
+    def write_batch(
+        self,
+        batch: Batch,
+        number: int,
+        engines: Collection[str],
+        figures: Collection[str] = (),
+        **more: Any,
+    ) -> None:
+        """A line for each utterance.
+
+        Args:
+            batch: decoded.
+            number: of the batch.
+            engines: whose outputs count.
+            figures: names of what is kept of the answers, where an engine tells it.
+            more: content of every line.
+        """
+        for rank, i in enumerate(batch.good):
+            one, clip = batch.utterances[i], batch.clips[i]
+            self.write(
+                UTTERANCE,
+                id=one.id,
+                file=Path(one.path).name,
+                language=one.language,
+                seconds=clip["seconds"],
+                reference=one.reference,
+                batch=number,
+                damage=clip.get("damage"),
+                engines={
+                    name: _entry(batch.passes[name], rank, figures)
+                    for name in engines
+                    if name in batch.passes
+                },
+                **more,
+            )
+        for i, problems in batch.problems.items():
+            one = batch.utterances[i]
+            self.write(FAILED, id=one.id, file=Path(one.path).name, problems=problems, **more)
+
     def close(self) -> None:
         """End writing."""
         self._file.close()
 
     def _unwritable(self, error: OSError) -> StorageError:
-        return StorageError(
-            f"Writing the records failed in {str(self.path.parent)!r}: expected a writable directory "
-            f"with free space, got {error}. Give another --output, or make room and --resume."
-        )
+        return failure(
+            StorageError, "Writing the records", self.path.parent,
+            "a writable directory with free space", error,
+            "Give another --output, or make room and --resume",
+        )  # fmt: skip
 
 
-def lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and content of every complete line; the last one may have been cut off.
+def _entry(passes: list[Answer], rank: int, figures: Collection[str]) -> dict[str, Any]:
+    """What one engine made of one utterance."""
+    by_pass = [name for name in ("seconds", *figures) if name in passes[0]]
+    return {
+        **passes[-1]["outputs"][rank],
+        **{name: [each[name] for each in passes] for name in by_pass},
+        "peak_mb": passes[-1]["peak_mb"],
+    }
+
+
+def lines(path: Path, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Every complete line of one of these kinds; the last one may have been cut off.
 
     Raises:
-        ModelError: the file is missing, or a line is no JSON object.
+        ModelError: the file is missing, or a line is none of these.
     """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeError) as error:
-        raise _fail(str(path), "the records of an evaluation", str(error)) from error
+        raise _damaged(path, "the records of an evaluation", error) from error
     for number, line in enumerate(text.split("\n")[:-1], 1):
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise _fail(where, "a JSON object", str(error)) from error
+            raise _damaged(where, "a JSON object", error) from error
         if not isinstance(record, dict):
-            raise _fail(where, "a JSON object", type(record).__name__)
-        yield where, record
+            raise _damaged(where, "a JSON object", type(record).__name__)
+        if record.get("kind") not in kinds:
+            raise _damaged(where, f"a kind of {', '.join(kinds)}", repr(record.get("kind")))
+        yield record
 
 
 @dataclass
@@ -131,21 +172,25 @@ def read(directories: Sequence[Path]) -> Records:
             twice.
     """
     found = Records()
-    lists = dict(
-        zip(KINDS, (found.runs, found.engines, found.utterances, found.failures), strict=True)
-    )
+    lists = (found.runs, found.engines, found.utterances, found.failures)
+    by_kind = dict(zip(KINDS, lists, strict=True))
     for number, directory in enumerate(directories):
-        path = directory / FILE
-        for where, record in lines(path):
-            kind = record.get("kind")
-            if kind not in lists:
-                raise _fail(where, f"a kind of {', '.join(KINDS)}", repr(kind))
-            if kind == UTTERANCE:
+        for record in lines(directory / FILE, KINDS):
+            if record["kind"] == UTTERANCE:
                 record["batch"] = f"{number}.{record['batch']}"
-            lists[kind].append(record)
+            by_kind[record["kind"]].append(record)
         if not found.runs:
-            raise _fail(str(path), "a line of kind run", "none")
-    _check(found, directories)
+            raise _damaged(directory / FILE, "a line of kind run", "none")
+    where, seen = ", ".join(map(str, directories)), set[str]()
+    for record in [*found.utterances, *found.failures]:
+        if record["id"] in seen:
+            raise _damaged(where, "each utterance once", f"{record['id']!r} again")
+        seen.add(record["id"])
+    for run in found.runs[1:]:
+        difference = changed(found.runs[0]["options"], run["options"])
+        if difference:
+            others = f"others in {', '.join(difference)}"
+            raise _damaged(where, "runs with the same options", others)
     return found
 
 
@@ -159,7 +204,7 @@ def begun(directory: Path, resume: bool) -> Records:
     path = directory / FILE
     if not path.exists():
         return Records()
-    if not any(record.get("kind") in (UTTERANCE, FAILED) for _, record in lines(path)):
+    if not any(record["kind"] in (UTTERANCE, FAILED) for record in lines(path, KINDS)):
         path.unlink()  # nothing was measured: begin anew
         return Records()
     if resume:
@@ -181,29 +226,16 @@ def spellings(directory: Path) -> dict[str, str]:
     Raises:
         ModelError: it is damaged.
     """
-    path = directory / SPELLINGS
+    path, expected = directory / SPELLINGS, "a JSON table of spellings"
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, UnicodeError, json.JSONDecodeError) as error:
-        raise _fail(str(path), "a JSON table of spellings", str(error)) from error
+        raise _damaged(path, expected, error) from error
     if not isinstance(content, dict):
-        raise _fail(str(path), "a JSON table of spellings", type(content).__name__)
+        raise _damaged(path, expected, type(content).__name__)
     return {str(key): str(value) for key, value in content.items()}
-
-
-def _check(found: Records, directories: Sequence[Path]) -> None:
-    where = ", ".join(str(directory) for directory in directories)
-    seen: set[str] = set()
-    for record in [*found.utterances, *found.failures]:
-        if record["id"] in seen:
-            raise _fail(where, "each utterance once", f"{record['id']!r} again")
-        seen.add(record["id"])
-    for run in found.runs[1:]:
-        difference = changed(found.runs[0]["options"], run["options"])
-        if difference:
-            raise _fail(where, "runs with the same options", f"others in {', '.join(difference)}")
 
 
 def _drop_cut_line(path: Path) -> None:
@@ -214,8 +246,6 @@ def _drop_cut_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
-def _fail(where: str, expected: str, got: str) -> ModelError:
-    return ModelError(
-        f"Reading records failed in {where}: expected {expected}, got {got}. "
-        "Give the --output directories of one evaluation."
-    )
+def _damaged(where: str | Path, expected: str, got: object) -> ModelError:
+    advice = "Give the --output directories of one evaluation"
+    return failure(ModelError, "Reading records", str(where), expected, got, advice)

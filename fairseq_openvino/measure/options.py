@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino import machine
-from fairseq_openvino.errors import OptionError, invalid
+from fairseq_openvino.errors import invalid
 from fairseq_openvino.flags import flag
 from fairseq_openvino.measure.engines import PEER, EngineSpec, Search
 from fairseq_openvino.metrics import BLEU_TOKENIZER, METRICS
 from fairseq_openvino.whisper.options import TASKS
 
+ACTION = "Evaluating"
 ORIGINAL = "pytorch"
 OPENVINO = "openvino"
 INT8 = "openvino-int8"
@@ -55,43 +56,31 @@ def add_peers(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Checks:
-    """What is wrong with options; errors name the field."""
-
-    what: str
-    """The beginning of a message, as `Evaluating`."""
-
-    def fail(self, where: str, expected: str, got: str) -> OptionError:
-        """An error that names a field."""
-        return invalid(self.what, where, expected, got)
-
-    def names(self, where: str, names: Collection[str], known: Collection[str]) -> None:
-        """Raise OptionError unless all names are known."""
-        for name in names:
-            if name not in known:
-                raise self.fail(where, f"some of {', '.join(known)}", repr(name))
-
-    def positive(self, options: Any, *names: str) -> None:
-        """Raise OptionError unless these numbers, or tuples of them, are positive and finite."""
-        for name in names:
-            value = getattr(options, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if not 0 < number < inf:
-                    raise self.fail(name, "a positive number", repr(number))
-
-    def peers(self, peers: Iterable[str]) -> list[EngineSpec]:
-        """`NAME=COMMAND` to engines; raise OptionError if one is malformed."""
-        found = []
-        for peer in peers:
-            name, _, command = peer.partition("=")
-            if not name or not command.strip():
-                raise self.fail("peers", "NAME=COMMAND", repr(peer))
-            found.append(EngineSpec(name, command, PEER, from_samples=True))
-        return found
+def check_names(action: str, field: str, names: Collection[str], known: Collection[str]) -> None:
+    """Raise OptionError unless all names are known."""
+    for name in names:
+        if name not in known:
+            raise invalid(action, field, f"some of {', '.join(known)}", repr(name))
 
 
-EVALUATING = Checks("Evaluating")
+def check_positive(action: str, options: Any, *names: str) -> None:
+    """Raise OptionError unless these numbers, or tuples of them, are positive and finite."""
+    for name in names:
+        value = getattr(options, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not 0 < number < inf:
+                raise invalid(action, name, "a positive number", repr(number))
+
+
+def peer_engines(action: str, peers: Iterable[str]) -> dict[str, EngineSpec]:
+    """`NAME=COMMAND` to engines; raise OptionError if one is malformed."""
+    found = {}
+    for peer in peers:
+        name, _, command = peer.partition("=")
+        if not name or not command.strip():
+            raise invalid(action, "peers", "NAME=COMMAND", repr(peer))
+        found[name] = EngineSpec(name, command, PEER, from_samples=True)
+    return found
 
 
 def known_engines() -> dict[str, EngineSpec]:
@@ -167,32 +156,32 @@ class EvaluationOptions:
     """For compiled models, and for what peers convert (default: none are kept)."""
 
     def __post_init__(self) -> None:
-        EVALUATING.names("engines", self.engines, self._known)
+        check_names(ACTION, "engines", self.engines, self._known)
         if not self.engines or len(set(self.engines)) < len(self.engines):
-            raise EVALUATING.fail("engines", "each engine once", ",".join(self.engines) or "none")
-        EVALUATING.names("metrics", self.metrics, METRICS)
+            raise invalid(ACTION, "engines", "each engine once", ",".join(self.engines) or "none")
+        check_names(ACTION, "metrics", self.metrics, METRICS)
         for name, value, choices in (
             ("normalizer", self.normalizer, NORMALIZERS),
             ("task", self.search.task, TASKS),
             ("audio_context", self.search.audio_context, AUDIO_CONTEXTS),
         ):
             if value not in choices:
-                raise EVALUATING.fail(name, f"one of {', '.join(choices)}", repr(value))
-        EVALUATING.positive(self.search, "beam")
-        EVALUATING.positive(self, "batch_size", "repeats", "threads", "timeout")
+                raise invalid(ACTION, name, f"one of {', '.join(choices)}", repr(value))
+        check_positive(ACTION, self.search, "beam")
+        check_positive(ACTION, self, "batch_size", "repeats", "threads", "timeout")
         for name in ("lenpen", "max_len_a"):
             if not isfinite(getattr(self.search, name)):
-                raise EVALUATING.fail(name, "a finite number", repr(getattr(self.search, name)))
+                raise invalid(ACTION, name, "a finite number", repr(getattr(self.search, name)))
         if ORIGINAL in self.engines and self.checkpoint is None:
-            raise EVALUATING.fail("checkpoint", "the model of the engine pytorch", "none")
+            raise invalid(ACTION, "checkpoint", "the model of the engine pytorch", "none")
         if ORIGINAL in self.engines and not self.is_whisper_directory and self.data is None:
-            raise EVALUATING.fail("data", "the data directory of the Fairseq checkpoint", "none")
+            raise invalid(ACTION, "data", "the data directory of the Fairseq checkpoint", "none")
         for spec in self.specs:
             if spec.is_ours and spec.bundle is None:
-                raise EVALUATING.fail("bundle", f"a bundle for the engine {spec.name}", "none")
+                raise invalid(ACTION, "bundle", f"a bundle for the engine {spec.name}", "none")
             if spec.kind == PEER and not self.is_whisper_directory:
                 expected = f"a Hugging Face Whisper directory for the engine {spec.name}"
-                raise EVALUATING.fail("checkpoint", expected, str(self.checkpoint))
+                raise invalid(ACTION, "checkpoint", expected, str(self.checkpoint))
 
     @property
     def specs(self) -> list[EngineSpec]:
@@ -201,7 +190,7 @@ class EvaluationOptions:
 
     @property
     def _known(self) -> dict[str, EngineSpec]:
-        return known_engines() | {spec.name: spec for spec in EVALUATING.peers(self.peers)}
+        return known_engines() | peer_engines(ACTION, self.peers)
 
     def _with_model(self, spec: EngineSpec) -> EngineSpec:
         if spec.name == INT8 and self.int8_bundle is not None:
@@ -216,9 +205,9 @@ class EvaluationOptions:
             checkpoint=_text(self.checkpoint),
             data=_text(self.data),
             config_yaml=self.config_yaml,
-            cache_dir=_text(self.cache_dir),
+            cache_dir=_text(self.cache_dir and self.cache_dir / spec.name),
             work_dir=str(self.cache_dir or self.output / "peers"),
-            from_samples=bool(EVALUATING.peers(self.peers)),
+            from_samples=bool(self.peers),
         )
 
     @property
@@ -246,7 +235,7 @@ class EvaluationOptions:
         for key in PATHS:
             if plain[key] is not None:
                 plain[key] = Path(plain[key]).name
-        plain["peers"] = [spec.name for spec in EVALUATING.peers(self.peers)]
+        plain["peers"] = list(peer_engines(ACTION, self.peers))
         again: dict[str, Any] = json.loads(json.dumps(plain))  # as it will be read
         return again
 

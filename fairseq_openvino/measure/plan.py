@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from fairseq_openvino import machine
+from fairseq_openvino.errors import invalid
 from fairseq_openvino.flags import flag
 from fairseq_openvino.measure.engines import EngineSpec
 from fairseq_openvino.measure.material.whisper import SIZES
-from fairseq_openvino.measure.options import Checks, listed
+from fairseq_openvino.measure.options import check_names, check_positive, listed, peer_engines
+from fairseq_openvino.runtime.options import PRECISIONS
 
-BENCHMARKING = Checks("Benchmarking")
+ACTION = "Benchmarking"
 MODELS = {"s": "s2t_transformer_s", "m": "s2t_transformer_m", "l": "s2t_transformer_l"}
 """Random Fairseq models of true size, by name."""
 TRAINED = "mini"
@@ -23,9 +26,14 @@ BASELINES = ("eager", "transformers-f32")
 """Every ratio and every comparison of hypotheses refers to the one that is there."""
 SLOW_TO_CACHE = ("torch-compile",)
 """Compilation takes minutes: its first process is also measured, its cache serves later ones."""
-UNMEASURED_PRECISIONS = ("f16",)
+MEASURED = tuple(precision for precision in PRECISIONS if precision != "f16")
 """On CPUs f16 is emulated or runs as another precision."""
-NNCF = "--ov-model BUNDLE --ov-precision fast, a bundle that `quantize` made"
+WHISPER_CASES = {
+    (1, 1): "one clip, greedy",
+    (1, 5): "one clip, beam 5",
+    (8, 1): "8 clips in a batch, greedy",
+}
+"""By clips and beam."""
 MIN_VOCABULARY = 8
 CLIP_SECONDS = 8
 """Duration of every clip for Whisper."""
@@ -101,46 +109,43 @@ class BenchmarkOptions:
     """For --whisper-memory: a Hugging Face directory (default: random weights)."""
 
     def __post_init__(self) -> None:
-        BENCHMARKING.names("models", self.models, (*MODELS, TRAINED))
-        BENCHMARKING.names("whisper", self.whisper, SIZES)
-        BENCHMARKING.names("engines", self.engines, self.known_engines)
-        BENCHMARKING.positive(
-            self, "utterances", "beams", "rounds", "tokens", "frames", "threads", "timeout"
+        check_names(ACTION, "models", self.models, (*MODELS, TRAINED))
+        check_names(ACTION, "whisper", self.whisper, SIZES)
+        check_names(ACTION, "engines", self.engines, self.known_engines)
+        check_positive(
+            ACTION, self, "utterances", "beams", "rounds", "tokens", "frames", "threads", "timeout"
         )
         for vocabulary in self.vocabularies:
             if vocabulary < MIN_VOCABULARY:
                 expected = f"at least {MIN_VOCABULARY}"
-                raise BENCHMARKING.fail("vocabularies", expected, repr(vocabulary))
+                raise invalid(ACTION, "vocabularies", expected, repr(vocabulary))
         for name in ("models", "vocabularies", "utterances", "beams"):
             if not getattr(self, name):
-                raise BENCHMARKING.fail(name, "at least one", "none")
+                raise invalid(ACTION, name, "at least one", "none")
         least, most = WHISPER_TOKENS
         if self.whisper and not least <= self.tokens <= most:
-            raise BENCHMARKING.fail("tokens", f"{least} to {most}", repr(self.tokens))
+            raise invalid(ACTION, "tokens", f"{least} to {most}", repr(self.tokens))
         if TRAINED in self.models and not self.whisper and self.trained is None:
-            raise BENCHMARKING.fail("models", f"--trained for {TRAINED}", "none")
+            raise invalid(ACTION, "models", f"--trained for {TRAINED}", "none")
         if self.peers and not self.whisper:
-            raise BENCHMARKING.fail("peers", "--whisper beside it", "none")
+            raise invalid(ACTION, "peers", "--whisper beside it", "none")
         for name in ("trained", "trained_whisper"):
             directory = getattr(self, name)
             if directory is not None and not directory.is_dir():
-                raise BENCHMARKING.fail(name, "a directory", repr(str(directory)))
+                raise invalid(ACTION, name, "a directory", repr(str(directory)))
 
     @property
     def known_engines(self) -> dict[str, EngineSpec]:
-        """All that can be measured, by name."""
-        specs = whisper_engines() if self.whisper else fairseq_engines()
-        others = BENCHMARKING.peers(self.peers)
-        return {
-            spec.name: spec for spec in sorted([*specs, *others], key=lambda spec: spec.is_ours)
-        }
+        """All that can be measured, by name; ours last."""
+        table = whisper_engines() if self.whisper else fairseq_engines()
+        others = peer_engines(ACTION, self.peers)
+        specs = sorted([*table, *others.values()], key=lambda spec: spec.is_ours)
+        return {spec.name: spec for spec in specs}
 
     @property
     def chosen_engines(self) -> list[EngineSpec]:
         """Those to measure; Fairseq's baseline always, and first."""
-        chosen = set(self.engines or self.known_engines)
-        if not self.whisper:
-            chosen.add(BASELINES[0])
+        chosen = {*(self.engines or self.known_engines), *(() if self.whisper else BASELINES[:1])}
         return [spec for name, spec in self.known_engines.items() if name in chosen]
 
     @property
@@ -150,11 +155,9 @@ class BenchmarkOptions:
 
     def recorded(self) -> dict[str, Any]:
         """As JSON, without the directories of this machine."""
-        plain = asdict(self)
-        for name in ("output", "work_dir", "trained", "trained_whisper"):
-            del plain[name]
-        plain["peers"] = [spec.name for spec in BENCHMARKING.peers(self.peers)]
-        return plain
+        paths = ("output", "work_dir", "trained", "trained_whisper")
+        plain = {name: value for name, value in asdict(self).items() if name not in paths}
+        return plain | {"peers": list(peer_engines(ACTION, self.peers))}
 
 
 def fairseq_engines() -> list[EngineSpec]:
@@ -163,6 +166,8 @@ def fairseq_engines() -> list[EngineSpec]:
     cached = "our ONNX graphs under onnxruntime, caches passed explicitly, our search"
     compiled = "torch.compile of encoder and decoder, dynamic shapes"
     quantized = "torch.ao.quantization.quantize_dynamic on nn.Linear"
+    ours = "fairseq-generate --ov-engine --ov-precision"
+    nncf = "--ov-model BUNDLE --ov-precision fast, a bundle that `quantize` made"
     return [
         EngineSpec("eager", "PyTorch eager, f32: plain Fairseq", "fairseq"),
         EngineSpec("eager-bf16", "PyTorch eager under bf16 autocast", "fairseq", "bf16"),
@@ -170,105 +175,83 @@ def fairseq_engines() -> list[EngineSpec]:
         EngineSpec("torch-compile", compiled, "fairseq", "compiled"),
         EngineSpec("onnxruntime", cached, "onnx", "onnxruntime", "onnx"),
         EngineSpec("openvino-stateless", stateless, "onnx", "stateless", "onnx"),
-        *(
-            EngineSpec(
-                f"ours-{precision}", f"fairseq-generate --ov-engine --ov-precision {precision}",
-                "plugin", precision,
-            )
-            for precision in _precisions()
-        ),
-        EngineSpec("ours-nncf", NNCF, "plugin", "fast", "quantized"),
-    ]  # fmt: skip
+        *(EngineSpec(f"ours-{name}", f"{ours} {name}", "plugin", name) for name in MEASURED),
+        EngineSpec("ours-nncf", nncf, "plugin", "fast", "quantized"),
+    ]
 
 
 def whisper_engines() -> list[EngineSpec]:
     """What runs a Whisper checkpoint without packages of its own."""
-    return [
-        *(
-            EngineSpec(
-                f"transformers-{precision}", "transformers", "transformers", precision,
-                from_samples=True,
-            )
-            for precision in ("f32", "bf16")
-        ),
-        *(
-            EngineSpec(
-                f"ours-{precision}", "fairseq-openvino", "ours", precision, "bundle",
-                from_samples=True,
-            )
-            for precision in _precisions()
-        ),
-        EngineSpec(
-            "ours-nncf", "fairseq-openvino", "ours", "fast", "quantized", from_samples=True
-        ),
-    ]  # fmt: skip
-
-
-def _precisions() -> list[str]:
-    from fairseq_openvino.runtime.options import PRECISIONS
-
-    return [precision for precision in PRECISIONS if precision not in UNMEASURED_PRECISIONS]
+    original, ours = ("transformers", "transformers"), ("fairseq-openvino", "ours")
+    specs = [
+        *(EngineSpec(f"transformers-{name}", *original, name) for name in ("f32", "bf16")),
+        *(EngineSpec(f"ours-{name}", *ours, name, "bundle") for name in MEASURED),
+        EngineSpec("ours-nncf", *ours, "fast", "quantized"),
+    ]
+    return [replace(spec, from_samples=True) for spec in specs]
 
 
 @dataclass(frozen=True)
 class Case:
     """One thing to decode, by every engine."""
 
-    title: str
-    """For a heading."""
-    short: str
-    """For an axis."""
-    material: str
-    """Directory name of the model and its data."""
+    number: int
     model: str
+    """Of MODELS, TRAINED, or a size of Whisper."""
     vocabulary: int | None
-    """None for Whisper and for a trained model."""
+    """None for a trained model and for Whisper."""
     utterances: int | None
     """None for a trained model: all of its test set."""
     beam: int
     tokens: int | None
     """Which every hypothesis is to have; None: as the search finds them."""
+    whisper: bool = False
+
+    @property
+    def material(self) -> str:
+        """Directory name of the model and its data."""
+        if self.whisper:
+            return f"whisper-{self.model}"
+        return self.model if self.vocabulary is None else f"{self.model}-{self.vocabulary}"
+
+    @property
+    def title(self) -> str:
+        """For a heading."""
+        if self.whisper:
+            return f"{self.material}: {self.short}"
+        if self.utterances is None:
+            return f"{self.model} (trained), test set, beam {self.beam}"
+        batch = f"{self.utterances} utterance{'s' if self.utterances != 1 else ''}"
+        return f"{MODELS[self.model]}, vocabulary {self.vocabulary}, {batch}, beam {self.beam}"
+
+    @property
+    def short(self) -> str:
+        """For an axis, and a row."""
+        if self.whisper:
+            return WHISPER_CASES[self.utterances or 1, self.beam]
+        if self.utterances is None:
+            return f"{self.model}\nK={self.beam}"
+        return f"{self.model}, V={self.vocabulary}\nN={self.utterances}, K={self.beam}"
 
 
 def cases(options: BenchmarkOptions) -> list[list[Case]]:
     """All cases, small ones first; those of a list are served by one load."""
+    numbers, tokens = count(), options.tokens
     if options.whisper:
-        return [_whisper_cases(size, options) for size in options.whisper]
+        return [
+            [Case(next(numbers), size, None, *case, tokens, True) for case in WHISPER_CASES]
+            for size in options.whisper
+        ]
     found = []
     for model in options.models:
-        for beam in options.beams if model == TRAINED else ():
-            title, short = f"{model} (trained), test set, beam {beam}", f"{model}\nK={beam}"
-            found.append(Case(title, short, model, model, None, None, beam, None))
-        for vocabulary in options.vocabularies if model != TRAINED else ():
-            for utterances in options.utterances:
-                found += [
-                    _random_case(model, vocabulary, utterances, beam, options)
-                    for beam in options.beams
-                ]
-    return [[case] for case in found]
-
-
-def _random_case(
-    model: str, vocabulary: int, utterances: int, beam: int, options: BenchmarkOptions
-) -> Case:
-    batch = f"{utterances} utterance{'s' if utterances != 1 else ''}"
-    return Case(
-        f"{MODELS[model]}, vocabulary {vocabulary}, {batch}, beam {beam}",
-        f"{model}, V={vocabulary}\nN={utterances}, K={beam}",
-        f"{model}-{vocabulary}", model, vocabulary, utterances, beam, options.tokens,
-    )  # fmt: skip
-
-
-def _whisper_cases(size: str, options: BenchmarkOptions) -> list[Case]:
-    name = f"whisper-{size}"
-    return [
-        Case(f"{name}: {title}", title, name, size, None, utterances, beam, options.tokens)
-        for title, utterances, beam in (
-            ("one clip, greedy", 1, 1),
-            ("one clip, beam 5", 1, 5),
-            ("8 clips in a batch, greedy", 8, 1),
-        )
-    ]
+        trained = model == TRAINED
+        asked = None if trained else tokens
+        for vocabulary in (None,) if trained else options.vocabularies:
+            for utterances in (None,) if trained else options.utterances:
+                for beam in options.beams:
+                    sizes = (vocabulary, utterances, beam)
+                    found.append([Case(next(numbers), model, *sizes, asked)])
+    return found
 
 
 def fairseq_batches(frames: list[int], max_tokens: int) -> list[list[int]]:

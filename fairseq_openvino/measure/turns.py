@@ -1,13 +1,15 @@
 """Engines side by side: one process each, all loaded, and only one of them computing at any time.
 
-They take turns, each turn beginning with another one, so that whatever else the machine does falls on
-all of them. An engine that fails is given up; the others go on.
+They take turns in the passes over a batch, each pass beginning with another one, so that whatever else
+the machine does falls on all of them. An engine that fails is given up; the others go on.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.measure.engines import PEER, EngineSpec
 from fairseq_openvino.measure.process import Conversation, EngineFailed
+from fairseq_openvino.speech.corpus import Utterance
 from fairseq_openvino.speech.stored import waveform
 
 PACKAGE = Path(__file__).parents[1]
@@ -28,6 +31,26 @@ OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """No network, and a log that ends with what went wrong."""
+Answer = dict[str, Any]
+"""See `process`."""
+
+
+@dataclass
+class Batch:
+    """Utterances that all engines have read, and what they made of them."""
+
+    utterances: list[Utterance]
+    clips: list[Answer]
+    """What the engines say of each clip: `seconds`, maybe `damage`."""
+    problems: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Why an utterance cannot be decoded, by position and engine; it counts for no engine."""
+    passes: dict[str, list[Answer]] = field(default_factory=dict)
+    """Answers to `generate`, by engine."""
+
+    @property
+    def good(self) -> list[int]:
+        """Positions of the utterances no engine has a problem with."""
+        return [i for i in range(len(self.utterances)) if i not in self.problems]
 
 
 class Turns:
@@ -39,6 +62,7 @@ class Turns:
         scratch: Path,
         given_up: Callable[[EngineSpec, str], None],
         environment: Mapping[str, str] | None = None,
+        pause: float = 0.0,
     ) -> None:
         """Nothing runs yet.
 
@@ -47,17 +71,16 @@ class Turns:
             scratch: directory for logs and for the waveforms that peers read.
             given_up: told of an engine that failed, and why.
             environment: of the processes, where the caller's does not say otherwise.
+            pause: seconds before every turn.
         """
-        self.timeout, self.scratch, self.given_up = timeout, scratch, given_up
-        self.environment = dict(environment or {})
+        self.timeout, self.scratch, self.given_up, self.pause = timeout, scratch, given_up, pause
+        self.environment = {**(environment or {}), **OFFLINE, **os.environ}
         self.alive: dict[EngineSpec, Conversation] = {}
 
     def start(self, spec: EngineSpec) -> bool:
         """A process for an engine, in place of the one it has; False after giving it up."""
         self.stop(spec)
-        environment = {
-            **self.environment, **OFFLINE, **os.environ, "OMP_NUM_THREADS": str(spec.threads),
-        }  # fmt: skip
+        environment = self.environment | {"OMP_NUM_THREADS": str(spec.threads)}
         if spec.kind != PEER:
             path = os.environ.get("PYTHONPATH")
             root = str(PACKAGE.parent)
@@ -72,7 +95,7 @@ class Turns:
             return False
         return True
 
-    def ask(self, spec: EngineSpec, request: str, **named: Any) -> dict[str, Any] | None:
+    def ask(self, spec: EngineSpec, request: str, **named: Any) -> Answer | None:
         """The answer of an engine; None after giving it up."""
         try:
             return self.alive[spec].ask(request, **named)
@@ -81,17 +104,49 @@ class Turns:
             self.given_up(spec, str(error))
             return None
 
-    def order(self, number: int) -> list[EngineSpec]:
-        """All engines; the turn's number says who is first."""
+    def read(
+        self, utterances: Sequence[Utterance], specs: Collection[EngineSpec] | None = None
+    ) -> Batch:
+        """Let all engines, or some, compute their features."""
+        batch = Batch(list(utterances), [{} for _ in utterances])
+        paths = [one.path for one in utterances]
+        for spec in list(self.alive if specs is None else specs):
+            given = self._waveforms(paths) if spec.kind == PEER else paths
+            answer = self.ask(spec, "read", paths=given) or {"clips": ()}
+            for position, clip in enumerate(answer["clips"]):
+                if "problem" in clip:
+                    batch.problems.setdefault(position, {})[spec.name] = clip["problem"]
+                else:
+                    batch.clips[position] |= clip | batch.clips[position]
+        return batch
+
+    def decode(
+        self, batch: Batch, number: int, without: Collection[str] = (), **named: Any
+    ) -> bool:
+        """One pass over what is good of a batch; False if it has to begin anew without a clip.
+
+        Args:
+            batch: read before; the answers are added to its `passes`.
+            number: of the pass: it says which engine is first.
+            without: names of engines that are left out.
+            named: arguments of the request `generate`.
+        """
         specs = list(self.alive)
         shift = number % max(len(specs), 1)
-        return specs[shift:] + specs[:shift]
-
-    def read(self, spec: EngineSpec, paths: Sequence[str]) -> list[dict[str, Any]] | None:
-        """What an engine says of clips, whose features it computes; see `process`."""
-        given = self._waveforms(paths) if spec.kind == PEER else list(paths)
-        answer = self.ask(spec, "read", paths=given)
-        return None if answer is None else answer["clips"]
+        for spec in specs[shift:] + specs[:shift]:
+            if spec.name in without:
+                continue
+            time.sleep(self.pause)
+            answer = self.ask(spec, "generate", positions=batch.good, **named)
+            if answer is None:
+                continue
+            if "problems" in answer:
+                for position, problem in answer["problems"]:
+                    batch.problems.setdefault(position, {})[spec.name] = problem
+                batch.passes.clear()
+                return False
+            batch.passes.setdefault(spec.name, []).append(answer)
+        return True
 
     def stop(self, spec: EngineSpec | None = None) -> None:
         """End the process of an engine, or all of them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import sys
 import threading
 import time
@@ -29,7 +28,6 @@ SUBSET = "test"
 """Split whose transforms of the data configuration apply."""
 MAX_SOURCE_POSITIONS = 6000
 """Fairseq's default."""
-DIGEST_DIGITS = 12
 
 
 class Stopwatch:
@@ -127,8 +125,7 @@ class FairseqEngine:
         """A padded batch, longest first as Fairseq's collater sorts it.
 
         The figures are `generation_seconds`, which `fairseq-generate` reports: encoder, search and
-        decoder without collating and text; `encode_seconds` of them; `steps` of the decoder; and
-        `digests` of the best hypotheses' tokens.
+        decoder without collating and text; `encode_seconds` of them; and `steps` of the decoder.
         """
         import torch
 
@@ -154,7 +151,6 @@ class FairseqEngine:
             "generation_seconds": seconds,
             "encode_seconds": self.encoding.seconds,
             "steps": max(len(hypothesis["tokens"]) for each in found for hypothesis in each),
-            "digests": [_digest(hypothesis["tokens"]) for hypothesis in ordered],
         }
         return Decoded([self._output(hypothesis, generator) for hypothesis in ordered], figures)
 
@@ -277,8 +273,3 @@ CHANGES: dict[str, Callable[[FairseqEngine], None]] = {
     "compiled": _compile,
 }
 """What makes an alternative out of the eager model, by `EngineSpec.precision`."""
-
-
-def _digest(tokens: Any) -> str:
-    text = " ".join(str(int(token)) for token in tokens)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]

@@ -18,7 +18,11 @@ WORDS_FROM, WORDS_TO = 3, 8
 
 
 def random_model(
-    arch: str, vocabulary: int = 60, seed: int = 0, **overrides: Any
+    arch: str,
+    vocabulary: int = 60,
+    seed: int = 0,
+    sharpness: float = SHARPNESS,
+    **overrides: Any,
 ) -> tuple[Any, Namespace, Any]:
     """A model with random weights, as Fairseq builds it.
 
@@ -26,6 +30,7 @@ def random_model(
         arch: of Fairseq's registry, as `s2t_transformer_s`.
         vocabulary: V, special symbols included.
         seed: of the weights.
+        sharpness: factor of the output layer's weights.
         overrides: model arguments.
 
     Returns:
@@ -47,7 +52,7 @@ def random_model(
     task = Namespace(target_dictionary=dictionary)
     model = ARCH_MODEL_REGISTRY[arch].build_model(arguments, task)
     with torch.no_grad():
-        model.decoder.output_projection.weight.mul_(SHARPNESS)
+        model.decoder.output_projection.weight.mul_(sharpness)
     return model.eval(), arguments, dictionary
 
 
