@@ -9,6 +9,7 @@ import pytest
 from conftest import PACKAGE
 
 from fairseq_openvino import cli
+from fairseq_openvino.commands import verify
 from fairseq_openvino.commands.verify import (
     Line,
     Run,
@@ -96,6 +97,16 @@ def arguments(data: Path, cache_dir: Path, *flags: str) -> list[str]:
     ]  # fmt: skip
 
 
+def test_the_exit_code_says_whether_both_agree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for engine, code in ((run(0, 1), 0), (run(0), 1)):
+        monkeypatch.setattr(verify, "generate_twice", lambda _, engine=engine: (run(0, 1), engine))
+        assert cli.main(["verify", "data"]) == code
+        assert f"identical n-best lists: {2 - code} of 2" in capsys.readouterr().out
+
+
+@pytest.mark.soak
 def test_two_runs_that_agree_pass(
     tiny: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
