@@ -8,12 +8,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from whisper_models import LAYOUTS, Pair, write_pair
 
 from fairseq_openvino.atomic import locked
 from fairseq_openvino.measure.material.s2t import (
@@ -136,6 +138,24 @@ def whisper_bundle(whisper: Path, shared: Shared) -> Path:
         export_whisper(whisper, directory / "bundle")
 
     return shared("whisper-bundle", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def pairs(shared: Shared) -> Callable[[str], Pair]:
+    """Random Whispers and their bundles, by the name of their layout; made when first asked for."""
+
+    @cache
+    def pair(name: str) -> Pair:
+        layout = LAYOUTS[name]
+        return Pair(shared(f"whisper-{name}", lambda at: write_pair(at, layout)), layout)
+
+    return pair
+
+
+@pytest.fixture(scope="session")
+def multilingual(pairs: Callable[[str], Pair]) -> Pair:
+    """For what does not differ between layouts."""
+    return pairs("multilingual")
 
 
 def mini_data(directory: Path, clips: Sequence[Path]) -> Path:

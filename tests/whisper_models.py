@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from fairseq_openvino.measure.material.whisper import (
     Layout,
-    write_whisper,  # noqa: F401  for the tests, from here
+    write_whisper,
 )
+from fairseq_openvino.model import Clip, Memory
+from fairseq_openvino.whisper.options import WhisperOptions
 
 TEXT_TOKENS = Layout().text_tokens
 
@@ -27,3 +33,86 @@ def waveforms(count: int, seconds: float, seed: int = 0) -> list[np.ndarray]:
         noise = random.standard_normal(samples) * 0.02
         made.append((0.1 * voice * envelope + noise).astype(np.float32))
     return made
+
+
+LAYOUTS = {
+    "multilingual": Layout(),
+    "ending": Layout(mels=128, languages=100, seed=40, ending=4.0),
+    "english": Layout(languages=0, seed=7, ending=3.0),
+}
+
+START = [TEXT_TOKENS + 1, TEXT_TOKENS + 2, TEXT_TOKENS + 102, TEXT_TOKENS + 106]
+"""<|startoftranscript|><|en|><|transcribe|><|notimestamps|> of the multilingual model."""
+
+
+def write_pair(directory: Path, layout: Layout) -> None:
+    """A checkpoint, `source`, and its `bundle`."""
+    from fairseq_openvino.export.whisper import export_whisper
+
+    export_whisper(write_whisper(directory / "source", layout), directory / "bundle")
+
+
+class Pair:
+    """A transformers model and our bundle of it, with clips."""
+
+    def __init__(self, directory: Path, layout: Layout) -> None:
+        import torch
+
+        from fairseq_openvino import load_model
+        from fairseq_openvino.compat.transformers import transformers
+
+        self.layout, self.directory = layout, directory / "source"
+        self.model: Any = load_model(directory / "bundle")
+        self.bundle = self.model.bundle
+        self.vocabulary, self.config = self.model.family.vocabulary, self.model.family.config
+        self.original = transformers.WhisperForConditionalGeneration.from_pretrained(
+            self.directory, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.waveforms = waveforms(3, layout.positions / 50, seed=3)
+        self.clips: list[Clip] = [self.model.clip(each, 16000) for each in self.waveforms]
+        samples = layout.positions * 320
+        self.whole = [self.model.clip(np.resize(each, samples), 16000) for each in self.waveforms]
+        """Clips as long as the window: transformers goes on in the padding behind shorter ones."""
+
+    def expected(self, clips: Sequence[Clip], **options: Any) -> dict[str, Any]:
+        """transformers' `generate` with segments."""
+        import torch
+
+        features = torch.from_numpy(np.stack([clip.features for clip in clips])).transpose(1, 2)
+        if not self.layout.languages:
+            options = {k: v for k, v in options.items() if k not in ("language", "task")}
+        with torch.no_grad():
+            found: dict[str, Any] = self.original.generate(
+                features, return_segments=True, **options
+            )
+        return found
+
+    def encoded(self, *clips: Clip) -> Memory:
+        """Whole windows, as one batch."""
+        features = np.stack([clip.features for clip in clips])
+        memory: Memory = self.model.model.encode(features, np.full(len(clips), features.shape[1]))
+        return memory
+
+    def without_end(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens up to <|endoftext|>."""
+        kept = [int(token) for token in tokens]
+        while kept and kept[-1] == TEXT_TOKENS:
+            kept.pop()
+        return kept
+
+    def greedy(self, clip: Clip, tokens: list[int], frames: int, count: int) -> list[int]:
+        """Greedy continuation of a prompt by the reference, without a cache."""
+        import torch
+
+        from fairseq_openvino.export.whisper.graphs import Reference
+
+        original, tokens = self.original, list(tokens)
+        rules = self.model.family.rules(WhisperOptions())
+        with torch.no_grad():
+            states = Reference(original).encode(torch.from_numpy(clip.features[None, :frames]))
+            for step in range(count):
+                logits = original(
+                    decoder_input_ids=torch.tensor([tokens]), encoder_outputs=(states,)
+                ).logits[0, -1]
+                tokens.append(int(np.argmax(logits.numpy() + rules.bias(step)[0])))
+        return tokens[-count:]
