@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import shutil
@@ -164,7 +165,7 @@ def tone(path: Path, seconds: float = 0.5) -> Path:
 
 def generate(data: Path, *flags: str, path: str | None = None, config: str = "config.yaml") -> Any:
     """Run fairseq-generate in this process; returns a `verify.Run`."""
-    from fairseq import options
+    from fairseq import checkpoint_utils, options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq_cli.generate import _main
 
@@ -184,11 +185,26 @@ def generate(data: Path, *flags: str, path: str | None = None, config: str = "co
         parser = options.get_generation_parser()
         parser.add_argument("--arch", default="wav2vec2")  # as fairseq_cli.generate.cli_main does
         arguments = options.parse_args_and_arch(parser, input_args=words)
-        output = io.StringIO()
-        _main(convert_namespace_to_omegaconf(arguments), output)
+        config, output = convert_namespace_to_omegaconf(arguments), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint_utils, "convert_namespace_to_omegaconf", _converted)
+            _main(config, output)
     finally:
         sys.argv = before
     return parse_generate(output.getvalue())
+
+
+_CONVERTED: dict[str, Any] = {}
+
+
+def _converted(arguments: Any) -> Any:
+    """Fairseq's configuration of a checkpoint's arguments; composing it takes longer than decoding."""
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    key = repr(arguments)
+    if key not in _CONVERTED:
+        _CONVERTED[key] = convert_namespace_to_omegaconf(arguments)
+    return copy.deepcopy(_CONVERTED[key])
 
 
 def generate_both(data: Path, cache: Path, *flags: str, **options: Any) -> tuple[Any, Any]:
@@ -196,6 +212,14 @@ def generate_both(data: Path, cache: Path, *flags: str, **options: Any) -> tuple
     eager = generate(data, *flags, **options)
     engine = generate(data, *flags, "--ov-engine", "--ov-cache-dir", str(cache), **options)
     return eager, engine
+
+
+def assert_identical(eager: Any, engine: Any) -> None:
+    """The same hypotheses in the same order, with scores within the tolerance of `verify`."""
+    from fairseq_openvino.commands.verify import compare
+
+    comparison = compare(eager, engine)
+    assert comparison.passed, comparison
 
 
 def child_environment(**extra: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Original:
     graphs: Graphs
     cases: parity.Cases
 
-    @property
+    @cached_property
     def expected(self) -> parity.Expected:
         return parity.expect(self.reference, self.graphs, self.cases)
 
