@@ -153,6 +153,11 @@ class BenchmarkOptions:
         """Of the files."""
         return "whisper" if self.whisper else "benchmark"
 
+    @property
+    def kept_work_dir(self) -> Path:
+        """Where models of Whisper stay from run to run."""
+        return (self.work_dir or self.output / "whisper-work").absolute()
+
     def recorded(self) -> dict[str, Any]:
         """As JSON, without the directories of this machine."""
         paths = ("output", "work_dir", "trained", "trained_whisper")
