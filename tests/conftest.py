@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from fairseq_openvino.atomic import locked
 from fairseq_openvino.measure.material.s2t import (
     random_model,  # noqa: F401  for the tests, from here
     write_checkpoint,
@@ -40,39 +43,108 @@ def _deterministic() -> None:
     np.random.seed(0)
 
 
-@pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of exported bundles for this test run."""
-    return tmp_path_factory.mktemp("cache")
+Shared = Callable[[str, Callable[[Path], object]], Path]
+"""`shared(name, make)`: a directory that is made once in a test run, by whoever wants it first."""
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Between all processes of pytest-xdist; what is in it is not written to."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        directory, made = root / name, root / f"{name}.made"
+        with locked(root / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(directory, ignore_errors=True)
+                directory.mkdir()
+                make(directory)
+                made.touch()
+        return directory
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def cache_dir(shared: Shared) -> Path:
+    """A cache of exported bundles for this test run; it locks itself."""
+    return shared("cache", lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def tiny(shared: Shared) -> Path:
     """Data directory with a tiny random checkpoint, `checkpoint.pt`, and 21 utterances."""
-    directory = tmp_path_factory.mktemp("tiny")
-    write_checkpoint(directory, "s2t_transformer_s", vocabulary=60, **TINY)
-    write_data(directory, utterances=21, frames=(30, 260))
-    return directory
+
+    def make(directory: Path) -> None:
+        write_checkpoint(directory, "s2t_transformer_s", vocabulary=60, **TINY)
+        write_data(directory, utterances=21, frames=(30, 260))
+
+    return shared("tiny", make)
 
 
 @pytest.fixture(scope="session")
-def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped checkpoint as a bundle."""
-    from fairseq_openvino.export.fairseq import export_checkpoint
+def tiny_bundle(tiny: Path, cache_dir: Path) -> Path:
+    """Its bundle, exported as --ov-engine does on first use."""
+    from fairseq_openvino.export.fairseq import cached_bundle
     from fairseq_openvino.export.fairseq.data import DataDirectory
 
-    path = tmp_path_factory.mktemp("mini") / "bundle"
-    data = DataDirectory(MINI, "config_st_en_de.yaml")
-    export_checkpoint(MINI / "checkpoint.pt", data, path)
-    return path
+    return cached_bundle(tiny / "checkpoint.pt", DataDirectory(tiny), {}, cache_dir).directory
 
 
 @pytest.fixture(scope="session")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini_bundle(shared: Shared) -> Path:
+    """The shipped checkpoint as a bundle, with its ONNX graphs."""
+
+    def make(directory: Path) -> None:
+        from fairseq_openvino.export.fairseq import export_checkpoint
+        from fairseq_openvino.export.fairseq.data import DataDirectory
+
+        data = DataDirectory(MINI, "config_st_en_de.yaml")
+        export_checkpoint(MINI / "checkpoint.pt", data, directory / "bundle")
+
+    return shared("mini", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def recognizer(mini_bundle: Path) -> Any:
+    """The shipped model, loaded."""
+    from fairseq_openvino import load_model
+
+    return load_model(mini_bundle)
+
+
+@pytest.fixture(scope="session")
+def whisper(shared: Shared) -> Path:
     """A random Whisper of 8 s as a Hugging Face directory; it writes text only."""
-    directory = tmp_path_factory.mktemp("whisper")
-    write_whisper(directory, Layout(positions=400, targets=64, text_only=True))
-    (directory / "normalizer.json").write_text('{"colour": "color"}')
+
+    def make(directory: Path) -> None:
+        write_whisper(directory, Layout(positions=400, targets=64, text_only=True))
+        (directory / "normalizer.json").write_text('{"colour": "color"}')
+
+    return shared("whisper", make)
+
+
+@pytest.fixture(scope="session")
+def whisper_bundle(whisper: Path, shared: Shared) -> Path:
+    """Its bundle."""
+
+    def make(directory: Path) -> None:
+        from fairseq_openvino.export.whisper import export_whisper
+
+        export_whisper(whisper, directory / "bundle")
+
+    return shared("whisper-bundle", make) / "bundle"
+
+
+def mini_data(directory: Path, clips: Sequence[Path]) -> Path:
+    """A data directory of the shipped model with some of its clips as the subset `test`."""
+    for path in MINI.iterdir():
+        name = "config.yaml" if path.suffix == ".yaml" else path.name
+        if path.is_file():
+            (directory / name).symlink_to(path)
+    rows = (f"{clip.stem}\t{clip}\t300\tein Satz\n" for clip in clips)
+    (directory / "test.tsv").write_text("id\taudio\tn_frames\ttgt_text\n" + "".join(rows))
     return directory
 
 

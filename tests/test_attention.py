@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_openvino.export.whisper import export_whisper
+from fairseq_openvino.bundle import open_bundle
 from fairseq_openvino.export.whisper.huggingface import load_source
 from fairseq_openvino.model import Ask, Head
 from fairseq_openvino.runtime.model import CompiledModel
@@ -18,9 +18,8 @@ HEADS = ((1, 3), (0, 2), (1, 0))
 
 
 @pytest.fixture(scope="module")
-def compiled(whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> CompiledModel:
-    bundle, _ = export_whisper(whisper, tmp_path_factory.mktemp("attention") / "bundle")
-    return CompiledModel(bundle, EngineOptions())
+def compiled(whisper_bundle: Path) -> CompiledModel:
+    return CompiledModel(open_bundle(whisper_bundle), EngineOptions())
 
 
 @pytest.mark.parametrize("candidates", [0, 3])

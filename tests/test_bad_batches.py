@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_openvino.export.fairseq import cached_bundle
-from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.s2t.search import BeamSearch
 
 
 @pytest.fixture(scope="module")
-def engines(tiny: Path, cache_dir: Path) -> dict[str, Any]:
+def engines(tiny: Path, tiny_bundle: Path) -> dict[str, Any]:
     """`generate(features of each utterance, beam, max_len)` of eager Fairseq and of the engine."""
     from fairseq import checkpoint_utils, tasks
     from fairseq.dataclass.configs import GenerationConfig
@@ -25,13 +23,11 @@ def engines(tiny: Path, cache_dir: Path) -> dict[str, Any]:
 
     import fairseq_openvino.tasks.speech_to_text_openvino  # noqa: F401
 
-    cached_bundle(tiny / "checkpoint.pt", DataDirectory(tiny), {}, cache_dir)
-
     def engine(enabled: bool) -> Any:
         arguments = Namespace(
             task="speech_to_text", data=str(tiny), config_yaml="config.yaml", seed=1,
             max_source_positions=6000, max_target_positions=1024, ov_engine=enabled,
-            ov_cache_dir=str(cache_dir),
+            ov_model=str(tiny_bundle),
         )  # fmt: skip
         task = tasks.setup_task(arguments)
         path = str(tiny / "checkpoint.pt")

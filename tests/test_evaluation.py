@@ -360,14 +360,13 @@ def test_an_output_that_cannot_be_written(mini_bundle: Path, tmp_path: Path) -> 
         evaluation.evaluate(options(tmp_path / "file" / "out", bundle=mini_bundle))
 
 
-def test_whisper_in_pytorch_and_openvino(whisper: Path, tmp_path: Path) -> None:
-    from fairseq_openvino.export.whisper import export_whisper
-
-    export_whisper(whisper, tmp_path / "bundle")
+def test_whisper_in_pytorch_and_openvino(
+    whisper: Path, whisper_bundle: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     flags = ["--engines", "pytorch,openvino", "--checkpoint", str(whisper), "--beam", "2",
              "--text-column", "src_text", "--limit", "3", "--batch-size", "2"]  # fmt: skip
-    assert cli.main(command(tmp_path / "bundle", output, *flags)) == EXIT_OK
+    assert cli.main(command(whisper_bundle, output, *flags)) == EXIT_OK
     for record in lines(output, "utterance"):
         eager, ours = record["engines"]["pytorch"], record["engines"]["openvino"]
         assert eager["text"] == ours["text"] != ""

@@ -10,7 +10,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import PACKAGE, child_environment
+from conftest import MINI, PACKAGE, child_environment
 
 FLOORS = [
     {"__init__"},
@@ -120,6 +120,8 @@ def test_importing_the_package_is_cheap() -> None:
     assert not loaded_after("import fairseq_openvino.cli") & set(HEAVY)
 
 
-def test_the_runtime_loads_neither_torch_nor_fairseq() -> None:
-    heavy = loaded_after("from fairseq_openvino import load_model") & set(HEAVY)
-    assert heavy == {"openvino"}
+def test_the_runtime_loads_neither_torch_nor_fairseq(mini_bundle: Path) -> None:
+    assert loaded_after("from fairseq_openvino import load_model") & set(HEAVY) == {"openvino"}
+    clip = next((MINI / "clips").iterdir())
+    used = f"fairseq_openvino.load_model({str(mini_bundle)!r}).transcribe({str(clip)!r})"
+    assert loaded_after(f"import fairseq_openvino\n{used}") & set(HEAVY) == {"openvino"}

@@ -28,8 +28,6 @@ from conftest import (
 from fairseq_openvino.bundle import is_bundle
 from fairseq_openvino.commands.verify import compare
 from fairseq_openvino.errors import ModelError, OptionError
-from fairseq_openvino.export.fairseq import cached_bundle
-from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.plugin import commands
 from fairseq_openvino.runtime.engine import Engine, Variant
 from fairseq_openvino.runtime.model import CompiledModel
@@ -39,12 +37,6 @@ def assert_identical(eager: Any, engine: Any) -> None:
     comparison = compare(eager, engine)
     assert comparison.utterances > 0
     assert comparison.passed, comparison
-
-
-@pytest.fixture(scope="session")
-def bundle(tiny: Path, cache_dir: Path) -> Path:
-    """The tiny checkpoint, exported as --ov-engine does on first use."""
-    return cached_bundle(tiny / "checkpoint.pt", DataDirectory(tiny), {}, cache_dir).directory
 
 
 @pytest.mark.parametrize("batch", [("--batch-size", "1"), ("--batch-size", "8"), ()], ids=str)
@@ -148,13 +140,15 @@ def write_language_model(data: Path, directory: Path) -> Path:
     return directory / "lm.pt"
 
 
-def test_ensembles_mix_checkpoints_and_bundles(tiny: Path, cache_dir: Path, bundle: Path) -> None:
-    write_checkpoint(tiny, "s2t_transformer_s", "other.pt", vocabulary=60, seed=9, **TINY)
-    both = f"{tiny / 'checkpoint.pt'}:{tiny / 'other.pt'}"
+def test_ensembles_mix_checkpoints_and_bundles(
+    tiny: Path, cache_dir: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    other = write_checkpoint(tmp_path, "s2t_transformer_s", vocabulary=60, seed=9, **TINY)
+    both = f"{tiny / 'checkpoint.pt'}:{other}"
     flags = ["--beam", "5", "--max-len-b", "15"]
     eager, engine = generate_both(tiny, cache_dir, *flags, path=both)
     assert_identical(eager, engine)
-    mixed = f"{bundle}:{tiny / 'other.pt'}"
+    mixed = f"{tiny_bundle}:{other}"
     assert_identical(
         eager, generate(tiny, *flags, "--ov-engine", "--ov-cache-dir", str(cache_dir), path=mixed)
     )
@@ -246,10 +240,10 @@ def test_unwritable_cache(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_bundle_as_path_reads_no_checkpoint(
-    tiny: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = tmp_path / "moved"
-    shutil.copytree(bundle, moved)
+    shutil.copytree(tiny_bundle, moved)
     expected = generate(tiny, "--beam", "5", "--max-len-b", "15")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -263,39 +257,41 @@ def test_bundle_as_path_reads_no_checkpoint(
 
 
 def test_ov_model_warns_if_it_is_not_the_checkpoints(
-    tiny: Path, bundle: Path, caplog: pytest.LogCaptureFixture
+    tiny: Path, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_checkpoint(tiny, "s2t_transformer_s", "third.pt", vocabulary=60, seed=4, **TINY)
-    flags = ["--ov-engine", "--ov-model", str(bundle), "--beam", "1", "--max-len-b", "5"]
+    other = write_checkpoint(tmp_path, "s2t_transformer_s", vocabulary=60, seed=4, **TINY)
+    flags = ["--ov-engine", "--ov-model", str(tiny_bundle), "--beam", "1", "--max-len-b", "5"]
     generate(tiny, *flags)
     assert "was not exported from" not in caplog.text
-    generate(tiny, *flags, path=str(tiny / "third.pt"))
+    generate(tiny, *flags, path=str(other))
     assert "was not exported from" in caplog.text
     with pytest.raises(OptionError, match="--ov-model"):
-        generate(tiny, *flags, path=f"{tiny / 'third.pt'}:{tiny / 'checkpoint.pt'}")
+        generate(tiny, *flags, path=f"{other}:{tiny / 'checkpoint.pt'}")
 
 
-def test_bundle_of_another_vocabulary_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_bundle_of_another_vocabulary_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "s2t_transformer_s", vocabulary=61, **TINY)
     write_data(tmp_path, utterances=3, frames=(40, 60))
     with pytest.raises(ModelError, match="dictionary"):
-        generate(tmp_path, path=str(bundle))
+        generate(tmp_path, path=str(tiny_bundle))
 
 
-def test_no_torch_weights_remain(tiny: Path, bundle: Path) -> None:
+def test_no_torch_weights_remain(tiny: Path, tiny_bundle: Path) -> None:
     from fairseq.data import Dictionary
 
     from fairseq_openvino.plugin.model import S2TOpenVINOModel
     from fairseq_openvino.recognizer import load_model
 
-    model = S2TOpenVINOModel(load_model(bundle).model, Dictionary.load(str(tiny / "dict.txt")))
+    model = S2TOpenVINOModel(load_model(tiny_bundle).model, Dictionary.load(str(tiny / "dict.txt")))
     assert list(model.parameters()) == [] and list(model.buffers()) == []
 
 
-def test_registered_task_needs_no_engine_flag(tiny: Path, bundle: Path) -> None:
+def test_registered_task_needs_no_engine_flag(tiny: Path, tiny_bundle: Path) -> None:
     flags = ["--beam", "5", "--max-len-b", "15"]
     expected = generate(tiny, *flags)
-    found = generate(tiny, *flags, "--task", "speech_to_text_openvino", "--ov-model", str(bundle))
+    found = generate(
+        tiny, *flags, "--task", "speech_to_text_openvino", "--ov-model", str(tiny_bundle)
+    )
     assert_identical(expected, found)
 
 

@@ -138,9 +138,8 @@ def described(base: Bundle, data: DataDirectory, directory: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path = tmp_path_factory.mktemp("mini") / "bundle"
-    return export_checkpoint(CHECKPOINT, DataDirectory(MINI, "config_st_en_de.yaml"), path)[0]
+def mini(mini_bundle: Path) -> Bundle:
+    return open_bundle(mini_bundle)
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,6 @@ from fairseq_openvino.errors import (
     OptionError,
     QualityError,
 )
-from fairseq_openvino.export.fairseq import export_checkpoint
-from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.flags import given
 from fairseq_openvino.model import Ask, Head
 from fairseq_openvino.quantize import compress, gate, procedure, recording
@@ -55,12 +53,9 @@ QUICK: dict[str, Any] = {"calibration_size": 8, "held_out_size": 3, "batch_size"
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def source(mini_bundle: Path) -> Bundle:
     """The shipped checkpoint, with its ONNX graphs."""
-    path = tmp_path_factory.mktemp("quantize") / "bundle"
-    return export_checkpoint(
-        MINI / "checkpoint.pt", DataDirectory(MINI, "config_st_en_de.yaml"), path
-    )[0]
+    return open_bundle(mini_bundle)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +68,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def int8(source: Bundle, work: Path) -> Result:
     """The whole procedure, judged on the complete test set."""
     options = Options(validation=TEST_SET, alphas=(-1.0, 0.5), work_dir=work, **QUICK)
-    return quantize_bundle(source.directory, TEST_SET, source.directory.parent / "int8", options)
+    return quantize_bundle(source.directory, TEST_SET, work / "int8", options)
 
 
 @pytest.fixture(scope="module")
@@ -190,15 +185,12 @@ def test_the_other_modes(source: Bundle, work: Path, tmp_path: Path, mode: str) 
     assert not compress.layers(graph)  # activations are as they were
 
 
-def test_every_family_goes_through_the_contract(whisper: Path, tmp_path: Path) -> None:
-    from fairseq_openvino.export.whisper import export_whisper
-
-    original = export_whisper(whisper, tmp_path / "bundle")[0]
+def test_every_family_goes_through_the_contract(whisper_bundle: Path, tmp_path: Path) -> None:
     options = Options(
         text_column="src_text", calibration_size=4, held_out_size=2, validation_size=4, max_drop=100,
         alphas=(0.5,), language="en",
     )  # fmt: skip
-    result = quantize_bundle(original.directory, TEST_SET, tmp_path / "int8", options)
+    result = quantize_bundle(whisper_bundle, TEST_SET, tmp_path / "int8", options)
     assert result.bundle.manifest.family == "whisper" and "| WER |" in result.table
     model = load_model(result.bundle)
     model.transcribe_batch(CLIPS[:2], language="en")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from conftest import write_checkpoint, write_data
+from conftest import PACKAGE
 
 from fairseq_openvino import cli
 from fairseq_openvino.commands.verify import (
@@ -40,6 +41,15 @@ def test_skipped_utterances_are_said_and_the_others_compared() -> None:
     )
 
 
+def test_the_first_difference_and_both_deltas_are_told() -> None:
+    a = Run({0: [Line("x y", -1.0, "")], 1: [Line("z", -2.0, "")]}, {}, "BLEU = 50.0 ", 1.0, 3)
+    b = Run({0: [Line("x y", -1.1, "")], 1: [Line("w", -2.0, "")]}, {}, "BLEU = 40.5 ", 1.0, 3)
+    comparison = compare(a, b)
+    assert not comparison.passed and comparison.identical == 1
+    assert comparison.metric_delta == -9.5 and abs(comparison.score_delta - 0.1) < 1e-9
+    assert "utterance 1" in (comparison.first_difference or "")
+
+
 def test_symbols_may_hold_line_separators() -> None:
     found = parse_generate("H-0\t-1.0\ta\u2028b c\x85d\nD-0\t-1.0\ta\u2028b\x85\n")
     assert found.hypotheses[0][0].tokens == "a\u2028b c\x85d"
@@ -69,18 +79,13 @@ def test_wrong_use_has_the_exit_code_of_the_readme(
     assert named in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two utterances and one that cannot be read."""
-    from conftest import TINY
-
-    directory = tmp_path_factory.mktemp("data")
-    write_checkpoint(directory, "s2t_transformer_s", **TINY)
-    write_data(directory, utterances=2, frames=(30, 60))
-    (directory / "broken.wav").write_bytes(b"RIFF not a wave file")
-    with open(directory / "test.tsv", "a") as file:
-        file.write(f"b\t{directory}/broken.wav\t40\tt1 t2\ts\n")
-    return directory
+def verified(tiny: Path, directory: Path, *rows: str) -> Path:
+    """The tiny model's data directory with two utterances and these rows."""
+    copy = directory / "data"
+    shutil.copytree(tiny, copy, ignore=shutil.ignore_patterns("features"))
+    lines = (copy / "test.tsv").read_text().splitlines()[:3]
+    (copy / "test.tsv").write_text("\n".join([*lines, *rows]) + "\n")
+    return copy
 
 
 def arguments(data: Path, cache_dir: Path, *flags: str) -> list[str]:
@@ -91,19 +96,28 @@ def arguments(data: Path, cache_dir: Path, *flags: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_one_unreadable_clip_does_not_hide_the_others(
-    data: Path, cache_dir: Path, capsys: pytest.CaptureFixture
+def test_two_runs_that_agree_pass(
+    tiny: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    data = verified(tiny, tmp_path)
+    assert cli.main(["verify", *arguments(data, cache_dir, "--nbest", "5")]) == 0
+    printed = capsys.readouterr()
+    assert "identical n-best lists: 2 of 2\nlargest score" in printed.out and not printed.err
+
+
+def test_one_unreadable_clip_does_not_hide_the_others(
+    tiny: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"RIFF not a wave file")
+    data = verified(tiny, tmp_path, f"b\t{tmp_path}/broken.wav\t40\tt1 t2\ts")
     assert cli.main(["verify", *arguments(data, cache_dir)]) == 1
     printed = capsys.readouterr()
     assert "identical n-best lists: 2 of 2\nskipped utterances: 1 eager, 1 OpenVINO" in printed.out
     assert not printed.err
 
 
-def test_the_exit_code_of_a_run_is_passed_on(data: Path) -> None:
-    from fairseq_openvino.commands.verify import PACKAGE
-
-    words = [str(data), "--path", str(data / "checkpoint.pt"), "--task", "speech_to_text"]
+def test_the_exit_code_of_a_run_is_passed_on(tiny: Path) -> None:
+    words = [str(tiny), "--path", str(tiny / "checkpoint.pt"), "--task", "speech_to_text"]
     words += ["--user-dir", str(PACKAGE), "--ov-engine", "--retain-dropout"]
     with pytest.raises(FairseqOpenVINOError, match="--retain-dropout") as error:
         run_generate(words)

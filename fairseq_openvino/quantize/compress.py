@@ -20,6 +20,7 @@ from typing import Any
 
 import openvino as ov
 
+from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.errors import MissingDependencyError
 from fairseq_openvino.quantize.samples import Inputs, Samples
 
@@ -134,6 +135,7 @@ def load_nncf() -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
+    require_consent()
     try:
         import nncf
     except ImportError as error:

@@ -1,0 +1,27 @@
+"""OpenVINO's tools report nothing unless the user has said so.
+
+`convert_model` and NNCF send events to Google Analytics unless the user has opted out, each from a
+process forked for it that waits up to 3 s for the network (openvino_telemetry 2025.2: `main.py:init`
+with `enable_opt_in_dialog=False`, `backend_ga4.py:send`): most of the time of a small export.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+
+@cache
+def require_consent() -> None:
+    """Take no answer for a no, in this process; `opt_in_out --opt_in` is an answer."""
+    try:
+        from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
+    except ImportError:
+        return  # without the package nothing is sent
+    check = OptInChecker.check
+
+    def consent(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = check(self, *args, **kwargs)
+        return ConsentCheckResult.DECLINED if found is ConsentCheckResult.NO_FILE else found
+
+    OptInChecker.check = consent

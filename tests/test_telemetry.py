@@ -1,0 +1,63 @@
+"""Exporting and quantizing report nothing to anybody, unless the user has agreed to it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import child_environment
+from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
+
+from fairseq_openvino.compat.telemetry import require_consent
+
+EVENTS = """
+import sys
+import nncf
+import openvino as ov
+from openvino_telemetry import Telemetry
+from openvino_telemetry.utils.sender import TelemetrySender
+from fairseq_openvino.compat.telemetry import require_consent
+
+sent = []
+TelemetrySender.send = lambda self, backend, message: sent.append(message)
+about = "test", "1", "id", "ga4", False, True
+Telemetry(*about)
+
+def events():
+    sent.clear()
+    Telemetry().init(*about)  # asks for consent again
+    nncf.compress_weights(ov.convert_model(sys.argv[1]))
+    return len(sent)
+
+print("events", events(), file=sys.stderr)
+require_consent()
+print("events", events(), file=sys.stderr)
+"""
+
+
+def test_nothing_is_sent_without_consent(mini_bundle: Path, tmp_path: Path) -> None:
+    """By a conversion and a compression, with and without our repair."""
+    environment = child_environment(HOME=str(tmp_path), CI="", TF_BUILD="", JENKINS_URL="")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", EVENTS, str(mini_bundle / "encoder.onnx")],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stderr.splitlines() if line.startswith("events")]
+    (before,), (after,) = ([int(count) for count in counts] for _, *counts in lines)
+    assert before > 2 and after == 0
+
+
+@pytest.mark.parametrize(("answer", "heard"), [("1", True), ("0", False), (None, False)])
+def test_who_has_agreed_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str | None, heard: bool
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "intel").mkdir()
+    if answer is not None:
+        (tmp_path / "intel" / "openvino_telemetry").write_text(answer)
+    require_consent()
+    found = OptInChecker().check(enable_opt_in_dialog=False)
+    assert found is (ConsentCheckResult.ACCEPTED if heard else ConsentCheckResult.DECLINED)
