@@ -234,7 +234,7 @@ def test_a_front_end_goes_to_a_worker_alone(family: str) -> None:
     bundle = open_bundle(Path(__file__).parent / "fixtures" / "format1" / family)
     front_end = FAMILIES[family](bundle).front_end
     packed = pickle.dumps(front_end)
-    assert len(packed) < 10_000 and b"openvino." not in packed
+    assert len(packed) < 2_000
     waveform = np.random.default_rng(0).standard_normal(9_000).astype(np.float32) / 9
     there = pickle.loads(packed)(waveform, 16_000)
     np.testing.assert_array_equal(there, front_end(waveform, 16_000))
