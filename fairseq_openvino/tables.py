@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.errors import StorageError
+from fairseq_openvino.errors import StorageError, failure
 
 MAX_CELL_CHARACTERS = 160
 
@@ -49,15 +50,31 @@ def write_report(
     Raises:
         StorageError: the directory cannot be written.
     """
-    paths = [chart.with_suffix(".md"), chart.with_suffix(".json")]
-    plain = json.dumps(content, indent=1, ensure_ascii=False)
+    text = chart.with_suffix(".md")
+    with _writing(chart.parent):
+        text.write_text(markdown + "\n", encoding="utf-8")
+        written = [text, write_json(chart.with_suffix(".json"), content)]
+        return [*written, chart] if draw(chart) else written
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a file to compute with, and return it; its directory is created.
+
+    Raises:
+        StorageError: the directory cannot be written.
+    """
+    with _writing(path.parent):
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
     try:
-        chart.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, (markdown, plain), strict=True):
-            path.write_text(text + "\n", encoding="utf-8")
-        return [*paths, chart] if draw(chart) else paths
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise StorageError(
-            f"Writing a report failed in {str(chart.parent)!r}: expected a writable directory, got "
-            f"{error}. Give another --output."
-        ) from error
+        raise failure(
+            StorageError, "Writing a report", directory, "a writable directory", error,
+            "Give another --output",
+        ) from error  # fmt: skip

@@ -205,10 +205,10 @@ def generate(data: Path, *flags: str, path: str | None = None, config: str = "co
         parser = options.get_generation_parser()
         parser.add_argument("--arch", default="wav2vec2")  # as fairseq_cli.generate.cli_main does
         arguments = options.parse_args_and_arch(parser, input_args=words)
-        config, output = convert_namespace_to_omegaconf(arguments), io.StringIO()
+        composed, output = convert_namespace_to_omegaconf(arguments), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint_utils, "convert_namespace_to_omegaconf", _converted)
-            _main(config, output)
+            _main(composed, output)
     finally:
         sys.argv = before
     return parse_generate(output.getvalue())

@@ -135,7 +135,7 @@ def test_clips_of_a_trained_model_are_heard(tmp_path: Path) -> None:
 
     from fairseq_openvino.speech.audio import read_audio
 
-    directory = subject.write_clips(tmp_path, MINI)
+    directory = subject.write_clips(tmp_path, MINI).parent
     samples, rate_hz = read_audio(directory / "0.wav")
     first = read_audio(sorted((MINI / "clips").glob("*.mp3"))[0], rate_hz)[0]
     assert len(samples) == 8 * rate_hz

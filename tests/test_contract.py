@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fairseq_openvino.bundle import (
     TensorSpec,
     TextConfig,
     attention_specs,
+    open_bundle,
 )
 from fairseq_openvino.decoding import drive
 from fairseq_openvino.errors import DeadlineError, NumericsError, ParityError
@@ -29,6 +31,7 @@ from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import at_nodes
 from fairseq_openvino.export.procedure import Original, export
 from fairseq_openvino.model import Ask, Head, Hypothesis, Memory, Step
+from fairseq_openvino.recognizer import FAMILIES
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.options import S2TOptions
@@ -223,6 +226,19 @@ def test_several_tokens_at_once_are_given_one_by_one(bundle: Bundle, head: Head)
         ]
     expected = each[-1] if head.candidates else np.concatenate(each, 1)
     np.testing.assert_array_equal(together, expected)
+
+
+@pytest.mark.parametrize("family", ["s2t", "whisper"])
+def test_a_front_end_goes_to_a_worker_alone(family: str) -> None:
+    """Without engine and graphs: a few arrays, and the same features on the other side."""
+    bundle = open_bundle(Path(__file__).parent / "fixtures" / "format1" / family)
+    front_end = FAMILIES[family](bundle).front_end
+    packed = pickle.dumps(front_end)
+    assert len(packed) < 2_000
+    waveform = np.random.default_rng(0).standard_normal(9_000).astype(np.float32) / 9
+    there = pickle.loads(packed)(waveform, 16_000)
+    np.testing.assert_array_equal(there, front_end(waveform, 16_000))
+    assert there.shape[1] == bundle.manifest.features.bins
 
 
 def memory_of(random: np.random.Generator, utterances: int, frames: int) -> Memory:

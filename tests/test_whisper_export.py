@@ -109,7 +109,7 @@ def test_sources_that_cannot_be_exported(multilingual: Pair, tmp_path: Path) -> 
         (tmp_path / "absent", CheckpointError, "no such file"),
     ]
     for names, kind, reason in (
-        (("tokenizer.json", "vocab.json", "merges.txt"), ModelError, "--tokenizer"),
+        (("tokenizer.json", "vocab.json"), ModelError, "--tokenizer"),
         (("model.safetensors",), CheckpointError, "model.safetensors"),
         (("config.json",), CheckpointError, "config.json"),
     ):

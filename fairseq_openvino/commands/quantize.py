@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from pathlib import Path
 
+from fairseq_openvino.commands.progress import progress_lines
 from fairseq_openvino.errors import EXIT_OK
 from fairseq_openvino.flags import add_flags, given
 from fairseq_openvino.quantize.options import MODES, Options
@@ -35,14 +34,9 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
     """Quantize, print the table of trials; QualityError (exit code 1) if none passed."""
     from fairseq_openvino.quantize.procedure import quantize_bundle
 
-    started = time.monotonic()
-
-    def announce(line: str) -> None:
-        print(f"[{time.monotonic() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
-
     options = Options(**given(arguments, Options))
     result = quantize_bundle(
-        arguments.bundle, arguments.calibration, arguments.output, options, announce
+        arguments.bundle, arguments.calibration, arguments.output, options, progress_lines()
     )
     print(result.table)
     print(f"\n{result.bundle.manifest.precision} written to {result.bundle.directory}")

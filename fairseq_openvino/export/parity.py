@@ -26,6 +26,7 @@ from fairseq_openvino.export.float64 import Float64
 from fairseq_openvino.export.forced import Forced, forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.runners import IrRunner, OnnxRunner, Runner
+from fairseq_openvino.tables import markdown_table, number
 
 OWN_ERRORS = 4.0
 """Accepted logit error of a graph, in errors of the original in float32: both round as often, but in
@@ -145,19 +146,22 @@ class Report:
 
     def table(self) -> str:
         """Markdown table."""
-        lines = [
-            f"| frames (N utterances) | steps | {self.reference} in f32 | ONNX step | ONNX sequence "
-            "| IR step | IR sequence |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        header = (
+            "frames (N utterances)", "steps", f"{self.reference} in f32", "ONNX step",
+            "ONNX sequence", "IR step", "IR sequence",
+        )  # fmt: skip
+        rows = []
         for row in self.rows:
-            errors = (row.own_error, row.onnx_steps, row.onnx_sequence)
-            cells = [
-                f"{x:.1e}" if x is not None else "-"
-                for x in (*errors, row.ir_steps, row.ir_sequence)
-            ]
-            frames = "+".join(map(str, row.frames))
-            lines.append(f"| {frames} | {row.steps} | {' | '.join(cells)} |")
+            errors = (
+                row.own_error,
+                row.onnx_steps,
+                row.onnx_sequence,
+                row.ir_steps,
+                row.ir_sequence,
+            )
+            cells = [number(error, ".1e") for error in errors]
+            rows.append(["+".join(map(str, row.frames)), str(row.steps), *cells])
+        lines = markdown_table(header, rows)
         limits = f"{self.limit:.1e}"
         if self.ir_limit != self.limit:
             limits += f" (IR with f16 weights {self.ir_limit:.1e})"

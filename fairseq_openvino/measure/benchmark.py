@@ -63,7 +63,7 @@ def benchmark(options: BenchmarkOptions, progress: Progress = lambda _: None) ->
     """
     with ExitStack() as stack:
         if options.work_dir is not None or options.whisper:
-            work_dir = (options.work_dir or options.output / "whisper-work").absolute()
+            work_dir = options.kept_work_dir
         else:
             prefix = "fairseq-openvino-benchmark-"
             work_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))

@@ -19,7 +19,7 @@ of the ratios within each round; step: one decoder step with its search; RTF: ti
 the audio; load: from the checkpoint, or for `onnxruntime` and `openvino-stateless` from ONNX files
 exported before, to the first two tokens, without imports; cold: the first process, nothing cached
 (ours includes the export); warm: a later process; same 1-best: utterances whose best hypothesis has
-eager's tokens."""
+eager's text."""
 WHISPER_LEGEND = f"""\
 Random weights at true size: speed only. time: from samples at 16 kHz to tokens, log-mel included,
 median of the rounds; every engine encodes the window of 30 s; vs ...: median of the ratios within
@@ -216,7 +216,7 @@ def _precisions(results: Results) -> list[str]:
     """Once for each of our engines, as read back from its compiled decoder."""
     found: dict[str, dict[str, str]] = {}
     for row in results.rows:
-        if row.precision:
+        if row.is_ours and row.precision:
             found.setdefault(row.engine, row.precision)
     return [
         f"Precision in use, `{engine}`: "

@@ -14,7 +14,7 @@ MARGIN = 1.1
 """Space on the right of the fastest engine."""
 MARKERS = "osD^vPX"
 """Shapes tell points apart that lie on one another."""
-BAR = 0.86
+GROUP = 0.86
 """Width of a group of bars."""
 
 
@@ -72,53 +72,28 @@ def draw_accuracy(results: EvaluationResults, path: Path) -> bool:
 
 
 def draw_speeds(results: BenchmarkResults, path: Path) -> bool:
-    """Bars of the speed against the baseline; False without matplotlib or without a baseline."""
+    """A group of bars a case; False without matplotlib or without a baseline."""
     pyplot = _pyplot()
     groups = [(case, rows) for case, rows in results.by_case() if baseline(rows) is not None]
     if pyplot is None or not groups:
         return False
-    title = f"{results.provenance.get('cpu', '')}, {results.options['threads']} threads"
-    draw = _whisper_bars if results.options.get("whisper") else _fairseq_bars
-    figure = draw(pyplot, groups, [name for name, _, _ in results.engines], title)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    return True
-
-
-def _fairseq_bars(pyplot: Any, groups: list[Any], engines: list[str], title: str) -> Any:
-    """One axis; a group of bars a case."""
     figure, axes = pyplot.subplots(figsize=(max(8.0, 1.6 + 2.4 * len(groups)), 5.0))
-    width = BAR / len(engines)
-    for position, engine in enumerate(engines):
+    width = GROUP / len(results.engines)
+    for position, (engine, _, _) in enumerate(results.engines):
         speeds = [
             next((r.speed_against(baseline(rows)) for r in rows if r.engine == engine), None) or 0.0
             for _, rows in groups
         ]
-        places = [group - BAR / 2 + width * (position + 0.5) for group in range(len(groups))]
+        places = [group - GROUP / 2 + width * (position + 0.5) for group in range(len(groups))]
         bars = axes.bar(places, speeds, 0.95 * width, label=engine, color=f"C{position % 10}")
         axes.bar_label(bars, [f"{speed:.1f}" if speed else "" for speed in speeds], fontsize=6)
     axes.axhline(1.0, color="black", linewidth=0.6)
-    axes.set_xticks(range(len(groups)), [case.short for case, _ in groups])
-    axes.set_ylabel(f"speed, {BASELINES[0]} f32 = 1 (higher is better)")
-    axes.set_title(title)
+    axes.set_xticks(range(len(groups)), [case.label for case, _ in groups])
+    reference = BASELINES[groups[0][0].whisper]
+    axes.set_ylabel(f"speed, {reference} = 1 (higher is better)")
+    axes.set_title(f"{results.provenance.get('cpu', '')}, {results.options['threads']} threads")
     axes.legend(fontsize=7, ncols=2)
     figure.tight_layout()
-    return figure
-
-
-def _whisper_bars(pyplot: Any, groups: list[Any], _: list[str], title: str) -> Any:
-    """An axis a case; a bar an engine."""
-    figure, axes = pyplot.subplots(
-        1, len(groups), figsize=(4.6 * len(groups), 7.0), squeeze=False, layout="constrained"
-    )
-    for axis, (case, rows) in zip(axes[0], groups, strict=True):
-        measured = [row for row in rows if row.rounds][::-1]
-        speeds = [row.speed_against(baseline(rows)) or 0.0 for row in measured]
-        colors = ["C1" if row.is_ours else "C0" for row in measured]
-        bars = axis.barh([row.engine for row in measured], speeds, color=colors)
-        axis.bar_label(bars, [f"{speed:.1f}" for speed in speeds], fontsize=7)
-        axis.tick_params(axis="y", labelsize=7)
-        axis.set_title(case.title, fontsize=9)
-        axis.set_xlabel(f"speed, {BASELINES[1]} = 1")
-    figure.suptitle(title, fontsize=9)
-    return figure
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return True

@@ -35,22 +35,11 @@ class Child:
         self.clips: list[Clip | None] = []
         self.proven = False
 
-    def make(
-        self,
-        arch: str,
-        vocabulary: int,
-        overrides: dict[str, Any],
-        frames: int,
-        subsets: dict[str, int],
-    ) -> dict[str, Any]:
-        """A random model in the data directory, and data sets of so many utterances."""
-        from fairseq_openvino.measure.material import s2t
+    def make(self, **what: Any) -> dict[str, Any]:
+        """Random models and data."""
+        from fairseq_openvino.measure.material import forms
 
-        data = Path(str(self.spec.data))
-        if not Path(str(self.spec.checkpoint)).is_file():
-            s2t.write_checkpoint(data, arch, vocabulary=vocabulary, **overrides)
-        for subset, utterances in subsets.items():
-            s2t.write_data(data, utterances, (frames, frames), subset)
+        forms.make(self.spec, **what)
         return {}
 
     def prepare(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,6 @@ the caller's environment says goes first. It costs PyTorch about 5 % at one utte
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a first look at the corpus, without its audio, says."""
-
-    total: int
-    """Utterances of this shard."""
-    metrics: tuple[str, ...]
-    normalizer: dict[str, str | None] | None
-    """`language` of the references for the Whisper normaliser; None if there is none to apply."""
-
-
 def evaluate(
     options: EvaluationOptions, progress: Progress = lambda _: None, resume: bool = False
 ) -> bool:
@@ -82,9 +71,7 @@ def evaluate(
         OptionError: the options contradict each other, or those of the run to go on with.
         FairseqOpenVINOError: no engine could be loaded.
     """
-    table = _spellings_source(options)
-    survey = look(options, spellings(table))
-    run = _run(options, survey)
+    run = look(options)
     before = begun(options.output, resume)
     if before.runs:
         difference = changed(before.runs[0]["options"], run["options"])
@@ -97,15 +84,17 @@ def evaluate(
         closing(Journal(options.output / FILE)) as records,
         tempfile.TemporaryDirectory(prefix="fairseq-openvino-evaluate-") as scratch,
     ):
-        _keep_spellings(table, options.output)
+        table = _spellings_source(options)
+        if table != options.output:  # with it the records are complete
+            shutil.copyfile(table / SPELLINGS, options.output / SPELLINGS)
         records.write(RUN, **run)
         measurement = _Measurement(options, records, progress, Path(scratch))
         try:
-            if len(before.done()) == survey.total:
+            if len(before.done()) == run["total"]:
                 return True
             measurement.load()
             numbers = [int(record["batch"].partition(".")[2]) for record in before.utterances]
-            measurement.decode(survey.total, before.done(), max(numbers, default=-1) + 1)
+            measurement.decode(run["total"], before.done(), max(numbers, default=-1) + 1)
         except KeyboardInterrupt:
             return False
         finally:
@@ -113,34 +102,50 @@ def evaluate(
     return True
 
 
-def look(options: EvaluationOptions, table: Mapping[str, str]) -> Survey:
+def look(options: EvaluationOptions) -> dict[str, Any]:
     """Read the corpus without its audio: every row is checked before anything is computed.
 
-    `table` are the spellings for the English normaliser.
+    Returns:
+        The record of the run: what is compared, on which machine; `total` utterances of this shard;
+        `metrics`; and for the Whisper normaliser the `language` of the references.
 
     Raises:
         ModelError: a row is malformed, or a reference is empty.
     """
     first, languages, total = None, set(), 0
-    normalizer: dict[str, str | None] | None = None
     for utterance in _utterances(options):
         first = first or utterance
         languages.add(utterance.language)
         total += 1
+    share = "/".join(map(str, options.shard))
     if first is None:
-        raise invalid(ACTION, "shard", "a share with utterances", "/".join(map(str, options.shard)))
+        raise invalid(ACTION, "shard", "a share with utterances", share)
     metrics = options.metrics or default_metrics(
         corpus.kind_of(options.corpus), first, options.text_column
     )
     if options.search.task == TRANSLATE and not options.metrics:
         metrics = TRANSLATION_METRICS
+    normalizer: dict[str, str | None] | None = None
     if options.normalizer != "none" and any(metric in WORD_METRICS for metric in metrics):
-        language = _normalizer_language(options, languages)
-        normalizer = {"language": language}
-        function = whisper_normalizer(language, table)
+        normalizer = {"language": _normalizer_language(options, languages)}
+        table = spellings(_spellings_source(options))
+        function = whisper_normalizer(normalizer["language"], table)
         for utterance in _utterances(options):
             check([utterance.reference], function, [utterance.id])
-    return Survey(total, metrics, normalizer)
+    return {
+        "options": options.recorded(),
+        "model": options.model_name,
+        "shard": share,
+        "total": total,
+        "metrics": list(metrics),
+        "normalizer": normalizer,
+        "provenance": {
+            **machine.provenance(),
+            **machine.versions(PACKAGES),
+            "threads": str(options.threads),
+            **{name: os.environ.get(name, value) for name, value in WAITING.items()},
+        },
+    }
 
 
 def _normalizer_language(options: EvaluationOptions, languages: set[str | None]) -> str | None:
@@ -163,27 +168,6 @@ def _spellings_source(options: EvaluationOptions) -> Path:
         if directory is not None and (directory / SPELLINGS).is_file():
             return directory
     return options.output
-
-
-def _keep_spellings(source: Path, output: Path) -> None:
-    """With their table the records are complete."""
-    if source != output:
-        shutil.copyfile(source / SPELLINGS, output / SPELLINGS)
-
-
-def _run(options: EvaluationOptions, survey: Survey) -> dict[str, Any]:
-    stated = machine.provenance() | machine.versions(PACKAGES)
-    stated["threads"] = str(options.threads)
-    stated |= {name: os.environ.get(name, value) for name, value in WAITING.items()}
-    return {
-        "options": options.recorded(),
-        "model": options.model_name,
-        "shard": "/".join(map(str, options.shard)),
-        "total": survey.total,
-        "metrics": list(survey.metrics),
-        "normalizer": survey.normalizer,
-        "provenance": stated,
-    }
 
 
 def _utterances(options: EvaluationOptions) -> Iterator[Utterance]:

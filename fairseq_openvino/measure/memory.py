@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 from fairseq_openvino import machine
-from fairseq_openvino.errors import FairseqOpenVINOError, StorageError
-from fairseq_openvino.export.whisper import export_whisper
-from fairseq_openvino.measure.plan import BenchmarkOptions
-from fairseq_openvino.measure.subject import (
-    digest,
-    exporter_digest,
-    whisper_checkpoint,
-    write_clips,
-)
+from fairseq_openvino.errors import FairseqOpenVINOError, failure
+from fairseq_openvino.measure.engines import EngineSpec
+from fairseq_openvino.measure.material import forms
+from fairseq_openvino.measure.material.whisper import SIZES
+from fairseq_openvino.measure.plan import ACTION, BenchmarkOptions
+from fairseq_openvino.measure.subject import digest, exporter_digest, write_clips
 from fairseq_openvino.recognizer import load_model
+from fairseq_openvino.tables import write_json
 
 CLIPS, WARM_UP, EVERY = 2000, 500, 20
 """Transcriptions after the warm-up, before it, and between two samples."""
@@ -60,16 +56,7 @@ class Curve:
             StorageError: the directory cannot be written.
         """
         path = directory / "whisper-memory.json"
-        content: dict[str, Any] = {**vars(self), "provenance": machine.provenance()}
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(
-                f"Writing the benchmark failed in {str(directory)!r}: expected a writable directory, "
-                f"got {error}. Give another --output."
-            ) from error
-        return path
+        return write_json(path, asdict(self) | {"provenance": machine.provenance()})
 
 
 def measure_memory(
@@ -89,45 +76,42 @@ def measure_memory(
     Raises:
         FairseqOpenVINOError: the model cannot be exported, or the system says nothing of memory.
     """
-    work_dir = (options.work_dir or options.output / "whisper-work").absolute()
-    model = load_model(
-        _bundle(options, work_dir, progress), precision=PRECISION, threads=options.threads
+    work_dir, trained = options.kept_work_dir, options.trained_whisper
+    progress("exporting")
+    recognizer = load_model(
+        _bundle(work_dir, trained), precision=PRECISION, threads=options.threads
     )
-    speech = options.trained / "clips" if options.trained is not None else None
-    paths = sorted(speech.glob("*.mp3")) if speech is not None else []
-    ready = [
-        model.read(path) for path in paths or sorted(write_clips(work_dir, None).glob("*.wav"))
-    ]
-    trained = options.trained_whisper
+    spoken = [] if options.trained is None else sorted((options.trained / "clips").glob("*.mp3"))
+    paths = spoken or sorted(write_clips(work_dir, None).parent.glob("*.wav"))
+    ready = [recognizer.read(path) for path in paths]
     name = f"whisper-{RANDOM_SIZE}, random weights" if trained is None else trained.absolute().name
     limit = {"max_tokens": options.tokens} if trained is None else {}  # random weights never stop
     curve = Curve(name, clips, EVERY, warm_up, PRECISION)
     progress(f"transcribing {warm_up} + {clips} clips")
     for number, clip in enumerate(islice(cycle(ready), warm_up + clips), 1 - warm_up):
-        model.transcribe_clips([clip], beam=1, language="en", **limit)
+        recognizer.transcribe_clips([clip], beam=1, language="en", **limit)
         if number > 0 and number % EVERY == 0:
             curve.rss_mb.append(_resident_megabytes())
     return curve
 
 
-def _bundle(options: BenchmarkOptions, work_dir: Path, progress: Callable[[str], None]) -> Path:
+def _bundle(work_dir: Path, source: Path | None) -> str:
     """Of the trained model, or of a random one; exported once."""
-    source = options.trained_whisper
+    checkpoint = source or work_dir / f"whisper-{RANDOM_SIZE}-memory"
+    spec = EngineSpec("ours", "", "ours", form="bundle", checkpoint=str(checkpoint))
     if source is None:
-        source = whisper_checkpoint(work_dir / f"whisper-{RANDOM_SIZE}-memory", RANDOM_SIZE)
-    weights = digest([source / "model.safetensors"])
-    target = work_dir / f"memory-bundle-{weights}-{exporter_digest()}"
-    if not target.exists():
-        progress(f"exporting {source.name}")
-        export_whisper(source, target)
-    return target
+        forms.make(spec, whisper=asdict(SIZES[RANDOM_SIZE]))
+    weights = digest([checkpoint / "model.safetensors"])
+    bundle = str(work_dir / f"memory-bundle-{weights}-{exporter_digest()}")
+    forms.prepare(EngineSpec(**asdict(spec) | {"bundle": bundle}))
+    return bundle
 
 
 def _resident_megabytes() -> float:
     resident = machine.resident_megabytes()
     if resident is None:
-        raise FairseqOpenVINOError(
-            "Measuring memory failed in /proc/self/status: expected a line VmRSS, got none. "
-            "Run it on Linux."
-        )
+        raise failure(
+            FairseqOpenVINOError, ACTION, Path("/proc/self/status"), "a line VmRSS", "none",
+            "Run it on Linux",
+        )  # fmt: skip
     return resident

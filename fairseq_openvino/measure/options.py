@@ -31,11 +31,6 @@ IMMATERIAL = ("output", "cache_dir", "timeout", "shard")
 """Fields that may differ between runs whose records are put together."""
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """`a,b` to a tuple, without empty parts."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def shard(text: str) -> tuple[int, int]:
     """`2/4` to (2, 4).
 
@@ -108,9 +103,7 @@ class EvaluationOptions:
     """Fairseq manifest, Common Voice or plain TSV (path, text), or LibriSpeech folder."""
     output: Path = field(default=Path("evaluation"), metadata=flag(metavar="DIR"))
     """For utterances.jsonl, evaluation.md, .json, .svg."""
-    engines: tuple[str, ...] = field(
-        default=DEFAULT_ENGINES, metadata=flag(metavar="LIST", parse=listed)
-    )
+    engines: tuple[str, ...] = field(default=DEFAULT_ENGINES, metadata=flag(metavar="LIST"))
     """See --list-engines; the first is what the others are compared with."""
     peers: Sequence[str] = ()
     """NAME=COMMAND: programs that speak the protocol of `measure.process`, for Whisper."""
@@ -136,7 +129,7 @@ class EvaluationOptions:
     """Of those, every N-th from the I-th on (default: all)."""
     search: Search = field(default_factory=Search)
     """Of generate(), for every engine."""
-    metrics: tuple[str, ...] = field(default=(), metadata=flag(metavar="LIST", parse=listed))
+    metrics: tuple[str, ...] = field(default=(), metadata=flag(metavar="LIST"))
     """Of bleu, chrf, wer, accuracy (default: bleu,chrf or wer,accuracy, by the corpus)."""
     normalizer: str = "auto"
     """Whisper's, for wer: auto (by the references' language), english, basic, none."""

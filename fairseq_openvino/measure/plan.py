@@ -14,7 +14,7 @@ from fairseq_openvino.errors import invalid
 from fairseq_openvino.flags import flag
 from fairseq_openvino.measure.engines import EngineSpec
 from fairseq_openvino.measure.material.whisper import SIZES
-from fairseq_openvino.measure.options import check_names, check_positive, listed, peer_engines
+from fairseq_openvino.measure.options import check_names, check_positive, peer_engines
 from fairseq_openvino.runtime.options import PRECISIONS
 
 ACTION = "Benchmarking"
@@ -41,11 +41,6 @@ WHISPER_TOKENS = (4, 220)
 """Least and most: whisper.cpp drops shorter outputs; CTranslate2 counts twice the tokens against 448."""
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """`1,8` to a tuple."""
-    return tuple(int(part) for part in listed(text))
-
-
 def dictionary(text: str) -> dict[str, Any]:
     """A Python literal.
 
@@ -65,21 +60,17 @@ def dictionary(text: str) -> dict[str, Any]:
 class BenchmarkOptions:
     """One benchmark run."""
 
-    models: tuple[str, ...] = field(default=("s",), metadata=flag(metavar="LIST", parse=listed))
+    models: tuple[str, ...] = field(default=("s",), metadata=flag(metavar="LIST"))
     """s,m,l (random weights), mini (that of --trained); default: s, and mini if there is one."""
     trained: Path | None = field(default=None, metadata=flag(metavar="DIR"))
     """Trained Fairseq model: checkpoint.pt, config*.yaml, test*.tsv; Whisper hears its clips/*.mp3."""
-    vocabularies: tuple[int, ...] = field(
-        default=(250,), metadata=flag(metavar="LIST", parse=numbers)
-    )
+    vocabularies: tuple[int, ...] = field(default=(250,), metadata=flag(metavar="LIST"))
     """Sizes for the random models."""
-    utterances: tuple[int, ...] = field(
-        default=(1, 8, 32), metadata=flag(metavar="LIST", parse=numbers)
-    )
+    utterances: tuple[int, ...] = field(default=(1, 8, 32), metadata=flag(metavar="LIST"))
     """Of the batch, random models."""
-    beams: tuple[int, ...] = field(default=(5,), metadata=flag(metavar="LIST", parse=numbers))
+    beams: tuple[int, ...] = field(default=(5,), metadata=flag(metavar="LIST"))
     """Beams (K)."""
-    engines: tuple[str, ...] = field(default=(), metadata=flag(metavar="LIST", parse=listed))
+    engines: tuple[str, ...] = field(default=(), metadata=flag(metavar="LIST"))
     """Default: all, see --list-engines."""
     peers: Sequence[str] = ()
     """NAME=COMMAND: programs that speak the protocol of `measure.process`, for Whisper."""
@@ -152,6 +143,11 @@ class BenchmarkOptions:
     def name(self) -> str:
         """Of the files."""
         return "whisper" if self.whisper else "benchmark"
+
+    @property
+    def kept_work_dir(self) -> Path:
+        """Where models of Whisper stay from run to run."""
+        return (self.work_dir or self.output / "whisper-work").absolute()
 
     def recorded(self) -> dict[str, Any]:
         """As JSON, without the directories of this machine."""
@@ -226,9 +222,14 @@ class Case:
 
     @property
     def short(self) -> str:
-        """For an axis, and a row."""
+        """Of Whisper, for a row."""
+        return WHISPER_CASES[self.utterances or 1, self.beam]
+
+    @property
+    def label(self) -> str:
+        """For an axis."""
         if self.whisper:
-            return WHISPER_CASES[self.utterances or 1, self.beam]
+            return f"{self.material}\n{self.short}"
         if self.utterances is None:
             return f"{self.model}\nK={self.beam}"
         return f"{self.model}, V={self.vocabulary}\nN={self.utterances}, K={self.beam}"

@@ -7,34 +7,32 @@ from typing import Any
 
 from fairseq_openvino.quantize.gate import Gate, Trial, describe
 from fairseq_openvino.quantize.material import Material
+from fairseq_openvino.tables import markdown_table
 
 
 def table(gate: Gate, trials: Sequence[Trial]) -> str:
     """Markdown table of all trials and the verdict."""
     count, name = len(gate.utterances), gate.metric.upper()
-    lines = [
-        f"| encoder | decoder | {name} | worse by | 95 % | other texts | passed |",
-        "|---|---|---|---|---|---|---|",
-        f"| original | original | {gate.baseline_score.value:.2f} | - | - | - | - |",
-    ]
+    original = f"{gate.baseline_score.value:.2f}"
+    rows = [["original", "original", original, "-", "-", "-", "-"]]
     for trial in trials:
-        encoder, decoder = (
-            describe(part).partition(" ")[2] for part in (trial.encoder, trial.decoder)
-        )
-        lines.append(
-            f"| {encoder} | {decoder} | {trial.score:.2f} | {_points(trial.drop)} | "
-            f"{_points(trial.low)} to {_points(trial.high)} | {trial.changed} of {count} | "
-            f"{'yes' if trial.passed else 'no'} |"
-        )
+        parts = (trial.encoder, trial.decoder)
+        interval = f"{_points(trial.low)} to {_points(trial.high)}"
+        changed, passed = f"{trial.changed} of {count}", "yes" if trial.passed else "no"
+        figures = [f"{trial.score:.2f}", _points(trial.drop), interval, changed, passed]
+        rows.append([*(describe(part).partition(" ")[2] for part in parts), *figures])
+    header = ("encoder", "decoder", name, "worse by", "95 %", "other texts", "passed")
     options, precision = gate.options, gate.baseline.precision
     stated = f"inference {precision.get('inference', '?')}, cache {precision.get('kv_cache', '?')}"
     if options.inference_precision != options.original_precision:
         stated += f", quantized at {options.inference_precision} (activations as they come)"
-    lines.append(
-        f"{count} utterances, beam {options.beam}, at most {gate.max_drop:g} points worse; "
-        f"{stated}; {gate.baseline_score.signature}"
+    return "\n".join(
+        [
+            *markdown_table(header, rows),
+            f"{count} utterances, beam {options.beam}, at most {gate.max_drop:g} points worse; "
+            f"{stated}; {gate.baseline_score.signature}",
+        ]
     )
-    return "\n".join(lines)
 
 
 def to_json(gate: Gate, trials: Sequence[Trial], material: Material) -> dict[str, Any]:

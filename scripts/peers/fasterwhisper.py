@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,28 +23,28 @@ class FasterWhisper(Peer):
 
     module, packages = "faster_whisper", ("faster-whisper", "ctranslate2")
 
-    def convert(self) -> None:
+    def convert(self) -> Path:
         """`ct2-transformers-converter`."""
-        self.path = self.work / f"ctranslate2-{self.precision}"
-        if not self.path.exists():
+        path = self.work / f"ctranslate2-{self.precision}"
+        if not path.exists():
             extra = ["--quantization", "int8"] if self.precision == "int8" else []
             names = ("tokenizer.json", "preprocessor_config.json")
             files = [name for name in names if (self.source / name).is_file()]
             subprocess.run(
                 [
                     sys.executable, "-m", "ctranslate2.converters.transformers", "--model",
-                    str(self.source), "--output_dir", str(self.path), "--copy_files", *files, *extra,
+                    str(self.source), "--output_dir", str(path), "--copy_files", *files, *extra,
                 ],
                 check=True,
             )  # fmt: skip
+        return path
 
     def construct(self) -> None:
         """See `Peer`."""
         from faster_whisper import BatchedInferencePipeline, WhisperModel
 
-        self.path = self.work / f"ctranslate2-{self.precision}"
         self.model = WhisperModel(
-            str(self.path), device="cpu", compute_type=KINDS[self.precision],
+            str(self.convert()), device="cpu", compute_type=KINDS[self.precision],
             cpu_threads=self.threads,
         )  # fmt: skip
         self.batched = BatchedInferencePipeline(self.model)

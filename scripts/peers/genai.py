@@ -5,24 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from optimum_intel import exported, options
-from protocol import Peer, serve
+from optimum_intel import OpenVINOPeer
+from protocol import serve
 
 
-class OpenVINOGenAI(Peer):
+class OpenVINOGenAI(OpenVINOPeer):
     """`WhisperPipeline`."""
 
     module, packages, batches = "openvino_genai", ("openvino-genai", "openvino"), False
-
-    def convert(self) -> None:
-        """See `Peer`."""
-        exported(self)
 
     def construct(self) -> None:
         """See `Peer`."""
         import openvino_genai
 
-        self.pipeline = openvino_genai.WhisperPipeline(str(exported(self)), "CPU", **options(self))
+        self.pipeline = openvino_genai.WhisperPipeline(str(self.convert()), "CPU", **self.options)
 
     def transcribe(
         self, clips: list[np.ndarray], search: dict[str, Any], language: str, tokens: int | None

@@ -13,37 +13,36 @@ from protocol import RATE_HZ, Peer, serve
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
-def exported(peer: Peer) -> Path:
-    """`optimum-cli export openvino`, once; openvino-genai reads the same files."""
-    int8 = peer.precision == "int8"
-    path = peer.work / ("openvino-int8" if int8 else "openvino")
-    if not path.exists():
-        subprocess.run(
-            [
-                sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino",
-                "--model", str(peer.source), "--task", "automatic-speech-recognition-with-past",
-                *(["--weight-format", "int8"] if int8 else []), str(path),
-            ],
-            check=True,
-        )  # fmt: skip
-    return path
+class OpenVINOPeer(Peer):
+    """What optimum-intel and openvino-genai share: the same files."""
+
+    def convert(self) -> Path:
+        """`optimum-cli export openvino`."""
+        int8 = self.precision == "int8"
+        path = self.work / ("openvino-int8" if int8 else "openvino")
+        if not path.exists():
+            subprocess.run(
+                [
+                    sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino",
+                    "--model", str(self.source), "--task", "automatic-speech-recognition-with-past",
+                    *(["--weight-format", "int8"] if int8 else []), str(path),
+                ],
+                check=True,
+            )  # fmt: skip
+        return path
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of OpenVINO; without EXACT the CPU's default precision."""
+        chosen = {"INFERENCE_NUM_THREADS": self.threads, "CACHE_DIR": self.cache}
+        return chosen | (EXACT if self.precision == "f32" else {})
 
 
-def options(peer: Peer) -> dict[str, Any]:
-    """Of OpenVINO; without EXACT the CPU's default precision."""
-    chosen = {"INFERENCE_NUM_THREADS": peer.threads, "CACHE_DIR": peer.cache}
-    return chosen | (EXACT if peer.precision == "f32" else {})
-
-
-class OptimumIntel(Peer):
+class OptimumIntel(OpenVINOPeer):
     """`OVModelForSpeechSeq2Seq`."""
 
     module = "optimum.intel"
     packages = ("optimum-intel", "openvino", "transformers", "torch")
-
-    def convert(self) -> None:
-        """See `Peer`."""
-        exported(self)
 
     def construct(self) -> None:
         """See `Peer`."""
@@ -53,7 +52,7 @@ class OptimumIntel(Peer):
 
         torch.set_num_threads(self.threads)
         self.model = OVModelForSpeechSeq2Seq.from_pretrained(
-            exported(self), ov_config=options(self), compile=True
+            self.convert(), ov_config=self.options, compile=True
         )
         self.processor = WhisperProcessor.from_pretrained(self.source)
 

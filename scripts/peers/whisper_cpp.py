@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ggml
@@ -14,25 +15,25 @@ class WhisperCpp(Peer):
 
     module, packages, batches = "pywhispercpp", ("pywhispercpp",), False
 
-    def convert(self) -> None:
+    def convert(self) -> Path:
         """See `ggml`."""
-        self.path = self.work / f"ggml-{self.precision}"
-        if not self.path.exists():
-            partial = self.path.with_suffix(".partial")
-            ggml.convert(self.source, partial, self.precision)
-            partial.rename(self.path)
+        path = self.work / f"ggml-{self.precision}"
+        if not path.exists():
+            ggml.convert(self.source, path.with_suffix(".partial"), self.precision)
+            path.with_suffix(".partial").rename(path)
+        return path
 
     def construct(self) -> None:
         """See `Peer`."""
         import _pywhispercpp as library
         from pywhispercpp.model import Model
 
-        self.library, path = library, self.work / f"ggml-{self.precision}"
+        self.library = library
         self.options: dict[str, Any] = {
             "n_threads": self.threads, "no_timestamps": True, "single_segment": True,
             "temperature_inc": 0.0, "print_progress": False,
         }  # fmt: skip
-        self.model = Model(str(path), params_sampling_strategy=0, **self.options)
+        self.model = Model(str(self.convert()), params_sampling_strategy=0, **self.options)
         # The strategy belongs to the parameters: a second set of them shares the weights.
         kinds = library.whisper_sampling_strategy
         beams = library.whisper_full_default_params(kinds.WHISPER_SAMPLING_BEAM_SEARCH)

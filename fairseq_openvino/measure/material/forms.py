@@ -1,16 +1,44 @@
-"""What an engine loads, made from a checkpoint once (in its process)."""
+"""Random models, and what engines load of a model: made once, in their processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from fairseq_openvino import machine
+from fairseq_openvino.atomic import staged_directory
 from fairseq_openvino.measure.engines import EngineSpec
 
 CALIBRATED = 4
 """Utterances that calibrate random weights: enough for ranges, and nobody judges what they say."""
+
+
+def make(
+    spec: EngineSpec, s2t: dict[str, Any] | None = None, whisper: dict[str, Any] | None = None
+) -> None:
+    """Write `spec.checkpoint`, unless it is there, and data.
+
+    Args:
+        spec: of any engine.
+        s2t: `arch`, `vocabulary`, `overrides`; `frames`, and `subsets` of so many utterances.
+        whisper: fields of a `whisper.Layout`.
+    """
+    checkpoint, data = Path(str(spec.checkpoint)), Path(str(spec.data))
+    if whisper is not None and not checkpoint.exists():
+        from fairseq_openvino.measure.material.whisper import Layout, write_whisper
+
+        with staged_directory(checkpoint) as stage:
+            write_whisper(stage, Layout(**whisper))
+    if s2t is not None:
+        from fairseq_openvino.measure.material.s2t import write_checkpoint, write_data
+
+        if not checkpoint.is_file():
+            size = {"vocabulary": s2t["vocabulary"], **s2t["overrides"]}
+            write_checkpoint(data, s2t["arch"], checkpoint.name, **size)
+        for subset, utterances in s2t["subsets"].items():
+            write_data(data, utterances, (s2t["frames"], s2t["frames"]), subset)
 
 
 def prepare(spec: EngineSpec) -> None:
@@ -43,19 +71,20 @@ def _quantize(spec: EngineSpec, target: Path) -> None:
     from fairseq_openvino.quantize.options import Options
     from fairseq_openvino.quantize.procedure import quantize_bundle
 
-    inference = "bf16" if machine.cpu().has_bf16 else "f32"
+    chosen: dict[str, Any] = {
+        "inference_precision": "bf16" if machine.cpu().has_bf16 else "f32", "threads": spec.threads,
+    }  # fmt: skip
     if spec.judged:
-        config = Path(str(spec.data)) / spec.config_yaml
-        chosen = Options(config_yaml=config, inference_precision=inference, threads=spec.threads)
+        chosen["config_yaml"] = Path(str(spec.data)) / spec.config_yaml
     else:
-        chosen = Options(
-            inference_precision=inference, threads=spec.threads, calibration_size=CALIBRATED,
-            held_out_size=1, alphas=(0.5,), beam=1, max_drop=1e6,
-        )  # fmt: skip
+        chosen |= {
+            "calibration_size": CALIBRATED, "held_out_size": 1, "alphas": (0.5,), "beam": 1,
+            "max_drop": 1e6,
+        }  # fmt: skip
     with TemporaryDirectory(dir=target.parent) as scratch:
         bundle = Path(scratch) / "bundle"
         _export(spec, bundle)
-        quantize_bundle(bundle, Path(str(spec.calibration)), target, chosen)
+        quantize_bundle(bundle, Path(str(spec.calibration)), target, Options(**chosen))
 
 
 FORMS: dict[str, Callable[[EngineSpec, Path], None]] = {

@@ -1,11 +1,10 @@
 """Whisper checkpoints with random weights, as Hugging Face directories; and clips for them.
 
-Special tokens have their true layout.
-
-Speed does not depend on what the weights say, with one exception: when an engine stops. `endless`
-checkpoints therefore have all tokens but plain text pushed out of reach in the weights themselves:
-coordinate 0 of the decoder's last state is the constant `PUSH`, and only the embeddings of those
-tokens see it. Every engine then decodes to the limit it was given, without flags that only some have.
+Special tokens have their true layout. Speed does not depend on what the weights say, with one exception:
+when an engine stops. `endless` checkpoints therefore have all tokens but plain text pushed out of reach
+in the weights themselves: coordinate 0 of the decoder's last state is the constant `PUSH`, and only the
+embeddings of those tokens see it. Every engine then decodes to the limit it was given, without flags
+that only some have.
 """
 
 from __future__ import annotations
@@ -22,12 +21,6 @@ import numpy as np
 RATE_HZ = 16_000
 POSITIONS_PER_SECOND, TIMES, BYTES = 50, 1501, 256
 SPACE = 220
-LANGUAGES = (  # noqa: SIM905  a list of 100 strings would fill a screen
-    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th "
-    "ur hr bg lt la mi ml cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr "
-    "pa si km sn yo so af oc ka be tg sd gu am yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt "
-    "haw ln ha ba jw su yue"
-).split()
 TASKS = ("translate", "transcribe")
 CONTROL = ("startoflm", "startofprev", "nospeech")
 SUPPRESSED = (
@@ -42,6 +35,7 @@ PUSH = 30.0
 """Logits by which tokens other than text are lowered in `endless` checkpoints."""
 UNASKED_TIMES = 0.6
 """Scale of the embeddings of timestamps: unlikely where they are not asked for."""
+BIAS_SCALE = 0.02
 
 
 @dataclass(frozen=True)
@@ -77,16 +71,18 @@ class Layout:
     """Of queries and keys; above 1 attention picks frames, and the text depends on the audio."""
 
     @property
-    def special(self) -> list[str]:
-        """<|endoftext|> to <|30.00|>, in the order of openai-whisper's `tokenizer.py`."""
-        names = ["endoftext", "startoftranscript", *LANGUAGES[: self.languages], *TASKS, *CONTROL]
-        times = [f"{i / POSITIONS_PER_SECOND:.2f}" for i in range(TIMES)]
-        return [f"<|{name}|>" for name in (*names, "notimestamps", *times)]
+    def codes(self) -> list[str]:
+        """Of the languages."""
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+        return list(LANGUAGES)[: self.languages]
 
     @property
     def ids(self) -> dict[str, int]:
-        """Of the special tokens, by name without brackets."""
-        return {name[2:-2]: self.text_tokens + i for i, name in enumerate(self.special)}
+        """Special tokens without brackets, in the order of openai-whisper's `tokenizer.py`."""
+        names = ["endoftext", "startoftranscript", *self.codes, *TASKS, *CONTROL, "notimestamps"]
+        times = [f"{i / POSITIONS_PER_SECOND:.2f}" for i in range(TIMES)]
+        return {name: self.text_tokens + i for i, name in enumerate([*names, *times])}
 
     @property
     def merges(self) -> list[tuple[str, str]]:
@@ -103,8 +99,8 @@ class Layout:
         """
         shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
         spelled = [*map(chr, shown), *(chr(BYTES + i) for i in range(BYTES - len(shown)))]
-        spelled += [left + right for left, right in self.merges]
-        return {token: i for i, token in enumerate([*spelled, ""])}
+        letters = [left + right for left, right in self.merges]
+        return {token: i for i, token in enumerate([*spelled, *letters, ""])}
 
 
 def true_size(width: int, layers: int, heads: int) -> Layout:
@@ -124,71 +120,55 @@ SIZES = {
 
 def write_whisper(directory: Path, layout: Layout) -> Path:
     """Write configuration, tokenizer and weights, and return the directory."""
-    from safetensors.numpy import save_file
+    from fairseq_openvino.compat.transformers import transformers
 
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in {
-        "config.json": _config(layout),
-        "generation_config.json": _generation(layout),
-        "preprocessor_config.json": _preprocessor(layout),
-        "tokenizer_config.json": _tokenizer_config(layout),
-        "tokenizer.json": _tokenizer(layout),
-        "vocab.json": layout.text,
-        "added_tokens.json": {f"<|{name}|>": number for name, number in layout.ids.items()},
-    }.items():
-        (directory / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    merges = "".join(f"{left} {right}\n" for left, right in layout.merges)
-    (directory / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
-    weights = directory / "model.safetensors"
-    save_file(random_weights(layout), weights, metadata={"format": "pt"})
+    library: Any = transformers
+    ids, width = layout.ids, layout.width
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ids["endoftext"])
+    ends["decoder_start_token_id"] = ids["startoftranscript"]
+    config = library.WhisperConfig(
+        vocab_size=layout.text_tokens + len(ids), num_mel_bins=layout.mels, d_model=width,
+        encoder_layers=layout.layers, encoder_attention_heads=layout.heads,
+        decoder_layers=layout.layers, decoder_attention_heads=layout.heads,
+        encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width,
+        max_source_positions=layout.positions, max_target_positions=layout.targets, **ends,
+    )  # fmt: skip
+    model = library.WhisperForConditionalGeneration(config).eval()
+    randomize(model, layout)
+    model.generation_config = library.GenerationConfig(**ends, **_generation(layout))
+    model.save_pretrained(directory)
+    seconds = layout.positions // POSITIONS_PER_SECOND
+    front = library.WhisperFeatureExtractor(feature_size=layout.mels, chunk_length=seconds)
+    front.save_pretrained(directory)
+    _write_tokenizer(directory, layout)
     return directory
 
 
-def random_weights(layout: Layout) -> dict[str, np.ndarray]:
-    """All tensors by their names in transformers, float32; the output projection is tied."""
-    generator, width = np.random.default_rng(layout.seed), layout.width
-    tensors: dict[str, np.ndarray] = {}
+def randomize(model: Any, layout: Layout) -> None:
+    """Weights by the layout's seed and scales; norms and the encoder's positions stay as they are."""
+    import torch
 
-    def normal(scale: float, *shape: int) -> np.ndarray:
-        return generator.standard_normal(shape, np.float32) * np.float32(scale)
-
-    def linear(name: str, rows: int, inner: int, *kernel: int, bias: bool = True) -> None:
-        gain = layout.attention_scale if name.endswith(("q_proj", "k_proj")) else 1.0
-        scale = gain / np.sqrt(inner * np.prod(kernel, dtype=int))
-        tensors[f"{name}.weight"] = normal(scale, rows, inner, *kernel)
-        if bias:
-            tensors[f"{name}.bias"] = normal(scale, rows)
-
-    def norm(name: str) -> None:
-        tensors[f"{name}.weight"] = np.ones(width, np.float32)
-        tensors[f"{name}.bias"] = np.zeros(width, np.float32)
-
-    for side in ("encoder", "decoder"):
-        for layer in range(layout.layers):
-            prefix = f"model.{side}.layers.{layer}"
-            for attention in ("self_attn", "encoder_attn")[: 1 + (side == "decoder")]:
-                for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                    linear(f"{prefix}.{attention}.{part}", width, width, bias=part != "k_proj")
-                norm(f"{prefix}.{attention}_layer_norm")
-            linear(f"{prefix}.fc1", 4 * width, width)
-            linear(f"{prefix}.fc2", width, 4 * width)
-            norm(f"{prefix}.final_layer_norm")
-        norm(f"model.{side}.layer_norm")
-    linear("model.encoder.conv1", width, layout.mels, 3)
-    linear("model.encoder.conv2", width, width, 3)
-    tensors["model.encoder.embed_positions.weight"] = _sinusoids(layout)
-    positions = normal(layout.position_scale, layout.targets, width)
-    tensors["model.decoder.embed_positions.weight"] = positions
-    embeddings = normal(layout.embedding_scale, layout.text_tokens + len(layout.special), width)
-    embeddings[layout.ids["endoftext"]] *= layout.ending
-    embeddings[layout.ids["0.00"] :] *= UNASKED_TIMES
-    tensors["model.decoder.embed_tokens.weight"] = embeddings
-    if layout.endless:
-        embeddings[:, 0] = 0.0
-        embeddings[:BYTES, 0] = embeddings[layout.text_tokens - 1 :, 0] = -1.0
-        tensors["model.decoder.layer_norm.weight"][0] = 0.0
-        tensors["model.decoder.layer_norm.bias"][0] = PUSH
-    return tensors
+    generator, ids = torch.Generator().manual_seed(layout.seed), layout.ids
+    scales = {
+        "q_proj.weight": layout.attention_scale * layout.width**-0.5,
+        "k_proj.weight": layout.attention_scale * layout.width**-0.5,
+        "embed_tokens.weight": layout.embedding_scale,
+        "embed_positions.weight": layout.position_scale,
+    }
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if "norm" in name or "encoder.embed_positions" in name:
+                continue
+            usual = BIAS_SCALE if weights.dim() == 1 else weights[0].numel() ** -0.5
+            scale = next((s for ending, s in scales.items() if name.endswith(ending)), usual)
+            weights.copy_(torch.randn(weights.shape, generator=generator) * scale)
+        embeddings, norm = model.model.decoder.embed_tokens.weight, model.model.decoder.layer_norm
+        embeddings[ids["endoftext"]] *= layout.ending
+        embeddings[ids["0.00"] :] *= UNASKED_TIMES
+        if layout.endless:
+            embeddings[:, 0] = 0.0
+            embeddings[:BYTES, 0] = embeddings[layout.text_tokens - 1 :, 0] = -1.0
+            norm.weight[0], norm.bias[0] = 0.0, PUSH
 
 
 def make_clips(count: int, seconds: float, seed: int = 3) -> np.ndarray:
@@ -201,57 +181,14 @@ def make_clips(count: int, seconds: float, seed: int = 3) -> np.ndarray:
     return (0.1 * loudness * noise).astype(np.float32)
 
 
-def _sinusoids(layout: Layout) -> np.ndarray:
-    """Whisper's fixed encoder positions, shape (positions, D)."""
-    half = layout.width // 2
-    steps = np.exp(-np.log(10000.0) / (half - 1) * np.arange(half))
-    angles = np.arange(layout.positions)[:, None] * steps
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
-
-
-def _ends(layout: Layout) -> dict[str, int]:
-    """What both configurations say of special tokens."""
-    end, start = layout.ids["endoftext"], layout.ids["startoftranscript"]
-    return {"decoder_start_token_id": start} | dict.fromkeys(
-        ("bos_token_id", "eos_token_id", "pad_token_id"), end
-    )
-
-
-def _config(layout: Layout) -> dict[str, Any]:
-    sides = ("encoder", "decoder")
-    return {
-        "architectures": ["WhisperForConditionalGeneration"],
-        "model_type": "whisper",
-        "torch_dtype": "float32",
-        "vocab_size": layout.text_tokens + len(layout.special),
-        "num_mel_bins": layout.mels,
-        "d_model": layout.width,
-        "num_hidden_layers": layout.layers,
-        **{f"{side}_layers": layout.layers for side in sides},
-        **{f"{side}_attention_heads": layout.heads for side in sides},
-        **{f"{side}_ffn_dim": 4 * layout.width for side in sides},
-        "max_source_positions": layout.positions,
-        "max_target_positions": layout.targets,
-        "activation_function": "gelu",
-        "scale_embedding": False,
-        "tie_word_embeddings": True,
-        "is_encoder_decoder": True,
-        **_ends(layout),
-    }
-
-
 def _generation(layout: Layout) -> dict[str, Any]:
     ids = layout.ids
-    special = [ids[name] for name in ("startoftranscript", *TASKS, *CONTROL)]
+    suppressed = [ids[name] for name in ("startoftranscript", *TASKS, *CONTROL)]
     if layout.text_only:
-        special = list(range(ids["startoftranscript"], layout.text_tokens + len(ids)))
+        suppressed = list(ids.values())[1:]
     found: dict[str, Any] = {
-        **_ends(layout),
         "begin_suppress_tokens": [SPACE, ids["endoftext"]],
-        "suppress_tokens": [
-            *(token for token in SUPPRESSED if token < layout.text_tokens),
-            *special,
-        ],
+        "suppress_tokens": [t for t in SUPPRESSED if t < layout.text_tokens] + suppressed,
         "is_multilingual": bool(layout.languages),
         "no_timestamps_token_id": ids["notimestamps"],
         "prev_sot_token_id": ids["startofprev"],
@@ -260,68 +197,23 @@ def _generation(layout: Layout) -> dict[str, Any]:
         "return_timestamps": False,
     }
     if layout.languages:
-        codes = LANGUAGES[: layout.languages]
-        found["lang_to_id"] = {f"<|{code}|>": ids[code] for code in codes}
+        found["lang_to_id"] = {f"<|{code}|>": ids[code] for code in layout.codes}
         found["task_to_id"] = {task: ids[task] for task in TASKS}
     return found
 
 
-def _preprocessor(layout: Layout) -> dict[str, Any]:
-    seconds = layout.positions // POSITIONS_PER_SECOND
-    return {
-        "feature_extractor_type": "WhisperFeatureExtractor",
-        "processor_class": "WhisperProcessor",
-        "feature_size": layout.mels,
-        "sampling_rate": RATE_HZ,
-        "hop_length": 160,
-        "n_fft": 400,
-        "chunk_length": seconds,
-        "n_samples": seconds * RATE_HZ,
-        "nb_max_frames": 100 * seconds,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-    }
+def _write_tokenizer(directory: Path, layout: Layout) -> None:
+    """`tokenizer.json`, its configuration, and `vocab.json` for those who read no other file."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-
-def _tokenizer_config(layout: Layout) -> dict[str, Any]:
+    tokenizer = Tokenizer(models.BPE(layout.text, layout.merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(f"<|{name}|>", normalized=False) for name in layout.ids]
+    tokenizer.add_special_tokens(special[:-TIMES])
+    tokenizer.add_tokens(special[-TIMES:])
+    tokenizer.save(str(directory / "tokenizer.json"))
     ends = ("bos_token", "eos_token", "pad_token", "unk_token")
-    return {
-        "tokenizer_class": "WhisperTokenizer",
-        "processor_class": "WhisperProcessor",
-        **dict.fromkeys(ends, "<|endoftext|>"),
-        "additional_special_tokens": layout.special[:-TIMES],
-        "add_prefix_space": False,
-        "errors": "replace",
-        "model_max_length": 1024,
-    }
-
-
-def _tokenizer(layout: Layout) -> dict[str, Any]:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
-    control = len(layout.special) - TIMES
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": layout.text_tokens + i, "content": token, "special": i < control, **plain}
-            for i, token in enumerate(layout.special)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {**byte_level, "add_prefix_space": False},
-        "post_processor": None,
-        "decoder": {**byte_level, "add_prefix_space": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": layout.text,
-            "merges": [f"{left} {right}" for left, right in layout.merges],
-        },
-    }
+    settings = {"tokenizer_class": "WhisperTokenizer", **dict.fromkeys(ends, "<|endoftext|>")}
+    for name, content in (("tokenizer_config", settings), ("vocab", layout.text)):
+        (directory / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
