@@ -6,6 +6,7 @@ import json
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_another_program_is_measured_as_it_is(results: Results) -> None:
     assert f"`scribe` could not be held to {TOKENS} tokens: its time is scaled" in table
     assert "one by one: the engine has no batches" in table
     assert "| `scribe` | digital | 0.8 / 0.8 | 1 |" in table
+
+
+def test_other_programs_alone_get_a_model_too(
+    run: tuple[Results, BenchmarkOptions], tmp_path: Path
+) -> None:
+    options = replace(run[1], engines=("scribe",), rounds=1, output=tmp_path)
+    assert benchmark(options)
+    assert [row.counts for row in compute(tmp_path / "whisper.jsonl").rows[:2]] == [[3], [3]]
+    assert list(tmp_path.glob("whisper-work/whisper-tiny-*/checkpoint/model.safetensors"))
 
 
 def test_files_hold_everything_and_no_paths(
