@@ -77,7 +77,7 @@ def test_tokens_and_segments_equal_transformers(
 ) -> None:
     import torch
 
-    clips: list[Clip] = [model.read(MINI / row["path"]) for row in rows(language, kind)[:12]]
+    clips: list[Clip] = [model.read(MINI / row["path"]) for row in rows(language, kind)[:24]]
     features = torch.from_numpy(np.stack([clip.features for clip in clips])).transpose(1, 2)
     with torch.no_grad():
         expected = original.generate(
