@@ -3,7 +3,7 @@
 | kind        | when                            | holds                                             |
 |-------------|---------------------------------|---------------------------------------------------|
 | `run`       | at the start, and at a --resume | options, machine, versions; metrics, or engines   |
-| `case`      | of a benchmark, before it       | what is decoded, and by which load of the engines |
+| `case`      | of a benchmark, before it       | what is decoded                                   |
 | `engine`    | loaded, or given up             | load times, precision, versions; or error         |
 | `utterance` | every engine has decoded it     | reference; text, tokens and times of each         |
 | `failed`    | one engine could not            | the problem by engine; no engine counts it        |
