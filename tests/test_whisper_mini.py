@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jiwer
 import numpy as np
 import pytest
-from conftest import ROOT, Shared
+from conftest import ROOT, Shared, child_environment
 
 from fairseq_openvino import load_model
 from fairseq_openvino.model import Clip
@@ -151,3 +153,26 @@ def test_silence_is_not_speech(model: Any) -> None:
     quiet, hiss, spoken = model.transcribe_clips([silence, noise, speech], beam=1, language="en")
     assert spoken.no_speech_probability < 0.2
     assert quiet.no_speech_probability > 0.5 and hiss.no_speech_probability > 0.5
+
+
+TRANSCRIBE = """
+import sys
+from fairseq_openvino import load_model
+bundle, cache, clip, precision = sys.argv[1:]
+print(load_model(bundle, precision=precision, cache_dir=cache).transcribe(clip, beam=1).text)
+"""
+
+
+def test_precisions_share_a_directory_for_compiled_models(bundle: Path, tmp_path: Path) -> None:
+    """OpenVINO itself crashes at bf16 on a cache that holds the encoder at f32."""
+    clip = str(MINI / rows("en")[0]["path"])
+    texts = []
+    for precision in ("f32", "bf16", "f32"):
+        done = subprocess.run(
+            [sys.executable, "-c", TRANSCRIBE, str(bundle), str(tmp_path), clip, precision],
+            capture_output=True, text=True, env=child_environment(),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        texts.append(done.stdout)
+    assert len(set(texts)) == 1 and texts[0].strip()
+    assert {path.name for path in tmp_path.iterdir()} == {"f32", "bf16"}

@@ -129,7 +129,8 @@ class Engine:
         model = self.model(variant)
         if options.cache_dir is not None:
             try:
-                return self._compile_cached(model, properties, Path(options.cache_dir))
+                cache = Path(options.cache_dir) / variant.precision
+                return self._compile_cached(model, properties, cache)
             except RuntimeError as error:
                 logger.warning(f"compiling without the cache {options.cache_dir}: {error}")
         try:
@@ -145,7 +146,11 @@ class Engine:
     def _compile_cached(
         self, model: ov.Model, properties: dict[str, str], cache: Path
     ) -> ov.CompiledModel:
-        """Under a lock: OpenVINO maps a cached file that another process may be writing."""
+        """Under a lock: OpenVINO maps a cached file that another process may be writing.
+
+        Each precision has a directory of its own: with 2026.4 a graph compiled at bf16 crashes when it
+        runs if the cache holds it compiled at f32.
+        """
         with locked(cache / LOCK):
             properties = properties | {"CACHE_DIR": str(cache)}
             return self._core.compile_model(model, self.options.device, properties)
