@@ -69,7 +69,7 @@ def quantize(
             convolution=NO_SMOOTHING, matmul=alpha
         ),
     )
-    with _quiet(nncf):
+    with _quiet():
         quantized = nncf.quantize(
             graph,
             nncf.Dataset(samples, used),
@@ -106,7 +106,7 @@ def compress(graph: ov.Model, bits: int) -> ov.Model:
                 group_size_fallback_mode=adjust
             ),
         }
-    with _quiet(nncf):
+    with _quiet():
         return nncf.compress_weights(graph, **options)
 
 
@@ -146,9 +146,12 @@ def load_nncf() -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(nncf: Any) -> Iterator[None]:
-    """Without NNCF's own bars and messages on stdout; problems are exceptions."""
-    nncf.set_log_level(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """Without NNCF's own bars and messages on stdout; problems are exceptions.
+
+    Handlers, whose levels `nncf.set_log_level` changes too, may be somebody else's.
+    """
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
