@@ -52,7 +52,6 @@ def test_hypotheses_on_the_shipped_test_set_are_identical(
         "--diverse-beam-groups 5 --diverse-beam-strength 0.4 --required-batch-size-multiple 1",
         "--beam 200 --max-len-b 6",
         "--match-source-len",
-        "--num-workers 2",
     ],
 )
 def test_flags_work_like_eager(tiny: Path, cache_dir: Path, flags: str) -> None:

@@ -46,7 +46,7 @@ def hypotheses(output: str) -> dict[str, str]:
 
 
 def test_unreadable_clip_loses_only_itself(tiny: Path, cache_dir: Path, tmp_path: Path) -> None:
-    """Read by a worker process, of which the command learns."""
+    """Read by worker processes, of which the command learns."""
     data = tmp_path / "data"
     shutil.copytree(tiny, data, ignore=shutil.ignore_patterns("features"))
     (data / "broken.wav").write_bytes(b"RIFF not a wave file")
@@ -54,10 +54,12 @@ def test_unreadable_clip_loses_only_itself(tiny: Path, cache_dir: Path, tmp_path
     rows = (data / "test.tsv").read_text().splitlines()[:9]
     rows += [f"b\t{data}/broken.wav\t70\tt1 t2\ts", f"g\t{data}/good.wav\t98\tt1 t2\ts"]
     (data / "test.tsv").write_text("\n".join(rows) + "\n")
-    done = run("generate", data, "--num-workers", "1", "--ov-cache-dir", str(cache_dir))
+    done = run("generate", data, "--num-workers", "2", "--ov-cache-dir", str(cache_dir))
     output = "".join(done.communicate())
     assert done.returncode == 1, output
-    assert len(hypotheses(output)) == 9 and "Generate test" in output
+    eager = generate(data, "--beam", "2", "--max-len-b", "9")
+    expected = {f"D-{number}": lines[0].text for number, lines in eager.hypotheses.items()}
+    assert len(expected) == 9 and hypotheses(output) == expected and "Generate test" in output
     assert "broken.wav" in output and "1 utterances were skipped" in output
 
 

@@ -43,7 +43,8 @@ def test_only_what_the_batches_need_is_compiled_and_before_the_first(
     for size, beam in ((1, 5), (3, 0)):
         events.clear()
         flags = ("--batch-size", str(size), "--required-batch-size-multiple", "1", "--beam", "5")
-        generate(tiny, *flags, "--ov-engine", "--ov-cache-dir", str(cache_dir))
+        engine = ("--ov-engine", "--ov-cache-dir", str(cache_dir))
+        generate(tiny, *flags, "--max-len-b", "9", *engine)
         assert events == [("encoder", 0), ("decoder", beam), *["encode"] * (21 // size)]
 
 
