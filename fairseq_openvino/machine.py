@@ -57,6 +57,7 @@ def threads(root: Path = ROOT) -> int:
     return cores if quota is None else min(cores, quota)
 
 
+@cache
 def cpu_quota(root: Path = ROOT) -> int | None:
     """Cores that the control groups (v1 or v2) of this process are limited to, rounded up.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -51,7 +50,7 @@ class Session:
         if not head.candidates:
             scores = np.concatenate(each, 1) if each else self._output("log_probs")
             return Step(scores, attention=attention)
-        return replace(self._candidates(), attention=attention)
+        return self._candidates(attention)
 
     def keep(self, utterances: np.ndarray) -> None:
         """Keep these utterances, indices into the current batch; their rows follow by beam_idx."""
@@ -72,7 +71,7 @@ class Session:
     ) -> None:
         self._release()  # does nothing if the request raised
 
-    def _candidates(self) -> Step:
+    def _candidates(self, attention: np.ndarray | None) -> Step:
         scores = self._output("scores")
         if np.isnan(scores).any():
             rows = np.flatnonzero(np.isnan(scores).any(axis=1)).tolist()
@@ -83,7 +82,7 @@ class Session:
             )
         watched = self._output("watched") if self._head.watched else None
         left = self._output("left") if self._head.renormalised else None
-        return Step(scores, self._output("best"), watched, left)
+        return Step(scores, self._output("best"), watched, left, attention)
 
     def _output(self, name: str) -> np.ndarray:
         data: np.ndarray = self._request.get_tensor(name).data
