@@ -43,10 +43,12 @@ setup(
             "sacrebleu",
             "PyYAML",
         ],
+        "media": ["av"],  # FFmpeg, for what libsndfile refuses
         "whisper": ["tokenizers"],
         "whisper-export": [
             "torch>=2.10",
             "transformers>=5",
+            "peft",
             "tokenizers",
             "safetensors",
             "onnx>=1.21",
@@ -62,6 +64,7 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",
+            "ctranslate2",
             "numba",
             "tiktoken",
             "more-itertools",  # of openai-whisper, which the tests need

@@ -28,7 +28,7 @@ pip install -c .ci/constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_
 step "compiling fairseq-fixed (one to three minutes)"
 pip install -c .ci/constraints.txt --no-build-isolation fairseq-fixed
 step "installing fairseq-openvino"
-pip install -c .ci/constraints.txt --no-build-isolation -e ".[fairseq,whisper-export,quantize,eval,dev]"
+pip install -c .ci/constraints.txt --no-build-isolation -e ".[fairseq,whisper-export,media,quantize,eval,dev]"
 # Tests compare with openai-whisper, which asks for triton (for GPUs, several hundred MB).
 pip install -c .ci/constraints.txt --no-build-isolation --no-deps openai-whisper
 
