@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
 import resource
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from fairseq_openvino import __version__
 
@@ -21,6 +24,8 @@ CPU_FLAGS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "
 PACKAGES = ("torch", "fairseq-fixed", "fairseq", "openvino", "onnxruntime", "numpy")
 """Distributions that a table of figures names."""
 ROOT = Path("/")
+DONTNEED = 4
+"""MADV_DONTNEED of Linux."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,31 @@ def _megabytes(path: str, name: str) -> float | None:
         return None
     line = next((line for line in lines if line.startswith(f"{name}:")), None)
     return None if line is None else int(line.split()[1]) * 1024 / 1e6
+
+
+def trim() -> None:
+    """Give freed memory back to the system: glibc keeps blocks of up to 32 MB, as most weights are."""
+    malloc_trim = getattr(_libc(), "malloc_trim", None)  # other C libraries have none
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def let_go(directory: Path) -> None:
+    """Take what is mapped of the files in a directory out of memory; it is read again where needed."""
+    madvise = getattr(_libc(), "madvise", None)
+    if madvise is None:
+        return
+    inside = f"{directory.resolve()}{os.sep}"
+    for line in (ROOT / "proc/self/maps").read_text().splitlines():
+        span, *_, name = line.split(maxsplit=5)
+        if name.startswith(inside):
+            begin, end = (int(address, 16) for address in span.split("-"))
+            madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), DONTNEED)
+
+
+def _libc() -> Any:
+    """The C library of Linux; None elsewhere."""
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

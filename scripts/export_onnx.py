@@ -5,4 +5,4 @@ import sys
 from fairseq_openvino.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["export", *sys.argv[1:]]))
+    sys.exit(main(["export", "--keep-onnx", *sys.argv[1:]]))

@@ -102,9 +102,10 @@ def mini_bundle(shared: Shared) -> Path:
     def make(directory: Path) -> None:
         from fairseq_openvino.export.fairseq import export_checkpoint
         from fairseq_openvino.export.fairseq.data import DataDirectory
+        from fairseq_openvino.export.options import ExportOptions
 
-        data = DataDirectory(MINI, "config_st_en_de.yaml")
-        export_checkpoint(MINI / "checkpoint.pt", data, directory / "bundle")
+        data, options = DataDirectory(MINI, "config_st_en_de.yaml"), ExportOptions(keep_onnx=True)
+        export_checkpoint(MINI / "checkpoint.pt", data, directory / "bundle", options)
 
     return shared("mini", make) / "bundle"
 

@@ -31,7 +31,7 @@ from fairseq_openvino.errors import (
     ParityError,
     StorageError,
 )
-from fairseq_openvino.export import ir
+from fairseq_openvino.export import ir, protobuf
 from fairseq_openvino.export import onnx as onnx_export
 from fairseq_openvino.export.fairseq import (
     ARCHITECTURES,
@@ -124,7 +124,7 @@ def export(data: Path, output: Path, **options: Any) -> Any:
 
 
 def test_bundle_holds_checked_onnx_with_dynamic_axes(tiny: Path, tmp_path: Path) -> None:
-    bundle, report = export(tiny, tmp_path / "bundle")
+    bundle, report = export(tiny, tmp_path / "bundle", keep_onnx=True)
     assert report.passed
     decoder = onnx.load(bundle.path("decoder.onnx"))
     onnx.checker.check_model(decoder, full_check=True)
@@ -155,13 +155,60 @@ def test_f16_halves_the_weights(tiny: Path, tiny_bundle: Path, tmp_path: Path) -
     assert report.limit < max(row.ir_steps or 0 for row in report.rows) <= report.ir_limit
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_numbers_are_stored_in_16_bits(
+    tiny: Path, tiny_bundle: Path, tmp_path: Path, kind: torch.dtype
+) -> None:
+    """Exactly: the limit of the gate is that of f32."""
+    shutil.copytree(tiny, data := tmp_path / "data")
+    state = torch.load(tiny / "checkpoint.pt", weights_only=False)
+    for name, weights in state["model"].items():
+        if weights.is_floating_point():
+            state["model"][name] = weights.to(kind)
+    torch.save(state, data / "checkpoint.pt")
+    half, report = export(data, tmp_path / "bundle")
+    assert half.manifest.precision == "f32" and report.ir_limit == report.limit
+    for name in ("encoder.bin", "decoder.bin"):
+        # queries that are scaled are no numbers of the checkpoint
+        whole = open_bundle(tiny_bundle).manifest.files[name].bytes
+        assert half.manifest.files[name].bytes < 0.6 * whole
+
+
+@pytest.mark.parametrize("largest", [protobuf.MAX_BYTES, 0])
+def test_weights_are_written_behind_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    """In the file itself, or in a second one."""
+    monkeypatch.setattr(protobuf, "MAX_BYTES", largest)
+    weights = {
+        "w": torch.randn(300, 300).T, "b": torch.randn(300), "k": torch.tensor(3), "h": torch.ones(2, 2).half(),
+    }  # fmt: skip
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["y"]), onnx.helper.make_node("Add", ["y", "b"], ["z"]),
+    ]  # fmt: skip
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 300]) for name in "xz"
+    ]
+    graph = onnx.helper.make_graph(nodes, "graph", ends[:1], ends[1:])
+    path = tmp_path / "model.onnx"
+    protobuf.write_model(path, onnx.helper.make_model(graph), weights)
+    assert path.with_name("model.onnx.data").exists() is (largest == 0)
+    onnx.checker.check_model(str(path))
+    stored = {
+        each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer
+    }
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(stored[name], weight.numpy())
+    assert stored.keys() == weights.keys()
+
+
 def test_existing_output_is_refused_then_replaced(
     tiny: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     with pytest.raises(OptionError, match="Choose another name, or overwrite it"):
         export(tiny, tmp_path / "bundle")
-    export(tiny, tmp_path / "bundle", overwrite=True)
+    export(tiny, tmp_path / "bundle", overwrite=True, keep_onnx=True)
     assert "decoder.onnx" in open_bundle(tmp_path / "bundle").manifest.files  # unlike before
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
@@ -256,6 +303,7 @@ def test_script_prints_the_parity_table(
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     assert done.returncode == 0, done.stderr
     assert "passed" in done.stdout and "decoder.xml" in done.stdout
+    assert "decoder.onnx" in done.stdout
     assert cli.main(["export", *command[2:]]) == 2
     assert "or overwrite it" in capsys.readouterr().err
 

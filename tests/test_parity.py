@@ -326,7 +326,8 @@ import sys
 from pathlib import Path
 import torch
 from conftest import random_model
-from fairseq_openvino.export import ir, memory, onnx, parity
+from fairseq_openvino import machine
+from fairseq_openvino.export import ir, onnx, parity
 from fairseq_openvino.export.fairseq import Reference, s2t_transformer
 
 def status(key):
@@ -334,26 +335,26 @@ def status(key):
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 def restart():
-    memory.trim()
+    machine.trim()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again here
 
 small = random_model("s2t_transformer_xs", encoder_layers=1, decoder_layers=1)[0]
 small(torch.zeros(1, 20, 80), torch.tensor([20]), torch.tensor([[2]]))  # loads what is lazy
 del small
-memory.trim()
+machine.trim()
 before = status("VmRSS")
 model, arguments, _ = random_model("s2t_transformer_m")
 size = 4 * sum(weights.numel() for weights in model.parameters())
 graphs = s2t_transformer.build(model, arguments)
 restart()
 expected = parity.expect(Reference(model), graphs)
-print((status("VmHWM") - before) / size)
 onnx.export_onnx(graphs, Path(sys.argv[1]))
+print((status("VmHWM") - before) / size)
 del model
 graphs = graphs.without_modules()
 restart()
 ir.write(Path(sys.argv[1]), graphs, "f32")
-memory.trim()
+machine.trim()
 parity.check(expected, graphs, Path(sys.argv[1]), "f32", ir=True)
 print((status("VmHWM") - before) / size)
 """

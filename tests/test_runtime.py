@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MINI
+from conftest import MINI, child_environment
 
 from fairseq_openvino import load_model
 from fairseq_openvino.model import Ask, Head, Memory, Session
@@ -126,3 +128,45 @@ def test_several_tokens_in_one_call_equal_single_steps(recognizer: Any) -> None:
             [log_probs(session, part) for part in (tokens[:, :4], tokens[:, 4:])], 1
         )
     np.testing.assert_allclose(found, np.concatenate(steps, 1), atol=2e-5)
+
+
+def test_what_was_encoded_outlives_the_first_inference(mini_bundle: Path) -> None:
+    """Behind it, memory that only it needed is released."""
+    fresh = load_model(mini_bundle)
+    first, second = encoded(fresh, CLIPS[0]), encoded(fresh, CLIPS[0])
+    encoded(fresh, CLIPS[1])
+    for name, tensor in first.tensors.items():
+        np.testing.assert_array_equal(tensor, second.tensors[name])
+
+
+RESIDENT = """
+import sys
+from pathlib import Path
+from fairseq_openvino import load_model
+from fairseq_openvino.machine import let_go
+
+model = load_model(sys.argv[1])
+before = model.transcribe(sys.argv[2]).score
+
+def mapped():
+    kilobytes, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = sys.argv[1] in line
+        elif inside and line.startswith("Rss"):
+            kilobytes += int(line.split()[1])
+    return kilobytes
+
+held = mapped()
+let_go(Path(sys.argv[1]))
+print(held, mapped(), model.transcribe(sys.argv[2]).score == before)
+"""
+
+
+def test_files_of_a_bundle_do_not_stay_in_memory(mini_bundle: Path) -> None:
+    command = [sys.executable, "-c", RESIDENT, str(mini_bundle.resolve()), str(CLIPS[0])]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    assert done.returncode == 0, done.stderr
+    held, after, same = done.stdout.split()
+    stored = sum(path.stat().st_size for path in mini_bundle.glob("*.bin")) // 1024
+    assert int(held) < 0.5 * stored and int(after) == 0 and same == "True"

@@ -7,10 +7,13 @@ self-attention with its cache and reordering becomes one node per layer.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
+import torch
+from openvino import op
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 
@@ -18,6 +21,9 @@ from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
 from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past, present
+
+MIN_WEIGHTS = 1 << 10
+"""Numbers of a constant that is worth storing in 16 bits."""
 
 
 def write(directory: Path, graphs: Graphs, precision: str) -> None:
@@ -35,8 +41,78 @@ def write(directory: Path, graphs: Graphs, precision: str) -> None:
 
 
 def save(model: ov.Model, path: Path, precision: str) -> None:
-    """Write `path` (.xml) and the weights beside it (.bin), stored in `precision` (f32 or f16)."""
+    """Write `path` (.xml) and the weights beside it (.bin).
+
+    At `precision` f16 weights are rounded; at f32 they are stored in 16 bits only where that is exact,
+    as it is for a checkpoint of 16-bit numbers. `model` is changed.
+    """
+    _compute_positions(model)
+    if precision == "f32":
+        _store_exactly(model)
     ov.save_model(model, path, compress_to_fp16=precision == "f16")
+
+
+def _store_exactly(model: ov.Model) -> None:
+    """Replace f32 constants by f16 or bf16 ones of the same values, where there are any."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32:
+            continue
+        tensor = _in_16_bits(node.data) if node.data.size >= MIN_WEIGHTS else None
+        if tensor is None:
+            continue
+        constant = op.Constant(tensor)
+        constant.set_friendly_name(node.get_friendly_name())
+        wide = ops.convert(constant, "f32")
+        for consumer in node.output(0).get_target_inputs():
+            consumer.replace_source_output(wide.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _compute_positions(model: ov.Model) -> None:
+    """Replace tables of sinusoidal positions by what they are computed from; the device folds it again.
+
+    Source: Fairseq `modules/sinusoidal_positional_embedding.py:get_embedding`.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32:
+            continue
+        table = node.data
+        if table.ndim != 2 or table.shape[1] < 4 or table.shape[1] % 2:  # noqa: PLR2004
+            continue
+        rows, half = len(table), table.shape[1] // 2
+        scales = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
+        angles = torch.arange(rows).unsqueeze(1) * scales.unsqueeze(0)
+        sinusoids = torch.cat([torch.sin(angles), torch.cos(angles)], 1).numpy()
+        padding = np.flatnonzero(~table.any(axis=1))
+        sinusoids[padding] = 0
+        if len(padding) > 1 or not np.array_equal(table, sinusoids):
+            continue
+        row = ops.range(ops.constant(0.0), ops.constant(float(rows)), ops.constant(1.0), "f32")
+        angle = ops.multiply(
+            ops.unsqueeze(row, ops.constant(1)), ops.constant(scales.numpy()[None])
+        )
+        computed = ops.concat([ops.sin(angle), ops.cos(angle)], 1)
+        if len(padding):
+            kept = ops.convert(ops.not_equal(row, ops.constant(np.float32(padding[0]))), "f32")
+            computed = ops.multiply(computed, ops.unsqueeze(kept, ops.constant(1)))
+        for consumer in node.output(0).get_target_inputs():
+            consumer.replace_source_output(computed.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _in_16_bits(values: np.ndarray) -> ov.Tensor | None:
+    """The same numbers in f16 or bf16; None if either would round one of them."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if np.array_equal(half, values):
+        return ov.Tensor(half)
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    if not (bits & 0xFFFF).any():
+        upper = (bits >> 16).astype(np.uint16)
+        tensor = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
+        tensor.data.view(np.uint16)[...] = upper
+        return tensor
+    return None
 
 
 def _make_stateful(model: ov.Model, graphs: Graphs) -> None:

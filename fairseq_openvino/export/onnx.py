@@ -19,6 +19,7 @@ l, L, S are dynamic; R is a multiple of N and row r belongs to utterance r // (R
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from typing import Any
 import onnx
 import torch
 
+from fairseq_openvino import machine
 from fairseq_openvino.bundle import TensorSpec
-from fairseq_openvino.export import memory
 from fairseq_openvino.export.graphs import Graphs
+from fairseq_openvino.export.protobuf import write_model
 
 OPSET = 17
 ENCODER_ONNX = "encoder.onnx"
@@ -114,19 +116,24 @@ def _export(
     outputs: list[str],
     axes: dict[str, dict[int, str]],
 ) -> None:
-    before = set(path.parent.iterdir())
+    """The graph first, its weights as inputs of the same names; then the weights, one at a time.
+
+    The exporter itself would hold them three times.
+    """
+    graph = io.BytesIO()
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter announces its own deprecation
         torch.onnx.export(
-            module, example, str(path), input_names=inputs, output_names=outputs,
-            dynamic_axes=axes, opset_version=OPSET, dynamo=False,
+            module, example, graph, input_names=inputs, output_names=outputs,
+            dynamic_axes=axes, opset_version=OPSET, dynamo=False, export_params=False,
             do_constant_folding=False,  # it stores a tied embedding twice, and no graph gets smaller
         )  # fmt: skip
-    parts = set(path.parent.iterdir()) - before - {path}
-    if parts:  # above 2 GB the exporter writes each weight to a file of its own
-        model = onnx.load(path)
-        for part in parts:
-            part.unlink()
-        onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
-    onnx.checker.check_model(str(path), full_check=False)
-    memory.trim()
+    model = onnx.load_from_string(graph.getvalue())
+    onnx.checker.check_model(model, full_check=False)
+    stored = module.state_dict()
+    weights = {each.name: stored[each.name] for each in model.graph.input if each.name in stored}
+    kept = [each for each in model.graph.input if each.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    write_model(path, model, weights)
+    machine.trim()

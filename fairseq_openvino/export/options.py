@@ -15,7 +15,9 @@ class ExportOptions:
     """What to write."""
 
     precision: str = field(default="f32", metadata=flag(choices=STORED_PRECISIONS))
-    """Stored weights: f32 (exact) or f16 (half the size)."""
+    """Stored weights: f32 (exact; in 16 bits where the checkpoint's numbers are 16-bit ones) or f16."""
+    keep_onnx: bool = False
+    """Keep encoder.onnx and decoder.onnx in the bundle (`scripts/export_onnx.py` does)."""
     onnx_only: bool = False
     """No OpenVINO IR."""
     overwrite: bool = False

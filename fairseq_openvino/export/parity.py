@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fairseq_openvino import machine
 from fairseq_openvino.bundle import is_recurrent
 from fairseq_openvino.errors import ParityError
-from fairseq_openvino.export import memory
 from fairseq_openvino.export.float64 import Float64
 from fairseq_openvino.export.forced import Forced, forced
 from fairseq_openvino.export.graphs import Graphs
@@ -219,7 +219,7 @@ def check(expected: Expected, graphs: Graphs, directory: Path, precision: str, i
     batches, one_by_one = [case.batch for case in expected.cases], is_recurrent(graphs.state)
     onnx_errors = _measure(OnnxRunner(directory, graphs, batches, threads), expected, one_by_one)
     ir_errors: list[tuple[float, ...]] = [()] * len(batches)
-    memory.trim()
+    machine.trim()
     if ir:
         ir_errors = _measure(IrRunner(directory, batches, threads), expected, one_by_one)
     rows = tuple(

@@ -18,7 +18,7 @@ from fairseq_openvino.bundle import (
     open_bundle,
     write_manifest,
 )
-from fairseq_openvino.export import ir, memory, onnx, parity
+from fairseq_openvino.export import ir, onnx, parity
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.options import ExportOptions
 
@@ -45,7 +45,6 @@ def export(
     original: Original,
     output: Path,
     options: ExportOptions | None = None,
-    keep_onnx: bool = True,
 ) -> tuple[Bundle, parity.Report]:
     """Write a bundle.
 
@@ -53,7 +52,6 @@ def export(
         original: its torch modules are let go of on the way, so that memory holds the weights once.
         output: the bundle directory to create.
         options: what to write.
-        keep_onnx: leave encoder.onnx and decoder.onnx in the bundle.
 
     Returns:
         The verified bundle and the parity report.
@@ -67,19 +65,19 @@ def export(
     options = options or ExportOptions()
     graphs, reference = original.graphs, original.reference
     assert graphs is not None and reference is not None
-    memory.trim()
+    machine.trim()
     with staged_directory(output, options.overwrite) as stage, torch.no_grad():
         expected = parity.expect(reference, graphs, original.cases)
         onnx.export_onnx(graphs, stage)
         graphs = graphs.without_modules()
         original.graphs = original.reference = reference = None
         gc.collect()  # models hold reference cycles
-        memory.trim()
+        machine.trim()
         if not options.onnx_only:
             ir.write(stage, graphs, options.precision)
-            memory.trim()
+            machine.trim()
         report = parity.check(expected, graphs, stage, options.precision, not options.onnx_only)
-        if not (keep_onnx or options.onnx_only):
+        if not (options.keep_onnx or options.onnx_only):
             for path in stage.glob("*.onnx*"):
                 path.unlink()
         original.write_files(stage)

@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime
 import openvino as ov
 
+from fairseq_openvino import machine
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, TensorSpec
-from fairseq_openvino.export import memory
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past
@@ -42,6 +42,7 @@ class OnnxRunner:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.disable_prepacking", "1")  # no second copy
         encoder = onnxruntime.InferenceSession(str(directory / ENCODER_ONNX), options)
         names = [spec.name for spec in graphs.memory]
         self.memory = [
@@ -49,7 +50,7 @@ class OnnxRunner:
             for batch in batches
         ]
         del encoder
-        memory.trim()
+        machine.trim()
         self.decoder = onnxruntime.InferenceSession(str(directory / DECODER_ONNX), options)
         self.state, self.rows = graphs.state, [batch.rows for batch in batches]
 
@@ -87,7 +88,7 @@ class IrRunner:
             outputs = encoder(encoder_inputs(batch))
             self.memory.append({o.get_any_name(): outputs[o] for o in encoder.outputs[1:]})
         del encoder, outputs
-        memory.trim()
+        machine.trim()
         self.decoder = core.compile_model(directory / DECODER_IR, "CPU", properties)
         self.request = self.decoder.create_infer_request()
 

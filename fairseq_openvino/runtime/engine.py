@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import openvino as ov
@@ -112,9 +114,26 @@ class Engine:
             idle = self._idle[variant]
             if idle:
                 return Lease(idle.pop(), idle)
+            settle = None
             if variant not in self._compiled:
                 self._compiled[variant] = self._compile(variant)
-            return Lease(self._compiled[variant].create_infer_request(), idle)
+                self._let_go()
+                settle = partial(self._settle, variant)
+            return Lease(self._compiled[variant].create_infer_request(), idle, settle)
+
+    def _let_go(self) -> None:
+        """Pages of files that have been read: the device stores weights anew, in a form of its own."""
+        for directory in (self.bundle.directory, self.options.cache_dir):
+            if directory is not None:
+                machine.let_go(Path(directory))
+
+    def _settle(self, variant: Variant) -> None:
+        """Behind the first inference, which stores most of the weights."""
+        self._let_go()
+        if variant.graph == "encoder":
+            with suppress(RuntimeError):  # another request is at work
+                self._compiled[variant].release_memory()
+        machine.trim()
 
     def _compile(self, variant: Variant) -> ov.CompiledModel:
         options = self.options
@@ -127,6 +146,7 @@ class Engine:
         if options.profile:
             properties["PERF_COUNT"] = "YES"
         model = self.model(variant)
+        self._let_go()
         if options.cache_dir is not None:
             try:
                 cache = Path(options.cache_dir) / variant.precision
@@ -160,7 +180,11 @@ class Engine:
         encoder = variant.graph == "encoder"
         model = self._core.read_model(self.bundle.path(ENCODER_IR if encoder else DECODER_IR))
         if variant.precision in ("int8", INT8_BF16) and not self.bundle.manifest.quantization:
-            rewrite.quantize_weights(model)  # else `quantize` has decided about every layer
+            rewrite.quantize_weights(
+                model, self._let_go
+            )  # else `quantize` has decided about every layer
+        if self.on_cpu:
+            rewrite.keep_16_bits(model)
         if encoder:
             return model
         if self.on_cpu:
@@ -177,8 +201,20 @@ class Engine:
 class Lease:
     """An infer request taken from a pool; `release` returns it, dropping the lease discards it."""
 
-    def __init__(self, request: ov.InferRequest, idle: list[ov.InferRequest]) -> None:
-        self.request, self._idle = request, idle
+    def __init__(
+        self,
+        request: ov.InferRequest,
+        idle: list[ov.InferRequest],
+        settle: Callable[[], None] | None = None,
+    ) -> None:
+        self.request, self._idle, self._settle = request, idle, settle
+
+    def infer(self) -> None:
+        """Run the request on its tensors."""
+        self.request.infer(share_outputs=True)
+        if self._settle is not None:
+            self._settle()
+            self._settle = None
 
     def release(self) -> None:
         """Return the request; it must be in a usable state."""

@@ -57,7 +57,7 @@ class CompiledModel:
         request = lease.request
         request.set_tensor("features", _tensor(features, np.float32))
         request.set_tensor("lengths", _tensor(lengths, np.int64))
-        request.infer(share_outputs=True)
+        lease.infer()
         tensors = {spec.name: request.get_tensor(spec.name).data for spec in self.manifest.memory}
         lengths = request.get_tensor("encoder_lengths").data.copy()
         memory = Memory(lengths, tensors, streams)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import openvino as ov
@@ -16,6 +16,11 @@ from fairseq_openvino.model import Head
 MIN_QUANTIZED_WEIGHTS = 1 << 12
 """Smaller matrices stay in floating point: they cost nothing and hold little redundancy."""
 INT8_LEVELS = 127
+QUANTIZED_TOGETHER = 1 << 20
+"""Weights that are in memory as f32 at a time."""
+HALVES = (ov.Type.f16, ov.Type.bf16)
+DECOMPRESSION = "decompression_0"
+"""OpenVINO's mark of a Convert whose input is a compressed weight (`ov::Decompression`)."""
 
 
 def fold_causal_mask(model: ov.Model) -> None:
@@ -55,27 +60,63 @@ def keep_memory(model: ov.Model, names: Collection[str]) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def quantize_weights(model: ov.Model) -> None:
+def keep_16_bits(model: ov.Model) -> None:
+    """Mark weights stored in 16 bits as such: the device widens them once, in the form it computes with.
+
+    Unmarked they are widened in the graph first, and both forms stay in memory.
+    """
+    for node in model.get_ordered_ops():
+        source = node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
+        if source is not node and _is_constant(source) and source.get_element_type() in HALVES:
+            node.get_rt_info()[DECOMPRESSION] = ""
+
+
+def quantize_weights(model: ov.Model, done: Callable[[], None] = lambda: None) -> None:
     """Weights of the linear layers to 8 bits, symmetric, one scale for each output row; no data.
+
+    `done` is called behind each matrix.
 
     The CPU plugin recognises Constant(i8) -> Convert -> Multiply as compressed weights.
     """
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul":
+        if node.get_type_name() != "MatMul" or not node.get_attributes()["transpose_b"]:
             continue
         constant = node.input_value(1).get_node()
-        if constant.get_type_name() != "Constant":
+        if constant.get_type_name() == "Convert":
+            constant = constant.input_value(0).get_node()
+        if not _is_constant(constant) or np.prod(constant.shape) < MIN_QUANTIZED_WEIGHTS:
             continue
-        weights = np.asarray(constant.data, np.float32)  # (out, in)
-        if weights.size < MIN_QUANTIZED_WEIGHTS or not node.get_attributes()["transpose_b"]:
-            continue
-        scale = np.maximum(np.abs(weights).max(-1, keepdims=True), 1e-12) / INT8_LEVELS
-        levels = np.clip(np.round(weights / scale), -INT8_LEVELS, INT8_LEVELS).astype(np.int8)
-        compressed = ops.multiply(
-            ops.convert(ops.constant(levels), "f32"), ops.constant(scale.astype(np.float32))
-        )
+        levels, scale = _quantized(constant)
+        stored = op.Constant(levels, shared_memory=True)
+        compressed = ops.multiply(ops.convert(stored, "f32"), ops.constant(scale))
         node.input(1).replace_source_output(compressed.output(0))
+        done()
     model.validate_nodes_and_infer_types()
+
+
+def _quantized(constant: ov.Node) -> tuple[np.ndarray, np.ndarray]:
+    """Levels (..., in), int8, and scales (..., 1), float32, of weights (..., in)."""
+    shape = list(constant.shape)
+    stored = constant.data.reshape(-1, shape[-1])
+    levels, scale = np.empty(stored.shape, np.int8), np.empty((len(stored), 1), np.float32)
+    count = max(1, QUANTIZED_TOGETHER // shape[-1])
+    for first in range(0, len(stored), count):
+        part = slice(first, first + count)
+        weights = _float32(stored[part], constant.get_element_type())
+        scale[part] = np.maximum(np.abs(weights).max(-1, keepdims=True), 1e-12) / INT8_LEVELS
+        levels[part] = np.clip(np.round(weights / scale[part]), -INT8_LEVELS, INT8_LEVELS)
+    return levels.reshape(shape), scale.reshape([*shape[:-1], 1])
+
+
+def _float32(values: np.ndarray, kind: ov.Type) -> np.ndarray:
+    """Values of a constant; NumPy has no bf16."""
+    if kind == ov.Type.bf16:
+        return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def _is_constant(node: ov.Node) -> bool:
+    return bool(node.get_type_name() == "Constant")
 
 
 def fix_batch(model: ov.Model, utterances: int, beam: int, memory: Iterable[TensorSpec]) -> None:

@@ -21,7 +21,7 @@ class Session:
     """
 
     def __init__(self, engine: Engine, variant: Variant, memory: Memory) -> None:
-        lease = engine.lease(variant)
+        self._lease = lease = engine.lease(variant)
         self._request = lease.request
         self._request.reset_state()
         self._release = weakref.finalize(self, lease.release)
@@ -98,7 +98,7 @@ class Session:
         self._set("offset", np.int64(self._length), np.int64)
         self._set("beam_idx", beam_idx, np.int32)
         try:
-            self._request.infer(share_outputs=True)
+            self._lease.infer()
         except BaseException:
             self._release.detach()  # the request is in an unknown state: never use it again
             raise

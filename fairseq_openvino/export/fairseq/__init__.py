@@ -118,7 +118,7 @@ def cached_bundle(
     def make(target: Path) -> tuple[Bundle, Report]:
         logger.info(f"exporting {checkpoint} on first use into {target}")
         options = ExportOptions(overwrite=True)
-        return export(_original(checkpoint, data, overrides), target, options, keep_onnx=False)
+        return export(_original(checkpoint, data, overrides), target, options)
 
     return cached(checkpoint.stem, content, cache_dir, make)
 
