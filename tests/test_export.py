@@ -181,7 +181,8 @@ def test_weights_are_written_behind_the_graph(
     """In the file itself, or in a second one."""
     monkeypatch.setattr(protobuf, "MAX_BYTES", largest)
     weights = {
-        "w": torch.randn(300, 300).T, "b": torch.randn(300), "k": torch.tensor(3), "h": torch.ones(2, 2).half(),
+        "w": torch.randn(300, 300).T, "b": torch.randn(300), "k": torch.tensor(3),
+        "h": torch.ones(2, 2).half(),
     }  # fmt: skip
     nodes = [
         onnx.helper.make_node("MatMul", ["x", "w"], ["y"]), onnx.helper.make_node("Add", ["y", "b"], ["z"]),
