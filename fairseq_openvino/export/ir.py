@@ -81,8 +81,9 @@ def _compute_positions(model: ov.Model) -> None:
             continue
         rows, half = len(table), table.shape[1] // 2
         scales = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
-        angles = torch.arange(rows).unsqueeze(1) * scales.unsqueeze(0)
-        sinusoids = torch.cat([torch.sin(angles), torch.cos(angles)], 1).numpy()
+        if not np.allclose(table[-1], _sinusoids(scales, torch.tensor([rows - 1])), atol=1e-5):
+            continue
+        sinusoids = _sinusoids(scales, torch.arange(rows))
         padding = np.flatnonzero(~table.any(axis=1))
         sinusoids[padding] = 0
         if len(padding) > 1 or not np.array_equal(table, sinusoids):
@@ -98,6 +99,11 @@ def _compute_positions(model: ov.Model) -> None:
         for consumer in node.output(0).get_target_inputs():
             consumer.replace_source_output(computed.output(0))
     model.validate_nodes_and_infer_types()
+
+
+def _sinusoids(scales: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
+    angles = positions.unsqueeze(1) * scales.unsqueeze(0)
+    return torch.cat([torch.sin(angles), torch.cos(angles)], 1).numpy()
 
 
 def _in_16_bits(values: np.ndarray) -> ov.Tensor | None:

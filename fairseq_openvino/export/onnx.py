@@ -30,7 +30,7 @@ import torch
 from fairseq_openvino import machine
 from fairseq_openvino.bundle import TensorSpec
 from fairseq_openvino.export.graphs import Graphs
-from fairseq_openvino.export.protobuf import write_model
+from fairseq_openvino.export.weights import write_model
 
 OPSET = 17
 ENCODER_ONNX = "encoder.onnx"
