@@ -18,6 +18,7 @@ from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, TensorSpec
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past
+from fairseq_openvino.runtime import rewrite
 from fairseq_openvino.runtime.engine import compile_properties
 
 
@@ -42,6 +43,7 @@ class OnnxRunner:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")  # no second copy
         encoder = onnxruntime.InferenceSession(str(directory / ENCODER_ONNX), options)
         names = [spec.name for spec in graphs.memory]
@@ -81,15 +83,14 @@ class IrRunner:
     """Both IR models on the CPU at f32, the decoder's caches inside."""
 
     def __init__(self, directory: Path, batches: Sequence[Forced], threads: int) -> None:
-        core, properties = ov.Core(), compile_properties("f32", "CPU", threads or None)
-        encoder = core.compile_model(directory / ENCODER_IR, "CPU", properties)
+        encoder = _compiled(directory / ENCODER_IR, threads)
         self.memory = []
         for batch in batches:
             outputs = encoder(encoder_inputs(batch))
             self.memory.append({o.get_any_name(): outputs[o] for o in encoder.outputs[1:]})
         del encoder, outputs
         machine.trim()
-        self.decoder = core.compile_model(directory / DECODER_IR, "CPU", properties)
+        self.decoder = _compiled(directory / DECODER_IR, threads)
         self.request = self.decoder.create_infer_request()
 
     def start(self, batch: int) -> None:
@@ -102,6 +103,13 @@ class IrRunner:
         inputs = {"tokens": tokens, "beam_idx": beam_idx, "offset": np.array(offset)}
         logits: np.ndarray = self.request.infer(inputs | self.inputs)["logits"]
         return logits
+
+
+def _compiled(path: Path, threads: int) -> ov.CompiledModel:
+    model = ov.Core().read_model(path)
+    rewrite.keep_16_bits(model)
+    properties = compile_properties("f32", "CPU", threads or None)
+    return ov.Core().compile_model(model, "CPU", properties)
 
 
 def encoder_inputs(batch: Forced) -> dict[str, np.ndarray]:
