@@ -1,4 +1,4 @@
-"""`fairseq-openvino export|verify|transcribe|quantize|evaluate|benchmark|doctor`.
+"""`fairseq-openvino export|verify|transcribe|quantize|evaluate|benchmark|cache|doctor`.
 
 Exit codes: 0 done; 1 done, but some utterances failed or a comparison did not hold; 2 wrong usage;
 3 model, bundle or data damaged or not fitting; 4 unsafe input refused; 5 dependency, device,
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from fairseq_openvino import __version__
 from fairseq_openvino.commands import (
     benchmark,
+    cache,
     doctor,
     evaluate,
     export,
@@ -35,6 +36,7 @@ COMMANDS = {
     "quantize": (quantize, "smaller and faster, gated"),
     "evaluate": (evaluate, "accuracy and time on a corpus"),
     "benchmark": (benchmark, "against every alternative"),
+    "cache": (cache, "bundles and compiled models that are kept"),
     "doctor": (doctor, "versions, shims, devices, precision in use"),
 }
 """Name to a module with `add_arguments` and `run`, and what it does."""
