@@ -26,7 +26,12 @@ from fairseq_openvino.commands import (
     transcribe,
     verify,
 )
-from fairseq_openvino.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, FairseqOpenVINOError
+from fairseq_openvino.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_ENVIRONMENT,
+    EXIT_INTERRUPTED,
+    FairseqOpenVINOError,
+)
 from fairseq_openvino.flags import spelled
 
 COMMANDS = {
@@ -58,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FairseqOpenVINOError as error:
         print(f"error: {spelled(error, options.parser)}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        extra = doctor.EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        what = f"{options.parser.prog} failed: expected the package {error.name}, got none"
+        print(f"error: {what}. Install fairseq-openvino[{extra}].", file=sys.stderr)
+        return EXIT_ENVIRONMENT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -34,13 +34,19 @@ PACKAGES: tuple[tuple[str, str], ...] = (
     ("fairseq-fixed", "fairseq"),
     ("onnx", "fairseq"),
     ("onnxruntime", "fairseq"),
-    ("transformers", "whisper"),
+    ("tokenizers", "whisper"),
+    ("av", "media"),
+    ("transformers", "whisper-export"),
+    ("safetensors", "whisper-export"),
+    ("peft", "whisper-export"),
     ("nncf", "quantize"),
     ("sacrebleu", "eval"),
     ("jiwer", "eval"),
     ("matplotlib", "eval"),
 )
 """Distribution and the extra that brings it (empty: always needed)."""
+EXTRAS = {name.removesuffix("-fixed"): extra for name, extra in PACKAGES if extra}
+"""Importable package to the extra that brings it."""
 
 SHOWN = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "NUM_STREAMS", "INFERENCE_NUM_THREADS")
 """Properties of a compiled model in the table."""
