@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,16 @@ def test_no_message_names_a_flag_of_another_command() -> None:
     assert len(ours) > 60 and not found
 
 
+def test_the_container_file_names_what_exists() -> None:
+    text = (ROOT / "examples" / "container" / "Dockerfile").read_text().replace("\\\n", "")
+    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    copied = [name for word, *names, _ in lines if word == "COPY" for name in names]
+    assert len(copied) == 5 and all((ROOT / name).exists() for name in copied)
+    assert {"setup.py", "README.md", PACKAGE.name} <= set(copied)
+    (extras,) = re.findall(r"/source\[(.*)\]", text)
+    assert set(extras.split(",")) <= set(EXTRAS.values())
+
+
 @pytest.fixture(scope="module")
 def distributions(shared: Shared) -> Path:
     """A wheel and a source distribution, of the files that are under version control."""
@@ -140,7 +151,7 @@ def test_a_wheel_alone_transcribes(
             check=True,
         ).stdout  # fmt: skip
 
-    run("pip", "install", "-q", f"{wheel}[whisper]")
+    run("pip", "install", "-q", f"{wheel}[whisper,media]")
     command = "fairseq-openvino"
     assert run(command, "--version") == f"{__version__}\n"
     text = run(command, "transcribe", CLIP, "--model", mini_bundle)
