@@ -81,7 +81,7 @@ def _hold(path: Path, shared: bool = False, wait: bool = True) -> BinaryIO | Non
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            file = open(path, "ab")  # noqa: SIM115  open as long as the lock is held
+            file = open(path, "a+b")  # noqa: SIM115  open as long as the lock is held
             if not _lock(file, shared, wait):
                 file.close()
                 return None
@@ -94,25 +94,29 @@ def _hold(path: Path, shared: bool = False, wait: bool = True) -> BinaryIO | Non
 
 
 def _lock(file: BinaryIO, shared: bool, wait: bool) -> bool:
-    """Whether the system gives the lock, which ends when the file is closed or the process dies."""
+    """Whether the system gives the lock, which ends when the file is closed or the process dies.
+
+    Where a file system has no locks, those who would wait go on alone, and nobody clears up.
+    """
     if fcntl is not None:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
             fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    elif sys.platform == "win32":
+        except OSError:
+            return wait
+        return True
+    if sys.platform == "win32":
         import msvcrt
 
         while True:  # it has no shared locks, but refuses to remove files in use
             try:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-                break
+                return True
             except OSError:
                 if shared or not wait:
                     return shared
                 time.sleep(POLL_SECONDS)
-    return True
+    return wait
 
 
 @contextmanager

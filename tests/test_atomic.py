@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import child_environment, killed_while_staging, staging
 
+from fairseq_openvino import atomic
 from fairseq_openvino.atomic import (
     clear_leftovers,
     lock_shared,
@@ -97,6 +100,38 @@ def test_not_waiting_and_sharing(tmp_path: Path) -> None:
 def test_a_directory_is_removed_as_a_whole(target: Path) -> None:
     remove_directory(target)
     assert list(target.parent.iterdir()) == []
+
+
+def test_without_locks_nothing_is_cleared_up(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none: publishing goes on, and what may be in use stays."""
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    killed_while_staging(target, "wait")
+    monkeypatch.setattr(atomic.fcntl, "flock", unsupported)
+    with staged_directory(target, overwrite=True) as stage:
+        (stage / "a").write_text("new")
+    assert (target / "a").read_text() == "new" and len(list(target.parent.iterdir())) == 3
+
+
+@pytest.mark.fault
+def test_killed_at_any_time_one_of_the_two_is_there(target: Path) -> None:
+    """40 times: the target is the old one or the new one, whole, once the next run has looked."""
+    seen = set()
+    for number in range(40):
+        process = staging(target, "wait")
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        time.sleep(number * 0.0001)
+        process.kill()
+        process.communicate()
+        clear_leftovers(target.parent)
+        assert list(target.parent.iterdir()) == [target]
+        seen.add((target / "a").read_text())
+        (target / "a").write_text("old")
+    assert seen == {"old", "new"}
 
 
 @pytest.mark.parametrize("use", [locked, lock_shared])
