@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import child_environment, generate, killed_while_staging
+from conftest import Shared, child_environment, generate, killed_while_staging
 
 from fairseq_openvino import cli, load_model
 from fairseq_openvino.bundle import MANIFEST, is_bundle
@@ -30,14 +30,16 @@ sys.stdin.readline()
 
 
 @pytest.fixture
-def cache(tiny_bundle: Path, tmp_path: Path) -> Path:
+def cache(tiny_bundle: Path, shared: Shared, tmp_path: Path) -> Path:
     """A cache with one bundle that no process uses, and what its graphs compiled to."""
-    root = tmp_path / "cache"
-    shutil.copytree(tiny_bundle, root / "bundles" / f"checkpoint-{key({'a': 1})}")
-    for precision in ("f32", "bf16"):
-        model = load_model(tiny_bundle, precision=precision, cache_dir=root / "compiled")
-        model.prepare([1], beam=1)
-    return root
+
+    def make(root: Path) -> None:
+        shutil.copytree(tiny_bundle, root / "bundles" / f"checkpoint-{key({'a': 1})}")
+        for precision in ("f32", "bf16"):
+            model = load_model(tiny_bundle, precision=precision, cache_dir=root / "compiled")
+            model.prepare([1], beam=1)
+
+    return Path(shutil.copytree(shared("filled-cache", make), tmp_path / "cache"))
 
 
 def using(cache: Path) -> subprocess.Popen[str]:
