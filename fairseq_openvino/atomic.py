@@ -90,7 +90,7 @@ def _hold(path: Path, shared: bool = False, wait: bool = True) -> BinaryIO | Non
                     return file
             file.close()  # whoever held it before has removed it
     except OSError as error:
-        raise _unwritable(path.parent, error) from error
+        raise _unwritable("Locking", path.parent, error) from error
 
 
 def _lock(file: BinaryIO, shared: bool, wait: bool) -> bool:
@@ -132,7 +132,7 @@ def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
         StorageError: a file could not be written; nothing is left behind.
     """
     target = target.absolute()
-    clear_leftovers(target.parent)
+    clear_leftovers(target.parent)  # which may bring the target back
     if target.exists() and not overwrite:
         raise OptionError(
             f"Publishing failed in {str(target)!r}: expected a name that is free, got an existing "
@@ -151,7 +151,7 @@ def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     except StorageError:
         raise
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise _unwritable("Publishing", target, error) from error
 
 
 def remove_directory(target: Path) -> None:
@@ -188,10 +188,10 @@ def _workspace(target: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _unwritable(where: Path, error: OSError) -> StorageError:
+def _unwritable(action: str, where: Path, error: OSError) -> StorageError:
     expected = "a writable directory with free space"
     advice = "Check permissions and disk space, or choose another directory"
-    return failure(StorageError, "Writing", where, expected, error, advice)
+    return failure(StorageError, action, where, expected, error, advice)
 
 
 def _sync_tree(directory: Path) -> None:
