@@ -1,19 +1,36 @@
-"""Directories that appear whole or not at all (stage, fsync, rename), and locks between processes."""
+"""Directories that appear whole or not at all (stage, fsync, rename), and locks between processes.
+
+While something is published as NAME, `.NAME.staging-XXXXXXXX` beside it holds what is written and, for a
+moment, what is replaced; `.NAME.staging-XXXXXXXX.lock` is locked by the process that does it. A lock that
+nobody holds belongs to a process that died: whoever publishes there next clears up after it.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
+import sys
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from fairseq_openvino.errors import OptionError, StorageError
+from fairseq_openvino.errors import OptionError, StorageError, failure
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 HASH_BLOCK_BYTES = 1 << 20
+NEW, OLD = "new", "old"
+"""In a staging directory: what becomes the target, and what the target was."""
+STAGING = ".staging-"
+LOCK = ".lock"
+POLL_SECONDS = 0.1
 
 
 def sha256(path: Path) -> str:
@@ -26,23 +43,80 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, created with its parents; other processes wait.
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file, which is created with its parents and gone afterwards.
+
+    Yields:
+        Whether it is held: False only where another process holds it and `wait` is off.
 
     Raises:
         StorageError: the lock file could not be created.
     """
+    file = _hold(path, wait=wait)
+    if file is None:
+        yield False
+        return
+    with file:
+        try:
+            yield True
+        finally:
+            if sys.platform == "win32":  # which removes no open file
+                file.close()
+            with suppress(OSError):
+                path.unlink()
+
+
+def lock_shared(path: Path) -> BinaryIO:
+    """Hold a lock file together with others until it is closed; `locked` has to wait meanwhile.
+
+    Raises:
+        StorageError: the lock file could not be created.
+    """
+    file = _hold(path, shared=True)
+    assert file is not None
+    return file
+
+
+def _hold(path: Path, shared: bool = False, wait: bool = True) -> BinaryIO | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115  closed below
+        while True:
+            file = open(path, "a+b")  # noqa: SIM115  open as long as the lock is held
+            if not _lock(file, shared, wait):
+                file.close()
+                return None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+            file.close()  # whoever held it before has removed it
     except OSError as error:
-        raise StorageError(
-            f"Opening the cache failed in {str(path.parent)!r}: expected a writable directory, got "
-            f"{error}. Choose another cache directory."
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        raise _unwritable("Locking", path.parent, error) from error
+
+
+def _lock(file: BinaryIO, shared: bool, wait: bool) -> bool:
+    """Whether the system gives the lock, which ends when the file is closed or the process dies.
+
+    Where a file system has no locks, those who would wait go on alone, and nobody clears up.
+    """
+    if fcntl is not None:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+        except OSError:
+            return wait
+        return True
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:  # it has no shared locks, but refuses to remove files in use
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                return True
+            except OSError:
+                if shared or not wait:
+                    return shared
+                time.sleep(POLL_SECONDS)
+    return wait
 
 
 @contextmanager
@@ -58,36 +132,66 @@ def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
         StorageError: a file could not be written; nothing is left behind.
     """
     target = target.absolute()
+    clear_leftovers(target.parent)  # which may bring the target back
     if target.exists() and not overwrite:
         raise OptionError(
             f"Publishing failed in {str(target)!r}: expected a name that is free, got an existing "
             "path. Choose another name, or overwrite it."
         )
-    stage = target.parent / f".{target.name}.staging-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
-        stage.mkdir(parents=True)
-        yield stage
-        _sync_tree(stage)
-        _replace(stage, target)
+        with _workspace(target) as work:
+            stage = work / NEW
+            stage.mkdir()
+            yield stage
+            _sync_tree(stage)
+            if target.exists():
+                os.rename(target, work / OLD)
+            os.rename(stage, target)
+            _sync(target.parent)
+    except StorageError:
+        raise
     except OSError as error:
-        raise StorageError(
-            f"Publishing failed in {str(target)!r}: expected a writable directory with free space, "
-            f"got {error}. Check permissions and disk space."
-        ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        raise _unwritable("Publishing", target, error) from error
 
 
-def _replace(stage: Path, target: Path) -> None:
-    retired = stage.with_name(stage.name + ".old")
-    if target.exists():
-        os.rename(target, retired)
-    os.rename(stage, target)
-    _sync(target.parent)
-    if retired.is_dir():
-        shutil.rmtree(retired)
-    elif retired.exists():
-        retired.unlink()
+def remove_directory(target: Path) -> None:
+    """Remove a directory; what is half removed never has its name.
+
+    Raises:
+        OSError: it could not be removed, and is whole.
+    """
+    with _workspace(target) as work:
+        os.rename(target, work / NEW)
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove what processes that died left in a directory; what they were replacing is put back."""
+    for lock in directory.glob(f".*{STAGING}*{LOCK}"):
+        with suppress(OSError), locked(lock, wait=False) as is_stale:
+            if is_stale:
+                work = lock.with_suffix("")
+                target = directory / work.name[1:].rpartition(STAGING)[0]
+                if (work / OLD).exists() and not target.exists():
+                    os.rename(work / OLD, target)
+                shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _workspace(target: Path) -> Iterator[Path]:
+    """A staging directory beside the target, gone afterwards with all that is left in it."""
+    work = target.parent / f".{target.name}{STAGING}{uuid.uuid4().hex[:8]}"
+    with locked(work.with_name(work.name + LOCK)):
+        try:
+            work.mkdir()
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _unwritable(action: str, where: Path, error: OSError) -> StorageError:
+    expected = "a writable directory with free space"
+    advice = "Check permissions and disk space, or choose another directory"
+    return failure(StorageError, action, where, expected, error, advice)
 
 
 def _sync_tree(directory: Path) -> None:
@@ -97,6 +201,8 @@ def _sync_tree(directory: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    if sys.platform == "win32":  # flushes only what is open for writing, and no directory
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

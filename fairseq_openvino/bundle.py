@@ -281,7 +281,7 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
         BundleError: the manifest or a file is missing, damaged, not regular, or of another format.
     """
     root = Path(directory)
-    manifest = _read_manifest(root)
+    manifest = read_manifest(root)
     for name, expected in manifest.files.items():
         _verify_file(root, name, expected)
     return Bundle(root, manifest)
@@ -292,7 +292,12 @@ def _fail(root: Path, expected: str, got: object) -> BundleError:
     return failure(BundleError, "Opening a bundle", root, expected, got, advice)
 
 
-def _read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of a bundle whose files are not looked at.
+
+    Raises:
+        BundleError: it is missing, damaged or of another format.
+    """
     path = root / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:

@@ -1,4 +1,4 @@
-"""`fairseq-openvino export|verify|transcribe|quantize|evaluate|benchmark|doctor`.
+"""`fairseq-openvino export|verify|transcribe|quantize|evaluate|benchmark|cache|doctor`.
 
 Exit codes: 0 done; 1 done, but some utterances failed or a comparison did not hold; 2 wrong usage;
 3 model, bundle or data damaged or not fitting; 4 unsafe input refused; 5 dependency, device,
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from fairseq_openvino import __version__
 from fairseq_openvino.commands import (
     benchmark,
+    cache,
     doctor,
     evaluate,
     export,
@@ -25,7 +26,12 @@ from fairseq_openvino.commands import (
     transcribe,
     verify,
 )
-from fairseq_openvino.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, FairseqOpenVINOError
+from fairseq_openvino.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_ENVIRONMENT,
+    EXIT_INTERRUPTED,
+    FairseqOpenVINOError,
+)
 from fairseq_openvino.flags import spelled
 
 COMMANDS = {
@@ -35,6 +41,7 @@ COMMANDS = {
     "quantize": (quantize, "smaller and faster, gated"),
     "evaluate": (evaluate, "accuracy and time on a corpus"),
     "benchmark": (benchmark, "against every alternative"),
+    "cache": (cache, "bundles and compiled models that are kept"),
     "doctor": (doctor, "versions, shims, devices, precision in use"),
 }
 """Name to a module with `add_arguments` and `run`, and what it does."""
@@ -56,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FairseqOpenVINOError as error:
         print(f"error: {spelled(error, options.parser)}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        extra = doctor.EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        what = f"{options.parser.prog} failed: expected the package {error.name}, got none"
+        print(f"error: {what}. Install fairseq-openvino[{extra}].", file=sys.stderr)
+        return EXIT_ENVIRONMENT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

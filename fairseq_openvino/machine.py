@@ -6,7 +6,6 @@ import ctypes
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -57,7 +56,8 @@ def cpu(root: Path = ROOT) -> CPU:
 
 def threads(root: Path = ROOT) -> int:
     """Threads that may compute at the same time: cores of this process within its quota."""
-    cores = len(os.sched_getaffinity(0))
+    affinity = getattr(os, "sched_getaffinity", None)  # neither macOS nor Windows has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = cpu_quota(root)
     return cores if quota is None else min(cores, quota)
 
@@ -106,7 +106,12 @@ def _share(group: Path) -> float:
 def peak_megabytes() -> float:
     """Largest resident memory of this process so far, in MB (10^6 bytes)."""
     peak = _megabytes("proc/self/status", "VmHWM")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 if peak is None else peak
+    if peak is None:
+        import resource  # which Windows does not have; the package can be imported there
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return peak
 
 
 def resident_megabytes() -> float | None:

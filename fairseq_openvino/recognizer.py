@@ -92,7 +92,7 @@ class Recognizer:
             raise failure(
                 ModelError, "Transcribing", self.bundle.directory,
                 "a model whose features and text can be made without Fairseq",
-                self.manifest.unsupported, "Use fairseq-generate --ov-engine",
+                self.manifest.unsupported, "Run it by fairseq-generate --path BUNDLE",
             )  # fmt: skip
 
     def options(self, **given: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from fairseq_openvino.errors import StorageError, failure
 
 MAX_CELL_CHARACTERS = 160
+UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -21,6 +23,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with aligned columns for a terminal, indented by two."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return [f"  {'  '.join(cells)}".rstrip() for cells in padded]
+
+
+def human_bytes(size: int) -> str:
+    """As `12.3 MB`, in powers of 1000."""
+    power = min(int(math.log10(max(size, 1))) // 3, len(UNITS) - 1)
+    return f"{size / 1000**power:.{1 if power else 0}f} {UNITS[power]}"
 
 
 def one_line(text: str, limit: int = MAX_CELL_CHARACTERS) -> str:

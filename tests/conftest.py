@@ -6,6 +6,8 @@ import copy
 import io
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -246,3 +248,44 @@ def assert_identical(eager: Any, engine: Any) -> None:
 def child_environment(**extra: str) -> dict[str, str]:
     """Environment of a subprocess that must find the package in this checkout."""
     return os.environ | {"PYTHONPATH": str(ROOT)} | extra
+
+
+STAGE = """
+import os, signal, sys
+from pathlib import Path
+from fairseq_openvino.atomic import staged_directory
+
+target, moment = Path(sys.argv[1]), sys.argv[2]
+rename, renames = os.rename, []
+
+def killed_at(source, destination):
+    if moment == f"rename {len(renames)}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    renames.append(rename(source, destination))
+
+os.rename = killed_at
+with staged_directory(target, overwrite=True) as stage:
+    (stage / "a").write_text("new")
+    print("staged", flush=True)
+    if moment == "wait":
+        sys.stdin.readline()
+"""
+
+
+def staging(target: Path, moment: str) -> subprocess.Popen[str]:
+    """A process that publishes `target`, killed at some moment; it has written its file."""
+    command = [sys.executable, "-c", STAGE, str(target), moment]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment()
+    )
+    assert process.stdout is not None and process.stdout.readline() == "staged\n"
+    return process
+
+
+def killed_while_staging(target: Path, moment: str) -> None:
+    """What such a process leaves behind."""
+    process = staging(target, moment)
+    if moment == "wait":
+        process.kill()
+    assert process.wait(20) == -signal.SIGKILL
+    process.communicate()

@@ -55,7 +55,7 @@ def test_int8_really_has_eight_bit_weights(rows):
 
 def test_fast_is_explained(rows):
     text = doctor.report()
-    assert "What --ov-precision fast means" in text
+    assert "What --precision fast means" in text
     assert [line.split()[0] for line in text.splitlines()[-3:]] == ["1", "8", "32"]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from fairseq_openvino import __version__, machine
 from fairseq_openvino.errors import EXIT_OK
+from fairseq_openvino.tables import aligned
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -33,13 +34,19 @@ PACKAGES: tuple[tuple[str, str], ...] = (
     ("fairseq-fixed", "fairseq"),
     ("onnx", "fairseq"),
     ("onnxruntime", "fairseq"),
-    ("transformers", "whisper"),
+    ("tokenizers", "whisper"),
+    ("av", "media"),
+    ("transformers", "whisper-export"),
+    ("safetensors", "whisper-export"),
+    ("peft", "whisper-export"),
     ("nncf", "quantize"),
     ("sacrebleu", "eval"),
     ("jiwer", "eval"),
     ("matplotlib", "eval"),
 )
 """Distribution and the extra that brings it (empty: always needed)."""
+EXTRAS = {name.removesuffix("-fixed"): extra for name, extra in PACKAGES if extra}
+"""Importable package to the extra that brings it."""
 
 SHOWN = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "NUM_STREAMS", "INFERENCE_NUM_THREADS")
 """Properties of a compiled model in the table."""
@@ -64,7 +71,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Precision:
-    """What one `--ov-precision` means on one device."""
+    """What one precision means on one device."""
 
     device: str
     asked: str
@@ -95,18 +102,18 @@ def report() -> str:
     """The diagnosis as text for a terminal or an issue."""
     found = diagnose()
     parts = [f"fairseq-openvino {__version__}", "", "Machine"]
-    parts += _table([(name, value) for name, value in found.machine.items()])
-    parts += ["", "Packages", *_table([_package_row(package) for package in found.packages])]
+    parts += aligned([(name, value) for name, value in found.machine.items()])
+    parts += ["", "Packages", *aligned([_package_row(package) for package in found.packages])]
     parts += ["", "Fairseq shims (FAIRSEQ_OPENVINO_DISABLE_SHIMS=name,name switches off)"]
-    parts += _table(list(found.shims))
-    parts += ["", "Precision in use for each --ov-precision"]
+    parts += aligned(list(found.shims))
+    parts += ["", "Precision in use for each --precision"]
     header = ("DEVICE", "ASKED", "EXECUTED", *SHOWN)
     rows = [
         (row.device, row.asked, row.executed, *(row.properties.get(key, "-") for key in SHOWN))
         for row in found.precisions
     ]
-    parts += [*_table([header, *rows]), "", "What --ov-precision fast means on this CPU"]
-    return "\n".join([*parts, *_table(_fast_plans())])
+    parts += [*aligned([header, *rows]), "", "What --precision fast means on this CPU"]
+    return "\n".join([*parts, *aligned(_fast_plans())])
 
 
 def _fast_plans() -> list[tuple[str, ...]]:
@@ -120,14 +127,6 @@ def _fast_plans() -> list[tuple[str, ...]]:
         cells = (utterances, plan.encoder, plan.decoder, plan.streams, plan.reason)
         rows.append(tuple(map(str, cells)))
     return rows
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines with aligned columns, indented by two."""
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return [f"  {'  '.join(cells)}".rstrip() for cells in padded]
 
 
 def _package(name: str, extra: str) -> Package:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fairseq_openvino.errors import (
     EXIT_PARTIAL,
     CheckpointError,
     FairseqOpenVINOError,
+    MissingDependencyError,
     OptionError,
 )
 
@@ -93,6 +95,7 @@ def generate_twice(arguments: Sequence[str]) -> tuple[Run, Run]:
     Raises:
         OptionError: there are no arguments, or a flag would hide the results.
         CheckpointError: a file of --path does not exist.
+        MissingDependencyError: Fairseq is not installed.
         FairseqOpenVINOError: a run failed; the message ends with its last lines.
     """
     given = _read_flags(arguments)
@@ -113,6 +116,11 @@ def generate_twice(arguments: Sequence[str]) -> tuple[Run, Run]:
             raise CheckpointError(
                 f"Verifying failed in {path!r}: expected a checkpoint, got no such file. Check --path."
             )
+    if importlib.util.find_spec("fairseq") is None:
+        raise MissingDependencyError(
+            "Verifying failed: expected the package fairseq, got none. Install it as the README says "
+            "(pip install 'fairseq-openvino[fairseq]')."
+        )
     common, engine = split_engine_flags(arguments)
     if given.user_dir is None:
         common = [*common, "--user-dir", str(PACKAGE)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import invalid
-from fairseq_openvino.export.cache import default_cache_dir
+from fairseq_openvino.export.cache import COMPILED, default_cache_dir, is_writable
 from fairseq_openvino.flags import add_flags, given
 from fairseq_openvino.runtime.engine import EngineOptions
 
@@ -50,7 +50,9 @@ def engine_options(arguments: Namespace, bundle: Bundle) -> EngineOptions:
     """
     own: dict[str, Any] = {"precision": bundle.manifest.runtime.inference}
     chosen = given(arguments, EngineOptions, PREFIX)
-    return EngineOptions(**own | chosen | {"cache_dir": cache_dir(arguments) / "compiled"})
+    cache = cache_dir(arguments)
+    kept = {"cache_dir": cache / COMPILED if is_writable(cache) else None}
+    return EngineOptions(**own | chosen | kept)
 
 
 def cache_dir(arguments: Namespace) -> Path:

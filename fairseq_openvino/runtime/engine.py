@@ -14,17 +14,15 @@ from pathlib import Path
 import openvino as ov
 
 from fairseq_openvino import machine
-from fairseq_openvino.atomic import locked
+from fairseq_openvino.atomic import LOCK, locked
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle
-from fairseq_openvino.errors import DeviceError
+from fairseq_openvino.errors import DeviceError, StorageError
 from fairseq_openvino.model import Head
 from fairseq_openvino.runtime import rewrite
 from fairseq_openvino.runtime.options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".lock"
-"""Lock file in a directory of compiled models."""
 DYNAMIC_QUANTIZATION_GROUP = "32"
 """Activations that share a scale under int8."""
 INT8_BF16 = "int8-bf16"
@@ -85,6 +83,7 @@ class Engine:
 
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self.bundle, self.options = bundle, options
+        self._cache_dir = options.cache_dir
         self._core = ov.Core()
         self._lock = threading.Lock()
         self._compiled: dict[Variant, ov.CompiledModel] = {}
@@ -123,7 +122,7 @@ class Engine:
 
     def _let_go(self) -> None:
         """Pages of files that have been read: the device stores weights anew, in a form of its own."""
-        for directory in (self.bundle.directory, self.options.cache_dir):
+        for directory in (self.bundle.directory, self._cache_dir):
             if directory is not None:
                 machine.let_go(Path(directory))
 
@@ -147,12 +146,13 @@ class Engine:
             properties["PERF_COUNT"] = "YES"
         model = self.model(variant)
         self._let_go()
-        if options.cache_dir is not None:
+        if self._cache_dir is not None:
             try:
-                cache = Path(options.cache_dir) / variant.precision
+                cache = Path(self._cache_dir) / variant.precision
                 return self._compile_cached(model, properties, cache)
-            except RuntimeError as error:
-                logger.warning(f"compiling without the cache {options.cache_dir}: {error}")
+            except (RuntimeError, StorageError) as error:
+                logger.warning(f"compiling without the cache {self._cache_dir}: {error}")
+                self._cache_dir = None  # the other graphs too: one warning is enough
         try:
             return self._core.compile_model(model, options.device, properties)
         except RuntimeError as error:

@@ -77,8 +77,8 @@ def export_checkpoint(
         raise failure(
             ModelError, "Exporting", data.path,
             "features and text that can be made without Fairseq", "; ".join(data.unsupported),
-            "Choose a subset with --gen-subset if it depends on that, or use fairseq-generate "
-            "--ov-engine, where Fairseq makes them",
+            "Choose a subset with --gen-subset if it depends on that, or run the checkpoint by "
+            "fairseq-generate with this package as --user-dir, where Fairseq makes them",
         )  # fmt: skip
     return export(original, output, options)
 

@@ -81,7 +81,7 @@ def load(
     if architecture not in known:
         raise ArchitectureError(
             f"Exporting failed: expected one of the architectures {', '.join(known)} (all sizes), "
-            f"got {name!r}. Generate without --ov-engine."
+            f"got {name!r}. Generate with Fairseq itself."
         )
     source = {
         "checkpoint": checkpoint.name,

@@ -73,7 +73,7 @@ def _refuse_unsupported(model: Any) -> None:
     if found:
         raise ArchitectureError(
             f"Export failed in {ARCHITECTURE}: expected a model without {', '.join(found)}, "
-            "got one that uses it. Generate without --ov-engine."
+            "got one that uses it. Generate with Fairseq itself."
         )
 
 
