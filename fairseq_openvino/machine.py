@@ -147,7 +147,11 @@ def let_go(directory: Path) -> None:
     if madvise is None:
         return
     inside = f"{directory.resolve()}{os.sep}"
-    for line in (ROOT / "proc/self/maps").read_text().splitlines():
+    try:
+        mapped = (ROOT / "proc/self/maps").read_text().splitlines()
+    except OSError:
+        return
+    for line in mapped:
         span, *_, name = line.split(maxsplit=5)
         if name.startswith(inside):
             begin, end = (int(address, 16) for address in span.split("-"))

@@ -24,13 +24,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 
 from fairseq_openvino import machine
 from fairseq_openvino.bundle import TensorSpec
 from fairseq_openvino.export.graphs import Graphs
-from fairseq_openvino.export.weights import write_model
 
 OPSET = 17
 ENCODER_ONNX = "encoder.onnx"
@@ -120,6 +118,10 @@ def _export(
 
     The exporter itself would hold them three times.
     """
+    import onnx
+
+    from fairseq_openvino.export.weights import write_model
+
     graph = io.BytesIO()
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter announces its own deprecation

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnxruntime
 import openvino as ov
 
 from fairseq_openvino import machine
@@ -40,6 +39,8 @@ class OnnxRunner:
     def __init__(
         self, directory: Path, graphs: Graphs, batches: Sequence[Forced], threads: int
     ) -> None:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
