@@ -19,13 +19,13 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.errors import ModelError, QualityError, failure, invalid
+from fairseq_openvino.loading import load_model
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
 from fairseq_openvino.quantize.gate import Gate, Trial, climb, search_options
 from fairseq_openvino.quantize.material import Material, draw
 from fairseq_openvino.quantize.options import ACTION, Options
 from fairseq_openvino.quantize.progress import bar
-from fairseq_openvino.recognizer import load_model
 from fairseq_openvino.runtime.engine import compile_properties
 from fairseq_openvino.speech.corpus import Utterance
 
