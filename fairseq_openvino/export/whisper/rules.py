@@ -73,7 +73,7 @@ def rules(
         max_initial_timestamp=stated.get("max_initial_timestamp_index", MAX_INITIAL_TIMESTAMP),
         max_tokens=min(stated.get("max_length") or positions, positions),
         alignment_heads=_alignment_heads(stated, config),
-        translates=config.decoder_layers >= config.encoder_layers,
+        translates=2 * config.decoder_layers > config.encoder_layers,
     )
 
 
