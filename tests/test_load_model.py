@@ -153,3 +153,17 @@ def test_distilled_models_warn_once_before_they_translate(
         for _ in range(2):
             model.transcribe_clips([clip], beam=1, max_tokens=2, task="translate")
     assert caplog.text.count("not trained to translate") == 1
+
+
+@pytest.mark.soak
+def test_fairseq_generate_takes_a_checkpoint_directory(source: Path, tmp_path: Path) -> None:
+    from conftest import generate
+
+    clip = tone(tmp_path / "x.wav")
+    (tmp_path / "test.tsv").write_text(f"id\taudio\nx\t{clip}\n")
+    run = generate(
+        tmp_path, "--task", "speech_to_text_openvino", "--beam", "2", "--max-len-b", "4",
+        "--ov-cache-dir", str(source / "cache"), path=str(source / "small"),
+    )  # fmt: skip
+    model = load_model(source / "small", cache_dir=source / "cache")
+    assert run.hypotheses[0][0].text == model.transcribe(clip, beam=2, max_tokens=4).text

@@ -43,7 +43,8 @@ FOREIGN = (
 )
 """Forms that nothing reads, and what they are: the model they were made from is to be passed."""
 WEIGHTS_OF_A_DIRECTORY = (".safetensors", ".bin")
-DESCRIPTIONS = ("*.json", "*.txt", "*.tiktoken")
+TOKENIZERS = ("tokenizer.json", "*.tiktoken", "vocab.json", "merges.txt", "added_tokens.json")
+DESCRIPTIONS = ("config.json", "*_config.json", *TOKENIZERS)
 WEIGHTS = {
     ADAPTER: ((ADAPTER_WEIGHTS,),),
     CTRANSLATE2: ((CTRANSLATE2_WEIGHTS,),),
@@ -101,8 +102,10 @@ class Place:
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything that shapes a bundle."""
-        directory = self.path.parent if self.path.is_file() else self.path
-        described = {path for pattern in DESCRIPTIONS for path in directory.glob(pattern)}
+        single = self.path.is_file()
+        directory = self.path.parent if single else self.path
+        patterns = TOKENIZERS if single else DESCRIPTIONS
+        described = {path for pattern in patterns for path in directory.glob(pattern)}
         base = () if self.base is None else self.base.files
         return (*self.weights, *sorted(described), *base)
 

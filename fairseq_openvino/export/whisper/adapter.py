@@ -35,4 +35,4 @@ def read(place: Place, base: Checkpoint) -> Checkpoint:
             repr(reason), "Pass the adapter as peft's save_pretrained writes it",
         ) from error  # fmt: skip
     weights = {name: value for name, value in merged.state_dict().items() if name != TIED}
-    return Checkpoint(merged.config, weights, base.stated, "f32")
+    return Checkpoint(merged.config, weights, base.stated)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,15 +31,14 @@ class Checkpoint:
     stated: Mapping[str, Any]
     """What the form says of the keys of `generation_config.json`; the rest follows from the
     tokenizer."""
-    stored_precision: str
-    """See `source.Source`."""
 
 
-def precision(types: Iterable[torch.dtype]) -> str:
-    """The narrowest of f32, f16 and bf16 that holds tensors of these types exactly."""
-    names = {torch.float16: "f16", torch.bfloat16: "bf16"}
-    found = {names.get(each, "f32") for each in types}
-    return found.pop() if len(found) == 1 else "f32"
+def exact_precision(tensors: Collection[Tensor]) -> str:
+    """f16 or bf16 if it holds every value of these float32 tensors exactly, else f32."""
+    for name, kind in (("f16", torch.float16), ("bf16", torch.bfloat16)):
+        if all(torch.equal(each.to(kind).float(), each) for each in tensors):
+            return name
+    return "f32"
 
 
 def build(checkpoint: Checkpoint, path: Path) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fairseq_openvino.compat.transformers import transformers
 from fairseq_openvino.export.sources import Place, read_json
-from fairseq_openvino.export.whisper.checkpoint import Checkpoint, fail, precision
+from fairseq_openvino.export.whisper.checkpoint import Checkpoint, fail
 
 VERSION, SPECIFICATION, REVISION = 6, "WhisperSpec", 3
 TYPES = (
@@ -84,12 +84,7 @@ def read(place: Place) -> Checkpoint:
     content = read_json(place.path / "config.json", place.name)
     stated = {KEYS[name]: value for name, value in content.items() if name in KEYS}
     config = _configuration(variables, weights, path)
-    types = (
-        torch.float32 if tensor.dtype in QUANTIZED else tensor.dtype
-        for name, tensor in variables.items()
-        if tensor.dim() and not name.endswith(SCALE)
-    )
-    return Checkpoint(config, weights, stated, precision(types))
+    return Checkpoint(config, weights, stated)
 
 
 class _Reader:

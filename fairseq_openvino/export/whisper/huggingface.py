@@ -12,7 +12,7 @@ from fairseq_openvino.checkpoint import load_object
 from fairseq_openvino.compat.transformers import transformers
 from fairseq_openvino.errors import ModelError
 from fairseq_openvino.export.sources import Place, read_json
-from fairseq_openvino.export.whisper.checkpoint import Checkpoint, fail, precision
+from fairseq_openvino.export.whisper.checkpoint import Checkpoint, fail
 
 RATE_HZ, FFT_SAMPLES, HOP_SAMPLES = 16_000, 400, 160
 GENERATION = "generation_config.json"
@@ -39,8 +39,7 @@ def read(place: Place) -> Checkpoint:
     for path in place.weights:
         weights |= _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
     _check_front_end(place, config)
-    precisions = precision(tensor.dtype for tensor in weights.values())
-    return Checkpoint(config, weights, _stated(place), precisions)
+    return Checkpoint(config, weights, _stated(place))
 
 
 def _config(place: Place) -> Any:

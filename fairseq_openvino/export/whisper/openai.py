@@ -15,7 +15,7 @@ import torch
 from fairseq_openvino.checkpoint import load_object
 from fairseq_openvino.compat.transformers import transformers
 from fairseq_openvino.export.sources import Place
-from fairseq_openvino.export.whisper.checkpoint import Checkpoint, fail, precision
+from fairseq_openvino.export.whisper.checkpoint import Checkpoint, fail
 
 DIMENSIONS, STATE = "dims", "model_state_dict"
 RENAMED = (
@@ -54,9 +54,7 @@ def read(place: Place) -> Checkpoint:
         if isinstance(content, dict) and FAIRSEQ_STATE in content:
             advice = "For a Fairseq checkpoint name its data directory too (--data DIR)"
         raise fail(path, f"{DIMENSIONS!r} and {STATE!r} of openai-whisper", found, advice)
-    weights = rename(content[STATE])
-    config = _configuration(path, content[DIMENSIONS])
-    return Checkpoint(config, weights, {}, precision(each.dtype for each in weights.values()))
+    return Checkpoint(_configuration(path, content[DIMENSIONS]), rename(content[STATE]), {})
 
 
 def rename(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

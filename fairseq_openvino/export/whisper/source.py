@@ -19,7 +19,7 @@ from fairseq_openvino.export.sources import (
     locate,
 )
 from fairseq_openvino.export.whisper import adapter, ctranslate2, huggingface, openai, vocabulary
-from fairseq_openvino.export.whisper.checkpoint import Checkpoint, build
+from fairseq_openvino.export.whisper.checkpoint import Checkpoint, build, exact_precision
 from fairseq_openvino.export.whisper.rules import eos, rules
 
 READERS = {
@@ -44,8 +44,8 @@ class Source:
     origin: dict[str, Any]
     """Where it came from, for the manifest."""
     stored_precision: str
-    """The narrowest of f32, f16 and bf16 that holds the weights exactly; f32 where they were computed,
-    as merged and dequantized ones."""
+    """f16 or bf16 if it holds every weight exactly, as those of OpenAI's models in any file type; else
+    f32, as for merged and dequantized ones."""
 
 
 def load_source(source: str | Path | Place, tokenizer: Path | None = None) -> Source:
@@ -57,16 +57,16 @@ def load_source(source: str | Path | Place, tokenizer: Path | None = None) -> So
     tokens = vocabulary.find(where, config.vocab_size, place.name)
     whisper = rules(checkpoint.stated, tokens, config, place.path)
     end, pad = eos(checkpoint.stated, whisper.start), checkpoint.stated.get("pad_token_id")
-    weights = place.weights[0]
+    weights, model = place.weights[0], build(checkpoint, place.path)
     return Source(
-        build(checkpoint, place.path),
+        model,
         tokens,
         whisper,
         pad if isinstance(pad, int) else end,
         end,
         huggingface.RATE_HZ,
         place.origin | {"weights": weights.name, "sha256": sha256(weights)},
-        checkpoint.stored_precision,
+        exact_precision(list(model.parameters())),
     )
 
 
