@@ -78,10 +78,14 @@ def find_bundle(
     if isinstance(source, Bundle):
         return source
     path, cache = Path(source), Path(cache_dir or default_cache_dir())
+    if data is not None and not path.is_dir():
+        return _of_fairseq(path, Path(data), config_yaml, cache)
+    for field, value in (("data", data), ("config_yaml", config_yaml)):
+        if value is not None:
+            expected, advice = "a Fairseq checkpoint with its data directory", "Leave it out"
+            raise invalid(ACTION, field, expected, repr(str(source)), advice)
     if is_bundle(path) or (path / ENCODER_IR).exists():
         return open_bundle(path)
-    if data is not None:
-        return _of_fairseq(path, Path(data), config_yaml, cache)
     return _of_whisper(locate(str(source)), cache)
 
 

@@ -104,6 +104,9 @@ def test_fairseq_checkpoints_need_their_data(
     assert MINI.is_dir() and not (MINI / "config.yaml").exists()  # its only one is found
     with pytest.raises(OptionError, match="config_yaml"):
         find_bundle(MINI / "checkpoint.pt", tiny.parent)
+    for options in ({"data": tiny}, {"config_yaml": "config.yaml"}):
+        with pytest.raises(OptionError, match="expected a Fairseq checkpoint with its data"):
+            find_bundle(tiny_bundle, **options)  # type: ignore[arg-type]
 
 
 def test_a_bundle_without_its_manifest_is_damaged(

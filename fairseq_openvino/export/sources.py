@@ -147,7 +147,7 @@ def _directory(path: Path, name: str, origin: dict[str, str]) -> Place:
     form = next(forms, None)
     if form is None:
         _refuse_foreign(path.iterdir(), name)
-        raise _lacking("config.json", path, name)
+        raise _lacking("manifest.json of a bundle or config.json of a model", path, name)
     place = Place(form, path, name, origin, _base(path, name) if form == ADAPTER else None)
     if not place.weights:
         _refuse_foreign(path.iterdir(), name)
@@ -164,12 +164,12 @@ def _base(adapter: Path, name: str) -> Place:
             "Write the path or hub name of the base model there",
         )  # fmt: skip
     beside = adapter / stated
-    base = locate(beside if beside.exists() else stated)
-    if base.form == ADAPTER:
+    path = beside if beside.exists() else Path(stated)
+    if (path / ADAPTER_CONFIG).is_file():
         raise _fail(
             repr(name), "an adapter of a model", "one of another adapter", "Merge that first"
         )
-    return base
+    return locate(beside if beside.exists() else stated)
 
 
 def read_json(path: Path, name: str) -> dict[str, object]:

@@ -236,6 +236,13 @@ def test_adapters_are_merged(
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(MissingDependencyError, match="pip install peft"):
         load_source(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for base, reason in ((".", "one of another adapter"), (None, "got None"), ("../x", "no such")):
+        changed_config = config | {"base_model_name_or_path": base}
+        (adapter / "adapter_config.json").write_text(json.dumps(changed_config))
+        with pytest.raises(CheckpointError, match=reason):
+            locate(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CheckpointError, match="adapter_model.safetensors"):
         locate(adapter)
@@ -328,7 +335,7 @@ def test_rules_that_are_not_stated_follow_from_the_tokenizer(copy: Path, origina
         (["ggml-base.bin"], "whisper.cpp"),
         (["tf_model.h5", "config.json"], "TensorFlow"),
         (["config.json"], "expected model.safetensors, got config.json"),
-        (["readme.md"], "expected config.json, got readme.md"),
+        (["readme.md"], "or config.json of a model, got readme.md"),
         ([], "an empty directory"),
     ],
 )
