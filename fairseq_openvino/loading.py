@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING
 
 from fairseq_openvino.bundle import ENCODER_IR, Bundle, is_bundle, open_bundle
 from fairseq_openvino.errors import MissingDependencyError, failure, invalid
-from fairseq_openvino.export.cache import (
-    cached,
-    default_cache_dir,
-    remembered_sha256,
-    tool_versions,
-)
+from fairseq_openvino.export.cache import cached, default_cache_dir
+from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.sources import Place, locate
 from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.runtime.options import EngineOptions
@@ -106,7 +102,8 @@ def _of_whisper(place: Place, cache_dir: Path) -> Bundle:
 
     size = sum(path.stat().st_size for path in place.weights)
     (origin,) = place.origin.values()
-    return cached(Path(origin).name, content, cache_dir, make, size, _tell)
+    name = Path(origin).name
+    return cached(name, content, cache_dir, announced(make, name, size, _tell))
 
 
 def _of_fairseq(checkpoint: Path, data: Path, config_yaml: str | None, cache_dir: Path) -> Bundle:

@@ -17,7 +17,7 @@ from conftest import MINI, Shared, child_environment, tone
 from fairseq_openvino import cli, load_model
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, OptionError
-from fairseq_openvino.export.cache import DIGESTS, remembered_sha256
+from fairseq_openvino.export.first_use import DIGESTS, remembered_sha256
 from fairseq_openvino.loading import find_bundle
 from fairseq_openvino.measure.material.whisper import Layout, write_whisper
 from fairseq_openvino.speech.languages import CODES, LANGUAGES, language_code
@@ -67,14 +67,14 @@ def test_what_changes_is_exported_again(source: Path, tmp_path: Path) -> None:
 def test_digests_are_remembered_until_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fairseq_openvino.export import cache
+    from fairseq_openvino.export import first_use
 
-    monkeypatch.setattr(cache, "REMEMBERED_BYTES", 1)
+    monkeypatch.setattr(first_use, "REMEMBERED_BYTES", 1)
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     fresh = remembered_sha256(file, tmp_path)
     assert not (tmp_path / DIGESTS).exists()  # it may still change within a tick of the clock
-    monkeypatch.setattr(cache, "SETTLED_SECONDS", -1)
+    monkeypatch.setattr(first_use, "SETTLED_SECONDS", -1)
     assert remembered_sha256(file, tmp_path) == fresh
     (memo,) = (tmp_path / DIGESTS).iterdir()
     memo.write_text("0" * 64)

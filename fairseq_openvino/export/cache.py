@@ -6,14 +6,11 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fairseq_openvino import __version__, machine
-from fairseq_openvino.atomic import locked, sha256
+from fairseq_openvino.atomic import locked
 from fairseq_openvino.bundle import Bundle, is_bundle, open_bundle
 from fairseq_openvino.errors import BundleError
 
@@ -23,16 +20,7 @@ if TYPE_CHECKING:  # a bundle that is there is found without torch
 logger = logging.getLogger(__name__)
 
 BUNDLES = "bundles"
-KEY_DIGITS, SHA256_DIGITS = 24, 64
-FIXED_SECONDS, BYTES_PER_SECOND = 8, 10e6
-"""An export on two cores, roughly: what each takes, and how much of its weights a second."""
-DIGESTS = "digests"
-REMEMBERED_BYTES = 16 << 20
-"""Files below are read each time."""
-SETTLED_SECONDS = 2
-"""A file changed within these may change again without another time stamp."""
-SHAPING = ("numpy", "openvino", "torch", "onnx", "onnxruntime", "fairseq-fixed")
-"""Distributions whose versions shape a bundle."""
+KEY_DIGITS = 24
 
 
 def default_cache_dir() -> Path:
@@ -41,18 +29,11 @@ def default_cache_dir() -> Path:
     return Path(base) / "fairseq_openvino"
 
 
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages that shape a bundle."""
-    return {"fairseq-openvino": __version__, **machine.versions(SHAPING)}
-
-
 def cached(
     name: str,
     content: Mapping[str, Any],
     cache_dir: Path,
     make: Callable[[Path], tuple[Bundle, Report]],
-    weights_bytes: int = 0,
-    announce: Callable[[str], object] = logger.info,
 ) -> Bundle:
     """The bundle of some content, made now if this cache has none.
 
@@ -61,8 +42,6 @@ def cached(
         content: everything that shapes the bundle, as JSON types.
         cache_dir: where bundles are kept.
         make: exports it to a directory.
-        weights_bytes: size of what is exported, for the time that is announced.
-        announce: receives a line before an export and one after it.
 
     Raises:
         StorageError: the cache directory is not writable.
@@ -74,34 +53,9 @@ def cached(
                 return open_bundle(target)
             except BundleError as error:
                 logger.warning(f"exporting again, the cached bundle is damaged: {error}")
-        started, seconds = time.monotonic(), FIXED_SECONDS + weights_bytes / BYTES_PER_SECOND
-        announce(f"exporting {name} for the first use (about {seconds:.0f} s) ...")
         bundle, report = make(target)
-        announce(f"... took {time.monotonic() - started:.0f} s, kept in {target}")
         logger.info(f"exported; parity with {report.reference}:\n{report.table()}")
         return bundle
-
-
-def remembered_sha256(path: Path, cache_dir: Path) -> str:
-    """SHA-256 of a file; of a large one it is kept as long as size, times and place stay the same."""
-    status = path.stat()
-    if status.st_size < REMEMBERED_BYTES:
-        return sha256(path)
-    identity = [str(path.resolve()), status.st_dev, status.st_ino]
-    identity += [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    memo = cache_dir / DIGESTS / key({"file": identity})
-    with suppress(OSError):
-        found = memo.read_text("ascii")
-        if len(found) == SHA256_DIGITS:
-            return found
-    digest = sha256(path)
-    with suppress(OSError):
-        if time.time() > max(status.st_mtime, status.st_ctime) + SETTLED_SECONDS:
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            part = memo.with_name(f"{memo.name}.{os.getpid()}")
-            part.write_text(digest, "ascii")
-            part.replace(memo)
-    return digest
 
 
 def key(content: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.export import ir, memory, onnx, parity
-from fairseq_openvino.export.cache import tool_versions
+from fairseq_openvino.export.first_use import tool_versions
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.options import ExportOptions
 

@@ -13,11 +13,12 @@ import torch
 from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
-from fairseq_openvino.export.cache import cached, remembered_sha256, tool_versions
+from fairseq_openvino.export.cache import cached
 from fairseq_openvino.export.fairseq import s2t_transformer
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.preprocessing import fail
+from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report, at_nodes
@@ -125,8 +126,8 @@ def cached_bundle(
         options = ExportOptions(overwrite=True)
         return export(_original(checkpoint, data, overrides), target, options, keep_onnx=False)
 
-    size = checkpoint.stat().st_size
-    return cached(checkpoint.stem, content, cache_dir, make, size, announce)
+    make = announced(make, checkpoint.name, checkpoint.stat().st_size, announce)
+    return cached(checkpoint.stem, content, cache_dir, make)
 
 
 def _original(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> Original:
