@@ -106,6 +106,23 @@ def test_hugging_face(form: str, copy: Path, original: Source) -> None:
     assert found.stored_precision == "f16"  # whatever they are stored in
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"encoder_layers": 10**9}, "at most 256 layers, got 1000000000"),
+        ({"decoder_attention_heads": 3}, "sizes that make a model"),
+        ({"encoder_layers": 5}, "15 tensors missing: model.encoder.layers.4"),
+        ({"d_model": 64}, "tensors of another size"),
+        ({"d_model": "wide"}, "a valid config.json"),
+    ],
+)
+def test_configurations_that_do_not_fit(change: dict[str, Any], reason: str, copy: Path) -> None:
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(content | change))
+    with pytest.raises(CheckpointError, match=reason):
+        load_source(copy)
+
+
 def test_one_of_its_files_stands_for_a_directory(original: Source) -> None:
     assert locate(MINI / WEIGHTS).path == MINI
     assert original.origin["directory"] == "mini" and original.origin["weights"] == WEIGHTS
@@ -293,6 +310,10 @@ def test_shipped_vocabularies_are_openai_s(name: str, size: int, many: int) -> N
     else:
         assert not found.languages and not found.tasks
     assert not found.translates
+    odd = rules(
+        {"alignment_heads": [[31, 0]], "suppress_tokens": [-1, 5, size]}, tokens, config, ROOT
+    )
+    assert odd.suppressed == (5,) and not odd.alignment_heads  # heads of the teacher
 
 
 def test_vocabularies_of_other_sizes_must_be_named() -> None:
@@ -372,3 +393,29 @@ def test_short_names_are_found_in_the_cache_of_the_hub(
     shutil.copytree(MINI, repository / "snapshots" / commit)
     place = locate("tiny.en")
     assert place.form == sources.HUGGING_FACE and place.origin == {"hub": "openai/whisper-tiny.en"}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["float16", "int8"])
+def test_texts_equal_ctranslate2_s(kind: str, converted: Any, tmp_path: Path) -> None:
+    """Its engine in float32 on the same features, greedily, in both languages of the model."""
+    import ctranslate2 as library
+
+    from fairseq_openvino import load_model
+
+    directory = converted(kind)
+    model: Any = load_model(directory, cache_dir=tmp_path)
+    config, vocabulary = model.family.config, model.family.vocabulary
+    engine = library.models.Whisper(str(directory), compute_type="float32")
+    paths = sorted((MINI / "clips").iterdir())[:12]
+    clips = [model.read(path) for path in paths]
+    for language in ("en", "de"):
+        prompt = [
+            config.start, config.languages[language], config.tasks["transcribe"],
+            config.no_timestamps,
+        ]  # fmt: skip
+        found = model.transcribe_clips(clips, beam=1, language=language)
+        for clip, transcript in zip(clips, found, strict=True):
+            features = library.StorageView.from_array(np.ascontiguousarray(clip.features.T[None]))
+            (expected,) = engine.generate(features, [prompt], beam_size=1)
+            assert transcript.text == vocabulary.text(expected.sequences_ids[0]), clip.path

@@ -18,6 +18,7 @@ fail = partial(failure, CheckpointError, "Loading a Whisper checkpoint")
 
 TIED = "proj_out.weight"
 PREFIX = "model."
+MAX_LAYERS = 256
 
 
 @dataclass
@@ -47,10 +48,7 @@ def build(checkpoint: Checkpoint, path: Path) -> Any:
     Raises:
         CheckpointError: the weights are not those of the configuration.
     """
-    with torch.device("meta"):
-        model = transformers.WhisperForConditionalGeneration._from_config(
-            checkpoint.config, attn_implementation="eager"
-        )
+    model = _without_weights(checkpoint.config, path)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     weights = {
         name if name.startswith((PREFIX, TIED)) else PREFIX + name: tensor
@@ -64,6 +62,20 @@ def build(checkpoint: Checkpoint, path: Path) -> Any:
     model.load_state_dict(floats, strict=False, assign=True)
     model.tie_weights()
     return model.eval()
+
+
+def _without_weights(config: Any, path: Path) -> Any:
+    advice = "Take config.json from where the model was trained"
+    layers = max(config.encoder_layers, config.decoder_layers)
+    if layers > MAX_LAYERS:
+        raise fail(path, f"at most {MAX_LAYERS} layers", layers, advice)
+    try:
+        with torch.device("meta"):
+            return transformers.WhisperForConditionalGeneration._from_config(
+                config, attn_implementation="eager"
+            )
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise fail(path, "sizes that make a model", repr(str(error)), advice) from error
 
 
 def _check(found: dict[str, Any], expected: dict[str, Any], path: Path) -> None:

@@ -58,8 +58,17 @@ def rules(
     no_timestamps = token("no_timestamps_token_id", "<|notimestamps|>")
     _check_fit(tokenizer, start, config, path)
     languages, tasks = _languages_and_tasks(stated, tokenizer, start)
-    suppressed = stated.get("suppress_tokens", openai_suppressed(tokenizer, start, no_timestamps))
-    at_start = [*tokenizer.encode(" ", add_special_tokens=False).ids[:1], start - 1]
+    implied = {
+        "suppress_tokens": openai_suppressed(tokenizer, start, no_timestamps),
+        "begin_suppress_tokens": [
+            *tokenizer.encode(" ", add_special_tokens=False).ids[:1],
+            start - 1,
+        ],
+    }
+
+    def suppressed(key: str) -> tuple[int, ...]:
+        return tuple(i for i in stated.get(key, implied[key]) or () if 0 <= i < config.vocab_size)
+
     positions = config.max_target_positions
     return WhisperConfig(
         start=start,
@@ -68,8 +77,8 @@ def rules(
         no_timestamps=no_timestamps,
         languages=languages,
         tasks=tasks,
-        suppressed=tuple(suppressed or ()),
-        suppressed_at_start=tuple(stated.get("begin_suppress_tokens", at_start) or ()),
+        suppressed=suppressed("suppress_tokens"),
+        suppressed_at_start=suppressed("begin_suppress_tokens"),
         max_initial_timestamp=stated.get("max_initial_timestamp_index", MAX_INITIAL_TIMESTAMP),
         max_tokens=min(stated.get("max_length") or positions, positions),
         alignment_heads=_alignment_heads(stated, config),
