@@ -17,7 +17,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fairseq_openvino.recognizer import load_model
+    from fairseq_openvino.loading import load_model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_model"]
@@ -25,7 +25,7 @@ __all__ = ["__version__", "load_model"]
 
 def __getattr__(name: str) -> Any:
     if name == "load_model":
-        from fairseq_openvino.recognizer import load_model
+        from fairseq_openvino.loading import load_model
 
         return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

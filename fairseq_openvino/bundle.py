@@ -171,6 +171,8 @@ class WhisperConfig:
     timestamp_seconds: float = 0.02
     alignment_heads: tuple[tuple[Count, Count], ...] = ()
     """(decoder layer, head) of the cross-attention that follows the audio; empty: not known."""
+    translates: bool = True
+    """Whether it learned to translate; turbo and distilled models did not."""
 
     @property
     def first_timestamp(self) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 
 from fairseq_openvino.errors import MissingDependencyError, ModelError, invalid
 from fairseq_openvino.speech.corpus import FAIRSEQ, Utterance
+from fairseq_openvino.speech.languages import language_code
 
 METRICS = ("bleu", "chrf", "wer", "accuracy")
 TRANSLATION_METRICS = ("bleu", "chrf")
@@ -171,7 +172,7 @@ def whisper_normalizer(
             f"Normalising text failed: expected transformers, got {error}. "
             "Install fairseq-openvino[whisper], or leave normalisation out (--normalizer none)."
         ) from error
-    code = (language or "").lower().replace("_", "-").partition("-")[0]
+    code = language_code(language or "")
     if code in ENGLISH:
         stated = f"{len(spellings)} spellings" if spellings else "no spelling table"
         return Normalizer(

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 import numpy as np
 import soundfile
 
-from fairseq_openvino.bundle import Bundle, Manifest, open_bundle
+from fairseq_openvino.bundle import Bundle, Manifest
 from fairseq_openvino.errors import (
     BatchError,
     BundleError,
@@ -273,35 +273,6 @@ class Recognizer:
             logger.debug("a batch failed; decoding its halves", exc_info=True)
         half = len(clips) // 2
         return self._decode_each(clips[:half], options) + self._decode_each(clips[half:], options)
-
-
-def load_model(
-    bundle: str | PathLike[str] | Bundle,
-    *,
-    device: str = "CPU",
-    precision: str | None = None,
-    threads: int | None = None,
-    streams: int | None = None,
-    cache_dir: str | PathLike[str] | None = None,
-) -> Recognizer:
-    """Verify a bundle and prepare it for inference; graphs are compiled at their first use.
-
-    Args:
-        bundle: a bundle directory, or one already opened.
-        device: OpenVINO device.
-        precision: inference and key/value cache precision; default: the bundle's own, which is f32
-            unless it was quantized for another.
-        threads: CPU threads; default: all cores.
-        streams: requests that may run at the same time.
-        cache_dir: directory for compiled models.
-
-    Raises:
-        BundleError: the bundle is damaged or of an unknown family.
-        OptionError: an option is out of range.
-    """
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    precision = precision or opened.manifest.runtime.inference
-    return Recognizer(opened, EngineOptions(device, precision, threads, streams, cache_dir))
 
 
 def _of_one_clip(error: Exception, path: str) -> FairseqOpenVINOError:

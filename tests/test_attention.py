@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fairseq_openvino.bundle import open_bundle
-from fairseq_openvino.export.whisper.huggingface import load_source
+from fairseq_openvino.export.whisper.source import load_source
 from fairseq_openvino.model import Ask, Head
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions

@@ -29,7 +29,7 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.errors import BundleError, OptionError, StorageError
-from fairseq_openvino.recognizer import load_model
+from fairseq_openvino.loading import load_model
 
 FORMAT_1 = Path(__file__).parent / "fixtures" / "format1"
 

@@ -24,6 +24,7 @@ FLOORS = [
     {"s2t", "whisper"},
     {"recognizer"},
     {"export"},
+    {"loading"},
     {"plugin", "tasks", "models"},
     {"quantize"},
     {"measure"},
@@ -32,7 +33,7 @@ FLOORS = [
     {"__main__"},
 ]
 """Rooms: files of the top level and folders. One imports from its own floor and those before it."""
-LAZY = {("__init__", "recognizer")}
+LAZY = {("__init__", "loading")}
 """`fairseq_openvino.load_model` is looked up when it is used."""
 HEAVY = ("torch", "fairseq", "openvino", "onnx", "onnxruntime", "nncf", "transformers")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

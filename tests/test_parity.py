@@ -27,7 +27,7 @@ from fairseq_openvino.export.float64 import Float64
 from fairseq_openvino.export.forced import BEAM, forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.whisper import graphs as whisper_export
-from fairseq_openvino.export.whisper.huggingface import load_source
+from fairseq_openvino.export.whisper.source import load_source
 
 MATRICES = 20
 

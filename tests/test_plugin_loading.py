@@ -110,8 +110,8 @@ def test_bundle_of_another_vocabulary_is_refused(tiny_bundle: Path, tmp_path: Pa
 def test_no_torch_weights_remain(tiny: Path, tiny_bundle: Path) -> None:
     from fairseq.data import Dictionary
 
+    from fairseq_openvino.loading import load_model
     from fairseq_openvino.plugin.model import S2TOpenVINOModel
-    from fairseq_openvino.recognizer import load_model
 
     model = S2TOpenVINOModel(load_model(tiny_bundle).model, Dictionary.load(str(tiny / "dict.txt")))
     assert list(model.parameters()) == [] and list(model.buffers()) == []

@@ -14,7 +14,7 @@ from fairseq_openvino import load_model
 from fairseq_openvino.errors import (
     AudioError,
     BatchError,
-    BundleError,
+    CheckpointError,
     ModelError,
     NumericsError,
     OptionError,
@@ -171,5 +171,5 @@ def test_bad_options_and_features(recognizer: Any) -> None:
         recognizer.model.encode(np.zeros((1, 50, 40), np.float32), np.array([50]))
     with pytest.raises(OptionError, match="in precision: "):
         load_model(recognizer.bundle, precision="f8")
-    with pytest.raises(BundleError):
+    with pytest.raises(CheckpointError, match="manifest.json of a bundle"):
         load_model(MINI)

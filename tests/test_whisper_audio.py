@@ -114,7 +114,7 @@ def test_fairseq_generate_reads_a_manifest_of_audio_files(
 
     paths = audio_files(tmp_path)
     rows = ["id\taudio\tn_frames\ttgt_text\tsrc_lang\ttgt_lang"]
-    for name, languages in (("noise", "de\ten"), ("stereo", "en\ten"), ("silence", "\t")):
+    for name, languages in (("noise", "German\ten"), ("stereo", "en\ten"), ("silence", "\t")):
         rows.append(f"{name}\t{paths[name]}\t100\tthe dog\t{languages}")
     (tmp_path / "test.tsv").write_text("\n".join(rows) + "\n")
     run = generate(

@@ -7,8 +7,10 @@ FAIRSEQ_OPENVINO_SPEECH    TSV with the columns path, seconds, language, transcr
 from __future__ import annotations
 
 import csv
+import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,107 @@ def test_nothing_is_said_behind_the_audio(real: Real) -> None:
             0 <= each.start <= each.end <= clip.seconds + 1e-6 for each in found.segments
         )
         assert np.all(np.diff([each.start for each in found.segments]) >= 0)
+
+
+CLIPS = 24
+
+
+def openai_file(source: Path, target: Path) -> Path:
+    """A `.pt` in the layout and precision of openai-whisper's own files."""
+    import torch
+    import whisper
+    from safetensors.torch import load_file
+
+    from fairseq_openvino.export.whisper.openai import rename
+
+    config = json.loads((source / "config.json").read_text())
+    width, heads = config["d_model"], config["encoder_attention_heads"]
+    dims = whisper.model.ModelDimensions(
+        config["num_mel_bins"], config["max_source_positions"], width, heads,
+        config["encoder_layers"], config["vocab_size"], config["max_target_positions"], width,
+        config["decoder_attention_heads"], config["decoder_layers"],
+    )  # fmt: skip
+    weights = load_file(source / "model.safetensors")
+    names = {
+        name: next(iter(rename({name: 0}))) for name in whisper.model.Whisper(dims).state_dict()
+    }  # type: ignore[dict-item]
+    state = {name: weights[renamed].half() for name, renamed in names.items()}
+    torch.save({"dims": vars(dims), "model_state_dict": state}, target / "model.pt")
+    return target / "model.pt"
+
+
+def ctranslate2(source: Path, target: Path, kind: str, *files: str) -> Path:
+    """As `ct2-transformers-converter` writes it."""
+    from ctranslate2.converters import TransformersConverter
+
+    converter = TransformersConverter(str(source), copy_files=[*files])
+    converter.convert(str(target / "model"), quantization=kind)
+    return target / "model"
+
+
+def pickled(source: Path, target: Path) -> Path:
+    """The format before safetensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(source, target / "model")
+    torch.save(load_file(source / "model.safetensors"), target / "model" / "pytorch_model.bin")
+    (target / "model" / "model.safetensors").unlink()
+    return target / "model"
+
+
+FORMS: dict[str, Callable[[Path, Path], Path]] = {
+    "pytorch_model.bin": pickled,
+    "OpenAI .pt alone": openai_file,
+    "CTranslate2 float16": lambda s, t: ctranslate2(s, t, "float16", "tokenizer.json"),
+    "CTranslate2 float16, no tokenizer": lambda s, t: ctranslate2(s, t, "float16"),
+    "CTranslate2 int8": lambda s, t: ctranslate2(s, t, "int8", "tokenizer.json"),
+}
+DIFFERING = {"CTranslate2 int8": 0.35}
+"""Share of texts that may differ, where the weights do."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_texts(real: Real, form: str, tmp_path: Path) -> None:
+    model: Any = load_model(FORMS[form](real.source, tmp_path), cache_dir=tmp_path / "cache")
+    texts = [
+        [each.text for each in recognizer.transcribe_clips(real.clips[:CLIPS], beam=1)]
+        for recognizer in (real.model, model)
+    ]
+    equal = sum(a == b for a, b in zip(*texts, strict=True))
+    print(f"{real.source.name} | {form} | loads | {equal} of {len(texts[0])} texts equal")
+    assert equal >= (1 - DIFFERING.get(form, 0)) * len(texts[0])
+
+
+def test_adapters_give_the_texts_of_the_merged_model(real: Real, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    from fairseq_openvino.compat.transformers import transformers
+
+    def original() -> Any:
+        return transformers.WhisperForConditionalGeneration.from_pretrained(
+            real.source, dtype=torch.float32
+        )
+
+    torch.manual_seed(0)
+    changed = get_peft_model(original(), LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+    for name, weights in changed.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights, std=0.01)
+    changed.save_pretrained(tmp_path / "adapter")
+    model: Any = load_model(tmp_path / "adapter", cache_dir=tmp_path / "cache")
+    merged = PeftModel.from_pretrained(original(), str(tmp_path / "adapter")).eval()
+    clips = real.clips[:CLIPS]
+    found = model.transcribe_clips(clips, beam=1)
+    plain = real.model.transcribe_clips(clips, beam=1)
+    differing = 0
+    for clip, transcript, before in zip(clips, found, plain, strict=True):
+        named = {"language": transcript.language, "task": "transcribe"} if real.many else {}
+        features = torch.from_numpy(clip.features.T[None])
+        with torch.inference_mode():
+            tokens = merged.generate(input_features=features, num_beams=1, **named)[0]
+        assert transcript.text == model.family.vocabulary.text(tokens.tolist()), clip.path
+        differing += transcript.text != before.text
+    print(f"{real.source.name} | LoRA adapter | loads | {len(clips)} of {len(clips)} texts equal")
+    assert differing  # the adapter does something

@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--path", type=Path, metavar="CKPT", help="Fairseq checkpoint")
     source.add_argument(
         "--whisper", metavar="SOURCE",
-        help="Whisper: Hugging Face directory, OpenAI .pt file, or hub name",
+        help="Whisper: directory of Hugging Face, PEFT or CTranslate2, OpenAI .pt file, or a name such as "
+        "base, turbo, openai/whisper-small",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, required=True, metavar="BUNDLE", help="directory to create"
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument_group("Whisper").add_argument(
         "--tokenizer", type=Path, metavar="FILE",
-        help="tokenizer.json, *.tiktoken or a directory (default: beside the source)",
+        help="tokenizer.json, *.tiktoken or a directory (default: beside the source, else OpenAI's)",
     )  # fmt: skip
 
 

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = "Quantize a bundle; publish it only if its texts hold up."
     parser.epilog = "modes:\n" + "\n".join(f"  {name:<13} {what}" for name, what in MODES.items())
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="in floating point")
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="in floating point; or any Whisper model"
+    )
     parser.add_argument(
         "--calibration", type=Path, required=True, metavar="CORPUS",
         help="Fairseq, Common Voice or plain TSV, or a LibriSpeech folder",

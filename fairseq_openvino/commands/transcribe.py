@@ -1,4 +1,4 @@
-"""`fairseq-openvino transcribe`: audio files to text, without torch and fairseq."""
+"""`fairseq-openvino transcribe`: audio files to text; a bundle needs neither torch nor fairseq."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ FAMILIES = {"Fairseq S2T": S2TOptions, "Whisper": WhisperOptions}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command; those left out keep the model's own defaults."""
     parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3, AIFF, AU")
-    parser.add_argument("--model", required=True, metavar="BUNDLE")
+    parser.add_argument(
+        "--model", required=True, metavar="SOURCE",
+        help="bundle; or Whisper: a name such as base, turbo, openai/whisper-small, a directory of "
+        "Hugging Face, PEFT or CTranslate2, an OpenAI .pt file; or a Fairseq checkpoint with --data. "
+        "What is no bundle is exported on first use",
+    )  # fmt: skip
+    parser.add_argument("--data", metavar="DIR", help="data directory of a Fairseq checkpoint")
+    parser.add_argument(
+        "--config-yaml", metavar="NAME", help="YAML in it (default: config.yaml, or the only one)"
+    )
     parser.add_argument("--format", choices=tuple(FORMATS), default="text")
     parser.add_argument("--batch-size", type=int, default=8, help="files decoded together")
     add_flags(parser, EngineOptions, ("device", "precision", "threads", "cache_dir"))
@@ -43,11 +52,14 @@ def _shared_help(name: str) -> str:
 
 def run(arguments: argparse.Namespace, _: list[str]) -> int:
     """Files that fail are reported on stderr; the others are not lost."""
-    from fairseq_openvino.recognizer import load_model
+    from fairseq_openvino.loading import load_model
 
     if arguments.batch_size < 1:
         raise invalid("Transcribing", "--batch-size", "at least 1", arguments.batch_size)
-    recognizer = load_model(arguments.model, **given(arguments, EngineOptions))
+    recognizer = load_model(
+        arguments.model, data=arguments.data, config_yaml=arguments.config_yaml,
+        **given(arguments, EngineOptions),
+    )  # fmt: skip
     recognizer.check_supported()
     options = given(arguments, S2TOptions) | given(arguments, WhisperOptions)
     failed, damaged, size = 0, 0, arguments.batch_size

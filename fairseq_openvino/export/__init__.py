@@ -8,6 +8,8 @@
 | `onnx`, `ir` | the two formats                                                    |
 | `parity`     | the gate; with `forced`, `runners` and `float64`                   |
 | `cache`      | bundles found again by content                                     |
+| `first_use`  | what an export depends on, and what is said about it               |
+| `sources`    | the forms Whisper models come in, and their names                  |
 | `fairseq`    | Fairseq checkpoints; one file an architecture                      |
-| `whisper`    | Whisper checkpoints from Hugging Face and OpenAI                   |
+| `whisper`    | Whisper checkpoints; one file a form of weights                    |
 """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino import __version__, machine
+from fairseq_openvino import machine
 from fairseq_openvino.atomic import staged_directory
 from fairseq_openvino.bundle import (
     Bundle,
@@ -19,11 +19,9 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.export import ir, onnx, parity
+from fairseq_openvino.export.first_use import tool_versions
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.options import ExportOptions
-
-SHAPING = ("numpy", "openvino", "torch", "onnx", "onnxruntime", "fairseq-fixed")
-"""Distributions whose versions shape a bundle."""
 
 
 @dataclass
@@ -83,11 +81,6 @@ def export(
         original.write_files(stage)
         write_manifest(stage, _manifest(original.described, graphs, options, report))
     return open_bundle(output), report
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages that shape a bundle."""
-    return {"fairseq-openvino": __version__, **machine.versions(SHAPING)}
 
 
 def _manifest(

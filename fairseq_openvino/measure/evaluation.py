@@ -40,6 +40,7 @@ from fairseq_openvino.metrics import (
 )
 from fairseq_openvino.speech import corpus
 from fairseq_openvino.speech.corpus import Utterance
+from fairseq_openvino.speech.languages import language_code
 from fairseq_openvino.whisper.options import TRANSLATE
 
 WARM_UP_BATCHES = 2
@@ -158,7 +159,7 @@ def _normalizer_language(options: EvaluationOptions, languages: set[str | None])
     if options.normalizer == "english":
         return "en"
     if options.normalizer == "basic":
-        return None if (language or "").startswith("en") else language
+        return None if language_code(language or "") == "en" else language
     return language
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from fairseq_openvino import machine
 from fairseq_openvino.errors import FairseqOpenVINOError, failure
+from fairseq_openvino.loading import load_model
 from fairseq_openvino.measure.engines import EngineSpec
 from fairseq_openvino.measure.material import forms
 from fairseq_openvino.measure.material.whisper import SIZES
 from fairseq_openvino.measure.plan import ACTION, BenchmarkOptions
 from fairseq_openvino.measure.subject import digest, exporter_digest, write_clips
-from fairseq_openvino.recognizer import load_model
 from fairseq_openvino.tables import write_json
 
 CLIPS, WARM_UP, EVERY = 2000, 500, 20

@@ -22,8 +22,8 @@ from fairseq.models import (
 from torch import Tensor
 
 from fairseq_openvino.errors import ModelError
+from fairseq_openvino.loading import load_model
 from fairseq_openvino.model import Ask, Head, Memory, Model
-from fairseq_openvino.recognizer import load_model
 
 SESSION, ORDER, UTTERANCES = "session", "order", "utterances"
 """Keys of an incremental state: open session, pending row order, utterances still in the batch."""

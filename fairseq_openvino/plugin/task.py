@@ -10,6 +10,7 @@ import functools
 import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fairseq import checkpoint_utils
@@ -20,12 +21,12 @@ from fairseq.data.audio.speech_to_text_dataset import (
 from fairseq.tasks import register_task
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
-from fairseq_openvino.bundle import is_bundle, open_bundle
 from fairseq_openvino.compat.shims import apply_shims
 from fairseq_openvino.errors import OptionError
+from fairseq_openvino.loading import find_bundle
 from fairseq_openvino.model import Head
 from fairseq_openvino.plugin import commands, skipping
-from fairseq_openvino.plugin.flags import add_engine_flags, check_options
+from fairseq_openvino.plugin.flags import add_engine_flags, cache_dir, check_options
 from fairseq_openvino.plugin.generator import (
     BATCH_SIZES,
     OpenVINOGenerator,
@@ -119,15 +120,15 @@ commands.guard()
 
 @register_task("speech_to_text_openvino")
 class SpeechToTextOpenVINOTask(SpeechToTextTask):  # type: ignore[misc]
-    """`speech_to_text` that always generates with OpenVINO, with Whisper bundles too."""
+    """`speech_to_text` that always generates with OpenVINO, with Whisper too."""
 
     @classmethod
     def setup_task(cls, args: Namespace, **kwargs: Any) -> SpeechToTextTask:
-        """As the parent, with --ov-engine on; for a Whisper bundle as --path, its own task."""
+        """As the parent, with --ov-engine on; for a directory with a Whisper model, its own task."""
         args.ov_engine = True
         path = getattr(args, "ov_model", None) or getattr(args, "path", None) or ""
-        if is_bundle(path):
-            bundle = open_bundle(path)
+        if path and Path(path).is_dir():
+            bundle = find_bundle(path, cache_dir=cache_dir(args))
             if bundle.manifest.family == "whisper":
                 check_options(args)
                 return WhisperTask(args, load_recognizer(bundle, args))

@@ -31,6 +31,7 @@ from fairseq_openvino.speech.features import (
     padded_log_mel,
 )
 from fairseq_openvino.speech.frontend import FrontEnd, heard
+from fairseq_openvino.speech.languages import language_code
 from fairseq_openvino.speech.manifest import read_manifest
 from fairseq_openvino.whisper.tokenizer import WhisperTokenizer
 
@@ -184,8 +185,9 @@ class WhisperGenerator:
     def _language_and_task(self, index: int) -> tuple[str | None, str]:
         """From the manifest; the language is detected where the manifest names none it knows."""
         source, target = self.task.languages.get(index, ("", ""))
-        language = source if source in self.languages else None
-        translate = target == ENGLISH and source not in ("", ENGLISH)
+        spoken, wanted = language_code(source), language_code(target)
+        language = spoken if spoken in self.languages else None
+        translate = wanted == ENGLISH and spoken not in ("", ENGLISH)
         return language, "translate" if translate else "transcribe"
 
 

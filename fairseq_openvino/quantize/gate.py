@@ -19,6 +19,7 @@ from typing import Any
 from fairseq_openvino import machine, metrics
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import NumericsError, QualityError
+from fairseq_openvino.loading import load_model
 from fairseq_openvino.quantize.components import DECODER, ENCODER, Component, Components, Form
 from fairseq_openvino.quantize.material import Material
 from fairseq_openvino.quantize.options import (
@@ -30,7 +31,7 @@ from fairseq_openvino.quantize.options import (
     Options,
 )
 from fairseq_openvino.quantize.progress import bar
-from fairseq_openvino.recognizer import Recognizer, load_model
+from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.speech.corpus import Utterance
 
 _FULL, _WEIGHTS, _SMALL = Form(INT8), Form(INT8_WEIGHTS), Form(INT4_WEIGHTS)

@@ -19,13 +19,13 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.errors import ModelError, QualityError, failure, invalid
+from fairseq_openvino.loading import find_bundle, load_model
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
 from fairseq_openvino.quantize.gate import Gate, Trial, climb, search_options
 from fairseq_openvino.quantize.material import Material, draw
 from fairseq_openvino.quantize.options import ACTION, Options
 from fairseq_openvino.quantize.progress import bar
-from fairseq_openvino.recognizer import load_model
 from fairseq_openvino.runtime.engine import compile_properties
 from fairseq_openvino.speech.corpus import Utterance
 
@@ -54,7 +54,7 @@ def quantize_bundle(
     """Quantize a bundle and publish it if its texts hold up.
 
     Args:
-        source: the bundle, in floating point.
+        source: the bundle, in floating point; or a Whisper model, as `loading.load_model` takes it.
         calibration: a corpus, see `speech.corpus`.
         output: the bundle to create.
         options: what to quantize and how much worse it may be.
@@ -69,7 +69,7 @@ def quantize_bundle(
     """
     options = options or Options()
     compress.load_nncf()
-    bundle = open_bundle(source)
+    bundle = find_bundle(source)
     if bundle.manifest.quantization:
         got = f"one quantized as {bundle.manifest.quantization.get('mode')!r}"
         advice = "Give the bundle it came from"

@@ -7,6 +7,7 @@ again, up to the end of the audio, as openai-whisper does it; but not silence. S
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -18,6 +19,7 @@ from fairseq_openvino.decoding import drive
 from fairseq_openvino.errors import BundleError, UtteranceTooLongError, failure, invalid
 from fairseq_openvino.model import Ask, Clip, Head, Memory, Model, Segment, Session, Transcript
 from fairseq_openvino.speech.frontend import LogMel
+from fairseq_openvino.speech.languages import language_code
 from fairseq_openvino.whisper import context
 from fairseq_openvino.whisper.context import FRAMES_PER_POSITION
 from fairseq_openvino.whisper.options import (
@@ -25,12 +27,13 @@ from fairseq_openvino.whisper.options import (
     TRANSLATE,
     Request,
     WhisperOptions,
-    base_language,
 )
 from fairseq_openvino.whisper.rules import Rules
 from fairseq_openvino.whisper.search import BeamSearch, Greedy, Sampling
 from fairseq_openvino.whisper.tokenizer import WhisperTokenizer
 from fairseq_openvino.whisper.windows import Progress
+
+logger = logging.getLogger(__name__)
 
 
 class Whisper:
@@ -51,6 +54,7 @@ class Whisper:
         self.vocabulary = WhisperTokenizer(bundle.path(self.manifest.text.tokenizer), self.eos)
         self.front_end = LogMel(self.manifest.features, self.window)
         self.watched = (self.config.no_speech, *self.config.languages.values())
+        self._translation_noted = self.config.translates
 
     def head(self, options: WhisperOptions) -> Head:
         """What a session reports in a search."""
@@ -68,7 +72,7 @@ class Whisper:
         """See `recognizer.Family`; of a translation a corpus states the target, which is English."""
         if options.language or not self.config.languages:
             return options.language
-        return None if options.task == TRANSLATE else base_language(stated)
+        return None if options.task == TRANSLATE or not stated else language_code(stated)
 
     def decode(
         self, model: Model, clips: Sequence[Clip], options: WhisperOptions
@@ -78,6 +82,7 @@ class Whisper:
         Raises:
             OptionError: the options do not fit the model.
         """
+        self._note_translation(options.task)
         positions = self.manifest.limits.max_target_tokens
         job = _Job(self, model, Request.of(options, self.config, positions, self.vocabulary))
         frames = [self._encoded_frames(clip, options) for clip in clips]
@@ -89,6 +94,15 @@ class Whisper:
                 (again,) = job.transcribe([clips[i]], [self.window])
                 found[i] = replace(again, decoded_again=reason)
         return found
+
+    def _note_translation(self, task: str) -> None:
+        """Say once that the model was not trained for the task."""
+        if task == TRANSLATE and not self._translation_noted:
+            self._translation_noted = True
+            logger.warning(
+                "this model was not trained to translate (its decoder was distilled for transcription): "
+                "expect text in the spoken language; large-v3, medium or small translate"
+            )
 
     def _encoded_frames(self, clip: Clip, options: WhisperOptions) -> int:
         """T that is encoded of a clip."""

@@ -8,16 +8,12 @@ from math import inf, isfinite
 from fairseq_openvino.bundle import WhisperConfig
 from fairseq_openvino.errors import OptionError, invalid
 from fairseq_openvino.flags import flag
+from fairseq_openvino.speech.languages import language_code
 from fairseq_openvino.whisper.tokenizer import WhisperTokenizer
 
 TRANSCRIBE, TRANSLATE = TASKS = ("transcribe", "translate")
 ENGLISH = "en"
 FULL, AUTO = "full", "auto"
-
-
-def base_language(code: str | None) -> str | None:
-    """Whisper's code of a corpus' language: `en` of `en-US`."""
-    return None if code is None else code.replace("_", "-").partition("-")[0].lower()
 
 
 def audio_context(text: str) -> str | int:
@@ -36,7 +32,8 @@ class WhisperOptions:
     lenpen: float = 1.0
     """Length penalty: scores are divided by length ** lenpen."""
     language: str | None = None
-    """Code of the spoken language (default: detected for each clip)."""
+    """The spoken language: code, English name or tag, as en, English, en-US (default: detected for each
+    clip)."""
     task: str = field(default=TRANSCRIBE, metadata=flag(choices=TASKS))
     """transcribe, or translate to English."""
     timestamps: bool = False
@@ -172,15 +169,16 @@ def _previous_token(config: WhisperConfig) -> int:
 
 
 def _language(config: WhisperConfig, language: str | None) -> str | None:
+    code = None if language is None else language_code(language)
     if not config.languages:
-        if language not in (None, ENGLISH):
+        if code not in (None, ENGLISH):
             expected = "en (the model is English-only)"
             raise _invalid("language", expected, repr(language), "en or none")
         return ENGLISH
-    if language is not None and language not in config.languages:
+    if code is not None and code not in config.languages:
         known = f"one of {', '.join(config.languages)}"
-        raise _invalid("language", known, repr(language), "a code of these")
-    return language
+        raise _invalid("language", known, repr(language), "a code of these or its English name")
+    return code
 
 
 def _check_task(config: WhisperConfig, task: str) -> None:

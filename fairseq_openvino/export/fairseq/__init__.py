@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from fairseq_openvino.export.fairseq import s2t_transformer
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.preprocessing import fail
+from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report, at_nodes
-from fairseq_openvino.export.procedure import Original, export, tool_versions
+from fairseq_openvino.export.procedure import Original, export
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,11 @@ def export_checkpoint(
 
 
 def cached_bundle(
-    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], cache_dir: Path
+    checkpoint: Path,
+    data: DataDirectory,
+    overrides: dict[str, Any],
+    cache_dir: Path,
+    announce: Callable[[str], object] = logger.info,
 ) -> Bundle:
     """The bundle of a checkpoint, exported now if this cache has none.
 
@@ -96,6 +102,7 @@ def cached_bundle(
         data: its data directory.
         overrides: model arguments to replace.
         cache_dir: where bundles are kept.
+        announce: receives a line before an export and one after it.
 
     Raises:
         CheckpointError: there is no such file.
@@ -107,7 +114,7 @@ def cached_bundle(
             CheckpointError, "Loading a checkpoint", checkpoint, "a file", "none", "Check --path"
         )
     content = {
-        "checkpoint": sha256(checkpoint),
+        "checkpoint": remembered_sha256(checkpoint, cache_dir),
         "data": [sha256(path) for path in data.sources()],
         "described": {key: repr(value) for key, value in data.described().items()},
         "statistics": [values.tolist() for values in data.transforms.statistics or ()],
@@ -116,10 +123,10 @@ def cached_bundle(
     }
 
     def make(target: Path) -> tuple[Bundle, Report]:
-        logger.info(f"exporting {checkpoint} on first use into {target}")
         options = ExportOptions(overwrite=True)
         return export(_original(checkpoint, data, overrides), target, options)
 
+    make = announced(make, checkpoint.name, checkpoint.stat().st_size, announce)
     return cached(checkpoint.stem, content, cache_dir, make)
 
 

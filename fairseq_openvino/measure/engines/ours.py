@@ -24,7 +24,7 @@ class BundleEngine:
     """`load_model`, and its family's search."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        from fairseq_openvino.recognizer import load_model
+        from fairseq_openvino.loading import load_model
 
         assert spec.bundle is not None  # checked by the options
         self.spec = spec

@@ -11,7 +11,8 @@ import numpy as np
 from fairseq_openvino.errors import CheckpointError, MissingDependencyError
 from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search, samples
 from fairseq_openvino.model import Clip
-from fairseq_openvino.whisper.options import TRANSLATE, base_language
+from fairseq_openvino.speech.languages import language_code
+from fairseq_openvino.whisper.options import TRANSLATE
 
 
 class WhisperEngine:
@@ -63,8 +64,9 @@ class WhisperEngine:
         if tokens is not None:
             named |= {"min_new_tokens": tokens, "max_new_tokens": tokens}
         if getattr(self.model.generation_config, "is_multilingual", True):
-            stated = None if search.task == TRANSLATE else base_language(language)
-            named |= {"task": search.task, "language": search.language or stated}
+            stated = search.language or (None if search.task == TRANSLATE else language)
+            code = language_code(stated) if stated else None
+            named |= {"task": search.task, "language": code}
         short = [i for i, clip in enumerate(clips) if self._is_short(clip)]
         groups = [short] if short else []
         groups += [[i] for i, clip in enumerate(clips) if not self._is_short(clip)]

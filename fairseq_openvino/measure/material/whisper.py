@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from fairseq_openvino.speech.languages import LANGUAGES
+
 RATE_HZ = 16_000
 POSITIONS_PER_SECOND, TIMES, BYTES = 50, 1501, 256
 SPACE = 220
@@ -73,8 +75,6 @@ class Layout:
     @property
     def codes(self) -> list[str]:
         """Of the languages."""
-        from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
         return list(LANGUAGES)[: self.languages]
 
     @property
