@@ -22,10 +22,10 @@ from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from fairseq_openvino.bundle import is_bundle, open_bundle
 from fairseq_openvino.compat.shims import apply_shims
-from fairseq_openvino.errors import OptionError
+from fairseq_openvino.errors import OptionError, invalid
 from fairseq_openvino.model import Head
 from fairseq_openvino.plugin import commands, skipping
-from fairseq_openvino.plugin.flags import add_engine_flags, check_options
+from fairseq_openvino.plugin.flags import Unstated, add_engine_flags, check_options
 from fairseq_openvino.plugin.generator import (
     BATCH_SIZES,
     OpenVINOGenerator,
@@ -66,10 +66,17 @@ def building_generators(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def making_batches(iterate: Callable[..., Any]) -> Callable[..., Any]:
-    """How large the batches are is kept for `build_generator`; too long an utterance is an OptionError."""
+    """Batches of one shard; how large they are is kept for `build_generator`.
+
+    Too long an utterance is an OptionError. Fairseq itself (fairseq_cli/generate.py:151) shards by its
+    distributed options only: with --num-shards every process would do all the work.
+    """
 
     @functools.wraps(iterate)
     def get_batch_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
+        shards = getattr(self.args, "num_shards", 1) if kwargs.get("num_shards") == 1 else 1
+        if shards != 1:
+            kwargs |= {"num_shards": shards, "shard_id": self.args.shard_id}
         try:
             found = iterate(self, *args, **kwargs)
         except Exception as error:  # Fairseq's are of no type of their own
@@ -79,11 +86,23 @@ def making_batches(iterate: Callable[..., Any]) -> Callable[..., Any]:
                 f"Making batches failed: expected every utterance to fit, got: {error}. Raise "
                 "--max-tokens, or set --skip-invalid-size-inputs-valid-test."
             ) from error
+        if shards != 1:
+            _check_shard(self.args, len(found.frozen_batches))
         if getattr(self.args, "ov_engine", False):
             setattr(self, BATCH_SIZES, {len(batch) for batch in found.frozen_batches} - {0})
         return found
 
     return get_batch_iterator
+
+
+def _check_shard(arguments: Any, batches: int) -> None:
+    """Every shard has work to do."""
+    shards, chosen = arguments.num_shards, arguments.shard_id
+    if not 1 <= shards <= batches:
+        advice = "Lower it, or --max-tokens for more batches"
+        raise invalid("Making batches", "--num-shards", f"1 to {batches} (batches)", shards, advice)
+    if not 0 <= chosen < shards:
+        raise invalid("Making batches", "--shard-id", f"0 to {shards - 1}", chosen)
 
 
 def adding_flags(add: Callable[..., Any]) -> Any:
@@ -92,6 +111,9 @@ def adding_flags(add: Callable[..., Any]) -> Any:
     def add_args(cls: type[SpeechToTextTask], parser: ArgumentParser) -> None:
         add.__func__(cls, parser)  # type: ignore[attr-defined]
         add_engine_flags(parser)
+        limit = parser.get_default("max_len_b")
+        if limit is not None:
+            parser.set_defaults(max_len_b=Unstated(limit))
 
     return classmethod(add_args)
 

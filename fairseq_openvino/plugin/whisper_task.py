@@ -19,7 +19,7 @@ from fairseq.tasks import LegacyFairseqTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from fairseq_openvino.model import Clip, Hypothesis
-from fairseq_openvino.plugin.flags import check_whisper_options
+from fairseq_openvino.plugin.flags import Unstated, check_whisper_options
 from fairseq_openvino.plugin.generator import as_fairseq, batch_sizes
 from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.speech.audio import read_audio
@@ -149,16 +149,21 @@ class WhisperGenerator:
         self.symbols_to_strip_from_output = {self.model.manifest.tokens.eos}
         assert self.model.manifest.whisper is not None
         self.languages = self.model.manifest.whisper.languages
-        positions = self.model.manifest.limits.max_target_tokens
-        room = positions - len(("start", "language", "task", "no timestamps"))
         self.options = {
             "beam": args.beam,
             "nbest": min(args.nbest, args.beam),
             "lenpen": args.lenpen,
             "min_tokens": args.min_len if args.min_len > 1 else 0,
-            "max_tokens": min(args.max_len_b, room),
+            "max_tokens": self._limit(args.max_len_b),
         }
         self.model.prepare(batch_sizes(task), **self.options)
+
+    def _limit(self, stated: int) -> int | None:
+        """Longest output: --max-len-b as far as there is room, else None, the model's own."""
+        if isinstance(getattr(self.task.args, "max_len_b", None), Unstated):
+            return None
+        special = len(("start", "language", "task", "no timestamps"))
+        return min(stated, self.model.manifest.limits.max_target_tokens - special)
 
     def generate(self, models: Any, sample: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
         """A collated batch to n-best lists of dictionaries."""
