@@ -111,13 +111,29 @@ def load_checkpoint(path: str | os.PathLike[str], key: str = "model") -> dict[st
         UnsafeCheckpointError: the file needs globals outside `ALLOWED_GLOBALS`.
         CheckpointError: the file is missing, damaged or not a Fairseq checkpoint.
     """
+    state = load_object(path)
+    if not isinstance(state, dict) or key not in state:
+        got = f"the keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state)
+        raise CheckpointError(
+            f"Loading a checkpoint failed in {os.fspath(path)!r}: expected a dict with the key {key!r}, "
+            f"got {got}. Pass a checkpoint of the kind named."
+        )
+    return state
+
+
+def load_object(path: str | os.PathLike[str]) -> Any:
+    """Load whatever `torch.save` wrote, as `load_checkpoint` does.
+
+    Raises:
+        UnsafeCheckpointError, CheckpointError: as there.
+    """
     name = os.fspath(path)
     _check_file(name)
     found, protocol = _inspect(name)
     refused = sorted(found - ALLOWED_GLOBALS - _NUMPY_STAND_INS.keys())
     if not refused:
-        state = _load_safely(name, found, protocol)
-    elif os.environ.get(TRUST_VARIABLE) == "1":
+        return _load_safely(name, found, protocol)
+    if os.environ.get(TRUST_VARIABLE) == "1":
         logger.warning(
             "Loading %r with code execution because %s=1; sha256 %s, globals: %s",
             name,
@@ -125,16 +141,8 @@ def load_checkpoint(path: str | os.PathLike[str], key: str = "model") -> dict[st
             _sha256(name),
             ", ".join(refused),
         )
-        state = _load(name, pickle)
-    else:
-        raise _refusal(name, refused)
-    if not isinstance(state, dict) or key not in state:
-        got = f"the keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state)
-        raise CheckpointError(
-            f"Loading a checkpoint failed in {name!r}: expected a dict with the key {key!r}, "
-            f"got {got}. Pass a checkpoint of the kind named."
-        )
-    return state
+        return _load(name, pickle)
+    raise _refusal(name, refused)
 
 
 def _check_file(name: str) -> None:

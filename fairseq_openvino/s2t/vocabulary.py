@@ -39,12 +39,16 @@ class Vocabulary:
     """End of a piece that continues (`subword_nmt`)."""
     eos: int = EOS
     """The token that ends a hypothesis, if it is not the dictionary's."""
+    skip_unknown: bool = False
+    """Leave out what is unknown."""
+    upper_case: bool = False
+    """Write capitals."""
 
     @classmethod
     def of(cls, symbols: tuple[str, ...], text: TextConfig) -> Vocabulary:
         """As a bundle says."""
         eos = EOS if text.eos_token is None else token_id(symbols, text.eos_token)
-        return cls(symbols, text.bpe, text.bpe_separator, eos)
+        return cls(symbols, text.bpe, text.bpe_separator, eos, text.skip_unknown, text.upper_case)
 
     @cached_property
     def languages(self) -> dict[str, int]:
@@ -56,7 +60,8 @@ class Vocabulary:
     def _unprinted(self) -> set[int]:
         """Ids that Fairseq leaves out (tasks/speech_to_text.py:223, `Dictionary.string`)."""
         ids = {symbol: i for i, symbol in enumerate(self.symbols)}
-        return {BOS, EOS, self.eos} | {ids[s] for s in ids if LANGUAGE_TAG.match(s)}
+        skipped = {PAD, UNK} if self.skip_unknown else set()
+        return {BOS, EOS, self.eos} | skipped | {ids[s] for s in ids if LANGUAGE_TAG.match(s)}
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Symbols of a hypothesis without bos, eos and language tags (an `H-` line)."""
@@ -64,7 +69,11 @@ class Vocabulary:
 
     def text(self, ids: Iterable[int]) -> str:
         """Detokenised text of a hypothesis (a `D-` line)."""
-        line = " ".join(self.tokens(ids))
+        text = self._joined(" ".join(self.tokens(ids)))
+        return text.upper() if self.upper_case else text
+
+    def _joined(self, line: str) -> str:
+        """Words of a line of symbols."""
         if self.bpe == "sentencepiece":  # Fairseq data/encoders/sentencepiece_bpe.py:decode
             return line.replace(" ", "").replace(WORD_BOUNDARY, " ").strip()
         if self.bpe == "characters":  # data/encoders/characters.py:decode
