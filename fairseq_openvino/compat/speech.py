@@ -16,6 +16,7 @@ import soxr
 from fairseq_openvino.errors import AudioError, ModelError
 from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS, read_audio
 from fairseq_openvino.speech.features import PCM16_SCALE, fbank
+from fairseq_openvino.speech.slices import Slice
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,15 @@ def _check_array(path: str, values: np.ndarray, rank: int) -> np.ndarray:
     return values
 
 
+def _read_part(path: str, raw: bool, use_sample_rate: Any = None, **options: Any) -> np.ndarray:
+    """Fairseq's `get_features_or_waveform` for a part of an audio file."""
+    part = Slice.parse(path)
+    assert part is not None
+    options |= {"always_2d": not raw, "output_sample_rate": use_sample_rate if raw else None}
+    found, rate_hz = get_waveform(io.BytesIO(part.wav()), raw, **options)
+    return found if raw else kaldi_fbank(found, rate_hz)
+
+
 def is_sf_audio_data(data: bytes) -> bool:
     """Whether bytes inside a ZIP begin like an audio file."""
     if data.startswith(AUDIO_MAGIC):
@@ -185,14 +195,16 @@ def audio_reading() -> None:
         path: str, need_waveform: bool = False, *args: Any, **kwargs: Any
     ) -> np.ndarray:
         try:
-            found = original(path, need_waveform, *args, **kwargs)
+            read = original if Slice.parse(path) is None else _read_part
+            found = read(path, need_waveform, *args, **kwargs)
             return _check_array(path, found, 1 if need_waveform else 2)
         except (OSError, ValueError, IndexError, AssertionError, AudioError) as error:
             if isinstance(error, AudioError) and repr(path) in str(error):
                 raise
             raise AudioError(
                 f"Reading speech failed in {path!r}: expected stored features (.npy), an audio "
-                f"file or <zip>:<offset>:<bytes> of one, got: {error} Repair or drop this row."
+                f"file, <zip>:<offset>:<bytes> or <audio>:<first sample>:<samples>, got: {error} "
+                "Repair or drop this row."
             ) from error
 
     _rebind(original, get_features_or_waveform)
@@ -271,8 +283,9 @@ def _stored_rate_hz(path: str) -> int | None:
     from fairseq.data.audio.audio_utils import parse_path, read_from_stored_zip
 
     try:
-        source: Any = path
-        if Path(path).suffix not in AUDIO_EXTENSIONS:
+        part = Slice.parse(path)
+        source: Any = path if part is None else part.file
+        if part is None and Path(path).suffix not in AUDIO_EXTENSIONS:
             file, slices = parse_path(path)
             if not slices:
                 return None

@@ -24,7 +24,7 @@ from fairseq_openvino.bundle import is_bundle, open_bundle
 from fairseq_openvino.compat.shims import apply_shims
 from fairseq_openvino.errors import OptionError, invalid
 from fairseq_openvino.model import Head
-from fairseq_openvino.plugin import commands, skipping
+from fairseq_openvino.plugin import commands, manifests, skipping
 from fairseq_openvino.plugin.flags import Unstated, add_engine_flags, check_options
 from fairseq_openvino.plugin.generator import (
     BATCH_SIZES,
@@ -124,13 +124,15 @@ HOOKS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (SpeechToTextTask, "add_args", adding_flags),
     (SpeechToTextTask, "get_batch_iterator", making_batches),
     (SpeechToTextTask, "build_generator", building_generators),
+    (SpeechToTextTask, "load_dataset", manifests.completing),
     (SpeechToTextTask, "inference_step", skipping.decoding),
+    (SpeechToTextTask, "inference_step", manifests.unscored),
     (SpeechToTextTask, "get_interactive_tokens_and_lengths", skipping.measuring),
     (SpeechToTextDataset, "ordered_indices", skipping.ordering),
     (SpeechToTextDataset, "__getitem__", skipping.reading),
     (SpeechToTextDataset, "collater", skipping.collating),
 )
-"""Owner, attribute, and what makes its replacement from Fairseq's own."""
+"""Owner, attribute, and what makes its replacement from Fairseq's own or the one before."""
 
 
 apply_shims()

@@ -18,11 +18,12 @@ from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDatasetCreator
 from fairseq.tasks import LegacyFairseqTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
+from fairseq_openvino.errors import AudioError, failure
 from fairseq_openvino.model import Clip, Hypothesis
 from fairseq_openvino.plugin.flags import Unstated, check_whisper_options
 from fairseq_openvino.plugin.generator import as_fairseq, batch_sizes
 from fairseq_openvino.recognizer import Recognizer
-from fairseq_openvino.speech.audio import read_audio
+from fairseq_openvino.speech import stored
 from fairseq_openvino.speech.features import (
     FFT_SAMPLES,
     HOP_SAMPLES,
@@ -122,7 +123,7 @@ class _Manifest(SpeechToTextDatasetCreator):  # type: ignore[misc]
 
     @classmethod
     def _load_samples_from_tsv(cls, root: str, split: str) -> list[dict[str, str]]:
-        return read_manifest(root, split, {cls.KEY_N_FRAMES: "3000", cls.KEY_TGT_TEXT: ""})
+        return read_manifest(root, split, unknown_frames="3000")
 
 
 class _Reader:
@@ -136,7 +137,17 @@ class _Reader:
 
     def __call__(self, index: int) -> torch.Tensor:
         path = self.paths[index]
-        waveform, rate_hz = read_audio(path, self.front_end.rate_hz)
+        audio = stored.waveform(path, self.front_end.rate_hz)
+        if audio is None:
+            raise failure(
+                AudioError,
+                "Computing features",
+                path,
+                "audio",
+                "stored features",
+                "Give audio files",
+            )
+        waveform, rate_hz = audio
         frames = heard(self.front_end, path, waveform, rate_hz)
         return torch.from_numpy(frames[: heard_frames(len(waveform), len(frames))])
 
