@@ -142,6 +142,8 @@ class TextConfig:
     """A `<lang:xx>` tag starts and ends the target in place of eos."""
     eos_token: str | None = None
     """Symbol that starts and ends the target in place of eos, unless a language is named."""
+    bpe_pieces: str | None = None
+    """JSON file with the id of each piece (`byte_pieces`)."""
     skip_unknown: bool = False
     """Unknown words leave no `<unk>` in the text."""
     upper_case: bool = False

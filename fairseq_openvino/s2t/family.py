@@ -13,7 +13,7 @@ from fairseq_openvino.model import Clip, Head, Hypothesis, Memory, Model, Transc
 from fairseq_openvino.s2t import generation
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.search import TokenIds, candidate_count, generate
-from fairseq_openvino.s2t.vocabulary import Vocabulary, check_size, load_dictionary
+from fairseq_openvino.s2t.vocabulary import Vocabulary
 from fairseq_openvino.speech.frontend import FilterBanks
 
 
@@ -25,10 +25,7 @@ class S2T:
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
-        path = bundle.path(self.manifest.text.dictionary)
-        symbols = load_dictionary(path)
-        check_size(path, symbols, self.manifest.dimensions.vocabulary_size)
-        self.vocabulary = Vocabulary.of(symbols, self.manifest.text)
+        self.vocabulary = Vocabulary.of(bundle)
         self.front_end = FilterBanks.of(bundle)
 
     def head(self, options: S2TOptions) -> Head:
