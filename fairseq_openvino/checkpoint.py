@@ -90,10 +90,36 @@ def _scalar(scalar_type: _ScalarType, data: bytes) -> np.generic:
     return np.frombuffer(data, scalar_type.dtype, count=1)[0]
 
 
+class _Array(np.ndarray):
+    """Stands in for `numpy.ndarray`: an array of numbers and nothing else."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, kind, in_fortran_order, data = state
+        super().__setstate__((version, shape, kind.dtype, in_fortran_order, data))
+
+
+def _reconstruct(*_: Any) -> _Array:
+    """Stands in for `numpy.core.multiarray._reconstruct`; a state follows."""
+    return np.zeros(0, np.int8).view(_Array)
+
+
+def _frombuffer(data: bytes, kind: _ScalarType, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """Stands in for `numpy.core.numeric._frombuffer`."""
+    return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
 _NUMPY_STAND_INS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _ScalarType,
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.ndarray": _Array,
+    **{
+        f"numpy.{core}.{name}": stand_in
+        for core in ("core", "_core")
+        for name, stand_in in (
+            ("multiarray.scalar", _scalar),
+            ("multiarray._reconstruct", _reconstruct),
+            ("numeric._frombuffer", _frombuffer),
+        )
+    },
 }
 
 
@@ -184,7 +210,7 @@ def _load_safely(name: str, found: set[str], protocol: int) -> Any:
     permitted = {dotted: _resolve(dotted) for dotted in sorted(found & ALLOWED_GLOBALS)}
     permitted |= _NUMPY_STAND_INS
     # The unpicklers let `__setstate__` run only for types they find under their own name.
-    permitted[f"{__name__}.{_ScalarType.__name__}"] = _ScalarType
+    permitted |= {f"{__name__}.{kind.__name__}": kind for kind in (_ScalarType, _Array)}
     if protocol > SAFE_PROTOCOL:
         allowed = torch._weights_only_unpickler._get_allowed_globals() | permitted
         return _load(name, pickles.module(allowed))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -15,10 +16,9 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 LEFT_OUT = (
-    "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BYTEARRAY8", "NEXT_BUFFER",
-    "READONLY_BUFFER",
+    "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER",
 )  # fmt: skip
-"""Opcodes that no checkpoint needs: other ways to call, and buffers sized before they are read."""
+"""Opcodes that no checkpoint needs: other ways to call, and buffers from elsewhere."""
 MAPPINGS = (dict, OrderedDict, Counter)
 CONTAINERS: dict[str, tuple[type, ...]] = {
     "APPEND": (list,), "APPENDS": (list,), "SETITEM": MAPPINGS, "SETITEMS": MAPPINGS,
@@ -112,11 +112,18 @@ def _guarded(opcode: str) -> Callable[[Any], None]:
     return run
 
 
+def _load_bytearray(unpickler: Any) -> None:
+    """As pickle's, which makes room before it knows what there is."""
+    (size,) = struct.unpack("<Q", unpickler.read(8))
+    unpickler.append(bytearray(unpickler.read(size)))
+
+
 Unpickler.dispatch = {
     code: load
     for code, load in pickle._Unpickler.dispatch.items()
     if code not in {getattr(pickle, opcode)[0] for opcode in LEFT_OUT}
 } | {getattr(pickle, opcode)[0]: _guarded(opcode) for opcode in GUARDED}
+Unpickler.dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
 
 
 def module(allowed: dict[str, Any]) -> Any:

@@ -76,6 +76,31 @@ def test_numpy_scalars_load_with_value_and_type(tmp_path, zipped):
     assert [type(value) for value in loaded] == [type(value) for value in scalars]
 
 
+@FORMATS
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_numpy_arrays_of_numbers_load(tmp_path, zipped, protocol):
+    path = tmp_path / "model.pt"
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+    arrays = [
+        np.arange(12.0).reshape(3, 4), np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.zeros((0, 5), np.uint8), np.array(3, ">i2"), np.random.RandomState(1).get_state()[1],
+        np.arange(10)[::3],
+    ]  # fmt: skip
+    torch.save({"model": {}, "extra_state": arrays}, path, **options)
+    for found, expected in zip(load_checkpoint(path)["extra_state"], arrays, strict=True):
+        assert isinstance(found, np.ndarray) and found.dtype.newbyteorder(
+            "="
+        ) == expected.dtype.newbyteorder("=")
+        np.testing.assert_array_equal(found, expected)
+    torch.save({"model": {}, "x": np.array([Canary(tmp_path / "canary")])}, path, **options)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    torch.save({"model": {}, "x": np.array([None, 1])}, path, **options)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not (tmp_path / "canary").exists()
+
+
 def test_scalars_of_the_other_byte_order_are_read():
     kind = checkpoint._ScalarType("f4")
     kind.__setstate__((3, ">", None, None, None, -1, -1, 0))

@@ -85,6 +85,9 @@ def read_config(path: Path) -> Any:
     """
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        there = ", ".join(sorted(each.name for each in path.parent.glob("*.y*ml")))
+        raise fail(path, f"a YAML file (there: {there or 'none'})", "no such file") from error
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise fail(path, "a readable YAML file", str(error)) from error
     if not isinstance(content, dict):
