@@ -13,7 +13,7 @@ import soundfile
 from conftest import generate
 
 from fairseq_openvino import load_model
-from fairseq_openvino.errors import ModelError, OptionError
+from fairseq_openvino.errors import MissingDependencyError, ModelError, OptionError
 from fairseq_openvino.export.fairseq import cached_bundle
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.plugin import skipping
@@ -186,6 +186,25 @@ def test_data_configurations_that_are_none(data: Path, content: str) -> None:
         generate(data, *FAST, config="bad.yaml")
     with pytest.raises(ModelError, match=r"there: bad\.yaml, config\.yaml"):
         generate(data, *FAST, config="absent.yaml")
+
+
+TOKENIZERS = (
+    (
+        "bpe_tokenizer: {bpe: subword_nmt, bpe_codes: /gone/codes}",
+        ModelError,
+        "/gone/codes not found",
+    ),
+    ("bpe_tokenizer: {bpe: hf_byte_bpe}", ModelError, "'hf_byte_bpe'.*not found"),
+    ("pre_tokenizer: {tokenizer: moses}", MissingDependencyError, "pip install sacremoses"),
+)
+
+
+@pytest.mark.parametrize(("config", "kind", "named"), TOKENIZERS)
+def test_tokenizers_that_cannot_be_built(data: Path, config: str, kind: Any, named: str) -> None:
+    with open(data / "config.yaml", "a") as file:
+        file.write(config + "\n")
+    with pytest.raises(kind, match=f"Building the tokenizer failed.*{named}"):
+        generate(data, *FAST)
 
 
 def test_batches_that_cannot_hold_an_utterance(data: Path) -> None:

@@ -24,7 +24,7 @@ from fairseq_openvino.bundle import is_bundle, open_bundle
 from fairseq_openvino.compat.shims import apply_shims
 from fairseq_openvino.errors import OptionError, invalid
 from fairseq_openvino.model import Head
-from fairseq_openvino.plugin import commands, manifests, skipping
+from fairseq_openvino.plugin import commands, data, skipping
 from fairseq_openvino.plugin.flags import Unstated, add_engine_flags, check_options
 from fairseq_openvino.plugin.generator import (
     BATCH_SIZES,
@@ -124,9 +124,11 @@ HOOKS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (SpeechToTextTask, "add_args", adding_flags),
     (SpeechToTextTask, "get_batch_iterator", making_batches),
     (SpeechToTextTask, "build_generator", building_generators),
-    (SpeechToTextTask, "load_dataset", manifests.completing),
+    (SpeechToTextTask, "build_tokenizer", data.building),
+    (SpeechToTextTask, "build_bpe", data.building),
+    (SpeechToTextTask, "load_dataset", data.completing),
     (SpeechToTextTask, "inference_step", skipping.decoding),
-    (SpeechToTextTask, "inference_step", manifests.unscored),
+    (SpeechToTextTask, "inference_step", data.unscored),
     (SpeechToTextTask, "get_interactive_tokens_and_lengths", skipping.measuring),
     (SpeechToTextDataset, "ordered_indices", skipping.ordering),
     (SpeechToTextDataset, "__getitem__", skipping.reading),

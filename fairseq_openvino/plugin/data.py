@@ -1,4 +1,4 @@
-"""Manifests that lack what Fairseq asks for: lengths come from the audio, texts are not scored.
+"""Data directories that lack what Fairseq asks for: lengths, texts, files and packages of tokenizers.
 
 Each function makes the replacement of a method of Fairseq from the method itself, see `plugin.task`.
 """
@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from fairseq_openvino.errors import MissingDependencyError, ModelError, failure
 from fairseq_openvino.speech.stored import frame_count
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,26 @@ def completing(load: Callable[..., Any]) -> Callable[..., Any]:
             setattr(self, WITHOUT_TEXTS, True)
 
     return load_dataset
+
+
+def building(build: Callable[..., Any]) -> Callable[..., Any]:
+    """A tokenizer or its error in one line, for files of the training machine and missing packages."""
+
+    @functools.wraps(build)
+    def build_tokenizer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return build(self, *args, **kwargs)
+        except Exception as error:  # each of the libraries has its own
+            config = self.data_cfg
+            stated = {"pre_tokenizer": config.pre_tokenizer, "bpe_tokenizer": config.bpe_tokenizer}
+            named = "; ".join(f"{key}: {value}" for key, value in stated.items() if value)
+            raise failure(
+                MissingDependencyError if isinstance(error, ImportError) else ModelError,
+                "Building the tokenizer", "the data configuration", f"what it names ({named})",
+                str(error).strip().rstrip("."), "Install it, or put its files beside the YAML",
+            ) from error  # fmt: skip
+
+    return build_tokenizer
 
 
 def unscored(step: Callable[..., Any]) -> Callable[..., Any]:
