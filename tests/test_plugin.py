@@ -143,7 +143,7 @@ def test_model_overrides_reach_the_export(tiny: Path, cache_dir: Path) -> None:
     assert compare(plain, engine).identical < len(plain.hypotheses)
 
 
-@pytest.mark.parametrize("shards", [2, 3])
+@pytest.mark.parametrize("shards", [3, pytest.param(2, marks=pytest.mark.soak)])
 def test_shards_part_the_work(tiny: Path, cache_dir: Path, shards: int) -> None:
     flags = ["--batch-size", "4", "--required-batch-size-multiple", "1", "--max-len-b", "9"]
     flags += ["--beam", "2", "--ov-engine", "--ov-cache-dir", str(cache_dir)]

@@ -158,16 +158,16 @@ def test_fairseqs_default_does_not_cut_the_text(
 ) -> None:
     from conftest import generate
 
-    rows = [f"{i}\t{tone(tmp_path / f'{i}.wav')}" for i in range(3)]
+    rows = [f"{i}\t{tone(tmp_path / f'{i}.wav')}" for i in range(2)]
     (tmp_path / "test.tsv").write_text("\n".join(["id\taudio", *rows]) + "\n")
     flags = ["--task", "speech_to_text_openvino", "--beam", "1", "--batch-size", "1"]
-    flags += ["--required-batch-size-multiple", "1", "--num-shards", "3"]
-    lengths = {}
-    for shard, limit in enumerate([(), ("--max-len-b", "200"), ("--max-len-b", "900")]):
+    flags += ["--required-batch-size-multiple", "1", "--num-shards", "2"]
+    lengths = []
+    for shard, limit in enumerate([(), ("--max-len-b", "200")]):
         run = generate(
             tmp_path, *flags, "--shard-id", str(shard), *limit,
             path=str(pairs("long").bundle.directory),
         )  # fmt: skip
         ((line,),) = run.hypotheses.values()
-        lengths[limit] = len(line.tokens.split())
-    assert list(lengths.values()) == [236, 200, 236]
+        lengths.append(len(line.tokens.split()))
+    assert lengths == [206, 200]
