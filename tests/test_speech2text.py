@@ -18,7 +18,6 @@ from whisper_models import waveforms
 from fairseq_openvino import load_model
 from fairseq_openvino.compat.transformers import transformers
 from fairseq_openvino.errors import (
-    CheckpointError,
     FairseqOpenVINOError,
     ModelError,
     OptionError,
@@ -207,12 +206,14 @@ def changed(name: str, **values: Any) -> Any:
     return change
 
 
-def as_pickle(source: Path, extra: Any = None) -> None:
+def as_pickle(source: Path, **tables: Any) -> None:
     from safetensors.torch import load_file
 
-    weights = load_file(source / "model.safetensors")
+    weights: dict[str, Any] = load_file(source / "model.safetensors")
     (source / "model.safetensors").unlink()
-    torch.save(weights | ({} if extra is None else {"x": extra}), source / "pytorch_model.bin")
+    for name, table in tables.items():
+        weights[name.replace("_", ".") + ".embed_positions.weights"] = table
+    torch.save(weights, source / "pytorch_model.bin")
 
 
 class Canary:
@@ -227,9 +228,16 @@ REFUSED: dict[str, tuple[Any, type[FairseqOpenVINOError], str]] = {
     "damaged": (
         lambda at: (at / "model.safetensors").write_bytes(b"x" * 99), ModelError, "a complete check"
     ),
-    "code": (lambda at: as_pickle(at, Canary()), UnsafeCheckpointError, "builtins.print"),
+    "code": (lambda at: as_pickle(at, x=Canary()), UnsafeCheckpointError, "builtins.print"),
     "other-layers": (
-        changed("config.json", decoder_layers=3), CheckpointError, "none for model.decoder.layers.2"
+        changed("config.json", decoder_layers=3), ModelError, "none for .*model.decoder.layers.2"
+    ),
+    "fewer-layers": (
+        changed("config.json", decoder_layers=1), ModelError, "others as .*model.decoder.layers.1"
+    ),
+    "other-width": (changed("config.json", encoder_ffn_dim=48), ModelError, "a complete checkpoint"),
+    "search-option": (
+        lambda at: (at / "generation_config.json").write_text("["), ModelError, "options of a search"
     ),
     "no-vocabulary": (lambda at: (at / "vocab.json").unlink(), ModelError, "files of a tokenizer"),
     "vocabulary": (changed("vocab.json", extra=99), ModelError, "tokens that begin with <s> <pad>"),
@@ -253,10 +261,14 @@ def test_what_does_not_fit_is_named(
 
 
 @pytest.mark.soak
-def test_pickled_weights_are_read_safely(speech2text: Any, tmp_path: Path) -> None:
+def test_directories_of_older_versions(speech2text: Any, tmp_path: Path) -> None:
+    """Pickled weights with position tables, and the search among the options of the model."""
     pair = speech2text("plain")
     source = shutil.copytree(pair.source, tmp_path / "source")
-    as_pickle(source)
+    as_pickle(source, model_encoder=torch.zeros(9, 32))
+    stated = json.loads((source / "generation_config.json").read_text())
+    (source / "generation_config.json").unlink()
+    changed("config.json", **{name: stated[name] for name in KINDS["plain"]})(source)
     bundle, report = export_speech2text(source, tmp_path / "bundle")
     assert report.passed and bundle.manifest.generation == pair.ours.manifest.generation
     assert load_model(tmp_path / "bundle").transcribe(CLIPS[0]).text == (

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import (
@@ -46,6 +47,7 @@ MODEL_TYPE = "speech_to_text"
 DICTIONARY, SENTENCEPIECE = "dict.txt", "spm.model"
 SAFETENSORS = "model*.safetensors"
 PICKLES = "pytorch_model*.bin"
+TIED, COMPUTED = "lm_head.weight", "embed_positions.weights"
 NEUTRAL = {
     "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "length_penalty": (None, 1.0),
     "suppress_tokens": (None, []), "begin_suppress_tokens": (None, []), "bad_words_ids": (None,),
@@ -102,7 +104,7 @@ def _original(path: Path) -> Original:
         "tokens": SpecialTokens(BOS, PAD, EOS, UNK),
         "features": _features(path, config),
         "text": text,
-        "generation": _generation(path, model.generation_config),
+        "generation": _generation(path),
         "source": {"directory": path.name, "weights": {p.name: sha256(p) for p in weights}},
     }
 
@@ -120,33 +122,39 @@ def _original(path: Path) -> Original:
 
 def _load(path: Path) -> tuple[Any, list[Path]]:
     """The model in eval mode, float32, and the files of its weights."""
-    weights = sorted(path.glob(SAFETENSORS)) or sorted(path.glob(PICKLES))
-    if not weights:
+    files = sorted(path.glob(SAFETENSORS)) or sorted(path.glob(PICKLES))
+    if not files:
         found = ", ".join(sorted(each.name for each in path.glob("*"))) or "nothing"
         raise _fail(path, "model.safetensors or pytorch_model.bin", found)
-    state: dict[str, Any] | None = None
-    if weights[0].suffix == ".bin":
-        state = {}
-        for file in weights:
-            state |= load_object(file)
     try:
         config = transformers.Speech2TextConfig.from_pretrained(path)
-        model, report = transformers.Speech2TextForConditionalGeneration.from_pretrained(
-            path if state is None else None, config=config, state_dict=state, dtype=torch.float32,
-            attn_implementation="eager", use_safetensors=True, output_loading_info=True,
-        )  # fmt: skip
-    except Exception as error:  # transformers and safetensors raise many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _fail(path, "a complete checkpoint", repr(reason)) from error
-    if report["missing_keys"]:
-        lacking = ", ".join(sorted(report["missing_keys"])[:3])
-        raise failure(
-            CheckpointError, "Loading a Speech2Text checkpoint", path, "all weights of the model",
-            f"none for {lacking}", "Copy or download it again",
-        )  # fmt: skip
-    if state is not None and (path / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
-    return model.eval(), weights
+        weights = {name: value for file in files for name, value in _weights(file).items()}
+        model = transformers.Speech2TextForConditionalGeneration._from_config(
+            config, attn_implementation="eager"
+        )
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers, safetensors and torch raise many kinds
+        raise _fail(path, "a complete checkpoint", _reason(error)) from error
+    lacking = sorted({*missing} - ({TIED} if config.tie_word_embeddings else set()))
+    if lacking or unexpected:
+        got = f"none for {lacking[:3]}, and others as {unexpected[:3]}"
+        advice = "Copy or download it again"
+        raise _fail(path, "the weights of the model in config.json", got, advice=advice)
+    model.tie_weights()
+    return model.float().eval(), files
+
+
+def _weights(file: Path) -> dict[str, torch.Tensor]:
+    """By name, without the position tables that older versions stored."""
+    found = load_file(file) if file.suffix == ".safetensors" else load_object(file)
+    return {name: value for name, value in found.items() if not name.endswith(COMPUTED)}
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    return repr((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _part(path: Path, name: str, kind: Any) -> Any:
@@ -154,8 +162,7 @@ def _part(path: Path, name: str, kind: Any) -> Any:
     try:
         return kind.from_pretrained(path)
     except Exception as error:  # transformers raises many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _fail(path, f"the files of a {name}", repr(reason)) from error
+        raise _fail(path, f"the files of a {name}", _reason(error)) from error
 
 
 def _features(path: Path, config: Any) -> FeatureConfig:
@@ -197,8 +204,14 @@ def _text(path: Path, tokenizer: Any, size: int) -> tuple[tuple[str, ...], TextC
     )
 
 
-def _generation(path: Path, stated: Any) -> Generation:
-    """The search of a checkpoint."""
+def _generation(path: Path) -> Generation:
+    """The search of a checkpoint; of older ones it stands in `config.json`."""
+    file = path / "generation_config.json"
+    file = file if file.is_file() else path / "config.json"
+    try:
+        stated = transformers.GenerationConfig.from_pretrained(path, file.name)
+    except Exception as error:  # its checks raise many kinds
+        raise _fail(file, "the options of a search", _reason(error)) from error
     odd = {name: getattr(stated, name, None) for name in NEUTRAL}
     odd = {name: value for name, value in odd.items() if value not in NEUTRAL[name]}
     start = getattr(stated, "decoder_start_token_id", None)
@@ -206,7 +219,7 @@ def _generation(path: Path, stated: Any) -> Generation:
         odd["decoder_start_token_id"] = start
     if odd:
         expected = f"a search without {', '.join(odd)}"
-        raise _fail(path / "generation_config.json", expected, odd, advice="Take them out")
+        raise _fail(file, expected, odd, advice="Take them out")
     first = getattr(stated, "forced_bos_token_id", None)
     length = getattr(stated, "max_length", None) or S2TOptions.max_len_b
     return Generation(length, bool(stated.early_stopping), first)
