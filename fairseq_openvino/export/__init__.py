@@ -1,13 +1,14 @@
 """Checkpoints to bundles.
 
-| module       | what it holds                                                      |
-|--------------|--------------------------------------------------------------------|
-| `procedure`  | the steps, for every family                                        |
-| `graphs`     | what an architecture hands to them                                 |
-| `layers`     | transformer layers that graphs are built of                        |
-| `onnx`, `ir` | the two formats                                                    |
-| `parity`     | the gate; with `forced`, `runners` and `float64`                   |
-| `cache`      | bundles found again by content                                     |
-| `fairseq`    | Fairseq checkpoints; one file an architecture                      |
-| `whisper`    | Whisper checkpoints from Hugging Face and OpenAI                   |
+| module        | what it holds                                                     |
+|---------------|-------------------------------------------------------------------|
+| `procedure`   | the steps, for every family                                       |
+| `graphs`      | what an architecture hands to them                                |
+| `layers`      | transformer layers that graphs are built of                       |
+| `onnx`, `ir`  | the two formats                                                   |
+| `parity`      | the gate; with `forced`, `runners` and `float64`                  |
+| `cache`       | bundles found again by content                                    |
+| `fairseq`     | Fairseq checkpoints; one file an architecture                     |
+| `speech2text` | Fairseq's S2T models as transformers has them                     |
+| `whisper`     | Whisper checkpoints from Hugging Face and OpenAI                  |
 """

@@ -22,7 +22,7 @@ from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from fairseq_openvino.bundle import is_bundle, open_bundle
 from fairseq_openvino.compat.shims import apply_shims
-from fairseq_openvino.errors import OptionError, invalid
+from fairseq_openvino.errors import FairseqOpenVINOError, OptionError, invalid
 from fairseq_openvino.model import Head
 from fairseq_openvino.plugin import commands, data, skipping
 from fairseq_openvino.plugin.flags import Unstated, add_engine_flags, check_options
@@ -51,7 +51,14 @@ def building_generators(build: Callable[..., Any]) -> Callable[..., Any]:
         seq_gen_cls: Any = None,
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        generator = build(self, models, args, seq_gen_cls, extra_gen_cls_kwargs)
+        try:
+            generator = build(self, models, args, seq_gen_cls, extra_gen_cls_kwargs)
+        except FairseqOpenVINOError:
+            raise
+        except (ValueError, Warning) as error:  # Fairseq's, about language tags
+            raise OptionError(
+                f"Building the search failed: expected options that fit the model, got: {error}"
+            ) from error
         sizes = batch_sizes(self)
         if replaces(generator):
             return OpenVINOGenerator(generator, models[0], sizes)
