@@ -109,13 +109,13 @@ class FeatureConfig:
     sample_rate_hz: Count
     """Rate of the audio the features are computed from."""
     transforms: tuple[str, ...]
-    """In order: `utterance_cmvn`, `global_cmvn` over filter banks, or `log_mel` alone."""
+    """In order: `utterance_cmvn`, `two_pass_cmvn`, `global_cmvn` over filter banks, or `log_mel` alone."""
     global_cmvn: str | None = None
     """File with `mean` and `std`, (F,) each."""
     norm_means: bool = True
-    """Option of `utterance_cmvn`."""
+    """Option of the CMVN of an utterance."""
     norm_vars: bool = True
-    """Option of `utterance_cmvn`."""
+    """Option of the CMVN of an utterance."""
     sample_rate_assumed: bool = False
     """The training configuration does not say the rate."""
     split: str | None = None
@@ -142,6 +142,24 @@ class TextConfig:
     """A `<lang:xx>` tag starts and ends the target in place of eos."""
     eos_token: str | None = None
     """Symbol that starts and ends the target in place of eos, unless a language is named."""
+    bpe_pieces: str | None = None
+    """JSON file with the id of each piece (`byte_pieces`)."""
+    skip_unknown: bool = False
+    """Unknown words leave no `<unk>` in the text."""
+    upper_case: bool = False
+    """The text is in capitals."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How transformers' `generate` searches with a checkpoint of its own (S2T)."""
+
+    max_length: Count
+    """Longest sequence, its first token included, unless the options say otherwise."""
+    early_stopping: bool = False
+    """A beam search ends with K hypotheses, not when none can become better."""
+    first_token: Count | None = None
+    """Forced where no language is named."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +234,8 @@ class Manifest:
     state: tuple[TensorSpec, ...]
     """What the decoder keeps between calls, in the order of its outputs."""
     whisper: WhisperConfig | None = None
+    generation: Generation | None = None
+    """None: the search is Fairseq's (S2T), or Whisper's."""
     unsupported: str = ""
     """What of the training configuration this package cannot reproduce: then only Fairseq makes the
     features and the text. Empty: nothing."""

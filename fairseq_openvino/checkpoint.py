@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import logging
 import os
 import pickle
-import pickletools
-from collections.abc import Callable, Iterator
+import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from fairseq_openvino import pickles
 from fairseq_openvino.errors import CheckpointError, UnsafeCheckpointError
 
 logger = logging.getLogger(__name__)
@@ -57,11 +60,13 @@ ALLOWED_GLOBALS = frozenset(
 """Names imported on demand: data holders whose construction has no side effect."""
 
 MAX_NAMES_IN_MESSAGE = 10
-NEWER_PICKLE, FRAME = "pickle protocol 4 or 5", "Unsupported operand 149"
-"""Stands for a global in a pickle that torch's safe loader, made for protocol 2, does not read; what
-it says at the first opcode it does not know."""
+SAFE_PROTOCOL = 2
+"""Of pickles that torch's safe loader reads; newer ones are read by `pickles`."""
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_PICKLES = 4
+"""In a file of torch < 1.6: magic number, protocol, system info, the object; storages follow."""
+TORCHSCRIPT = "constants.pkl"
+"""In archives that `torch.load` would run."""
 REFUSALS = ("GLOBAL", "Trying to", "Can only")
 """Parts of the messages with which torch's loader refuses a call, as opposed to damaged bytes."""
 NUMERIC_KINDS = "biuf"
@@ -86,10 +91,36 @@ def _scalar(scalar_type: _ScalarType, data: bytes) -> np.generic:
     return np.frombuffer(data, scalar_type.dtype, count=1)[0]
 
 
+class _Array(np.ndarray):
+    """Stands in for `numpy.ndarray`: an array of numbers and nothing else."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, kind, in_fortran_order, data = state
+        super().__setstate__((version, shape, kind.dtype, in_fortran_order, data))
+
+
+def _reconstruct(*_: Any) -> _Array:
+    """Stands in for `numpy.core.multiarray._reconstruct`; a state follows."""
+    return np.zeros(0, np.int8).view(_Array)
+
+
+def _frombuffer(data: bytes, kind: _ScalarType, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """Stands in for `numpy.core.numeric._frombuffer`."""
+    return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
 _NUMPY_STAND_INS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _ScalarType,
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.ndarray": _Array,
+    **{
+        f"numpy.{core}.{name}": stand_in
+        for core in ("core", "_core")
+        for name, stand_in in (
+            ("multiarray.scalar", _scalar),
+            ("multiarray._reconstruct", _reconstruct),
+            ("numeric._frombuffer", _frombuffer),
+        )
+    },
 }
 
 
@@ -125,10 +156,10 @@ def load_object(path: str | os.PathLike[str]) -> Any:
     """
     name = os.fspath(path)
     _check_file(name)
-    found = _globals_beyond_torch(name)
+    found, protocol = _inspect(name)
     refused = sorted(found - ALLOWED_GLOBALS - _NUMPY_STAND_INS.keys())
     if not refused:
-        return _load_safely(name, found)
+        return _load_safely(name, found, protocol)
     if os.environ.get(TRUST_VARIABLE) == "1":
         logger.warning(
             "Loading %r with code execution because %s=1; sha256 %s, globals: %s",
@@ -137,7 +168,7 @@ def load_object(path: str | os.PathLike[str]) -> Any:
             _sha256(name),
             ", ".join(refused),
         )
-        return _load(name, weights_only=False)
+        return _load(name, pickle)
     raise _refusal(name, refused)
 
 
@@ -166,15 +197,8 @@ def _damaged(name: str, error: Exception) -> CheckpointError:
 
 
 def _refusal(name: str, refused: list[str]) -> UnsafeCheckpointError:
-    if refused == [NEWER_PICKLE]:
-        return UnsafeCheckpointError(
-            f"Loading a checkpoint was refused in {name!r}: expected pickle protocol 2, which torch's "
-            "safe loader reads and torch.save writes, got 4 or 5. Save it again without "
-            f"pickle_protocol, or, if you trust where the file comes from, set {TRUST_VARIABLE}=1."
-        )
-    listed = [dotted for dotted in refused if dotted != NEWER_PICKLE]
-    names = ", ".join(listed[:MAX_NAMES_IN_MESSAGE])
-    more = len(listed) - MAX_NAMES_IN_MESSAGE
+    names = ", ".join(refused[:MAX_NAMES_IN_MESSAGE])
+    more = len(refused) - MAX_NAMES_IN_MESSAGE
     return UnsafeCheckpointError(
         f"Loading a checkpoint was refused in {name!r}: expected tensors, containers and "
         f"argparse.Namespace, got the globals {names}{f' and {more} more' if more > 0 else ''}, "
@@ -183,25 +207,37 @@ def _refusal(name: str, refused: list[str]) -> UnsafeCheckpointError:
     )
 
 
-def _load_safely(name: str, found: set[str]) -> Any:
-    permitted = [(_resolve(dotted), dotted) for dotted in sorted(found & ALLOWED_GLOBALS)]
-    permitted += [(stand_in, dotted) for dotted, stand_in in _NUMPY_STAND_INS.items()]
-    # The unpickler lets `__setstate__` run only for types it finds under their own name.
-    permitted.append((_ScalarType, f"{__name__}.{_ScalarType.__name__}"))
-    with torch.serialization.safe_globals(permitted):
-        return _load(name, weights_only=True)
+def _load_safely(name: str, found: set[str], protocol: int) -> Any:
+    permitted = {dotted: _resolve(dotted) for dotted in sorted(found & ALLOWED_GLOBALS)}
+    permitted |= _NUMPY_STAND_INS
+    # The unpicklers let `__setstate__` run only for types they find under their own name.
+    permitted |= {f"{__name__}.{kind.__name__}": kind for kind in (_ScalarType, _Array)}
+    if protocol > SAFE_PROTOCOL:
+        allowed = torch._weights_only_unpickler._get_allowed_globals() | permitted
+        return _load(name, pickles.module(allowed))
+    with torch.serialization.safe_globals([(value, dotted) for dotted, value in permitted.items()]):
+        return _load(name)
 
 
-def _load(name: str, weights_only: bool) -> Any:
+def _load(name: str, pickle_module: Any = None) -> Any:
+    """With torch's safe unpickler, or another one."""
     try:
-        return torch.load(name, map_location="cpu", weights_only=weights_only)
+        return torch.load(
+            name,
+            map_location="cpu",
+            weights_only=pickle_module is None,
+            pickle_module=pickle_module,
+            mmap=zipfile.is_zipfile(
+                name
+            ),  # what nobody looks at, as the optimizer's state, is not read
+        )
     except pickle.UnpicklingError as error:
         reasons = [line for line in str(error).splitlines() if any(m in line for m in REFUSALS)]
-        if not (weights_only and reasons):
+        if not reasons or pickle_module is pickle:
             raise _damaged(name, error) from error
         raise UnsafeCheckpointError(
             f"Loading a checkpoint was refused in {name!r}: expected plain data, got a pickle "
-            f"that torch's safe loader rejects ({reasons[0].strip()}). If you trust where the "
+            f"that the safe loader rejects ({reasons[0].strip()}). If you trust where the "
             f"file comes from, set {TRUST_VARIABLE}=1."
         ) from error
     except Exception as error:  # A damaged pickle makes the unpickler raise anything.
@@ -219,55 +255,35 @@ def _resolve(dotted: str) -> Any:
         ) from error
 
 
-def _globals_beyond_torch(name: str) -> set[str]:
-    """Names the pickle imports that torch's own allow-list does not hold."""
-    try:
-        with open(name, "rb") as file:
-            if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
-                return _zip_globals(name)
-            file.seek(0)
-            return _legacy_globals(file)
-    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise _damaged(name, error) from error
-
-
-def _zip_globals(name: str) -> set[str]:
-    """Names in a file of torch >= 1.6."""
-    try:
-        return set(torch.serialization.get_unsafe_globals_in_checkpoint(name))
-    except pickle.UnpicklingError as error:
-        if FRAME not in str(error):
-            raise
-        return {NEWER_PICKLE}
-
-
-def _legacy_globals(file: BinaryIO) -> set[str]:
-    """Names in a file of torch < 1.6: magic number, protocol, system info, then the object."""
-    known = set(torch._weights_only_unpickler._get_allowed_globals())
+def _inspect(name: str) -> tuple[set[str], int]:
+    """Names the file imports that torch's own allow-list does not hold, and its pickle protocol."""
     found: set[str] = set()
-    for _ in range(LEGACY_PICKLES):
-        try:
-            found.update(name for name in _pickled_names(file) if name not in known)
-        except ValueError:
-            if not found:
-                raise
-            break  # Not torch's layout, but names to refuse are the better message.
-    return found
+    protocol = 0
+    try:
+        pickled, count = _pickled(name)
+        with pickled:
+            for _ in range(count):
+                protocol = max(protocol, pickles.scan(pickled, found))
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
+        if not found:
+            raise _damaged(name, error) from error
+        # Not torch's layout, but names to refuse are the better message.
+    return found - torch._weights_only_unpickler._get_allowed_globals().keys(), protocol
 
 
-def _pickled_names(file: BinaryIO) -> Iterator[str]:
-    """Dotted names that one pickle imports, found without executing it."""
-    strings = ["?", "?"]
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("GLOBAL", "INST"):
-            module, _, attribute = str(argument).partition(" ")
-            yield f"{module.replace('__builtin__', 'builtins')}.{attribute}"
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(strings)
-        elif opcode.name == "FRAME":
-            yield NEWER_PICKLE
-        elif isinstance(argument, str):
-            strings = [strings[-1], argument]
+def _pickled(name: str) -> tuple[BinaryIO, int]:
+    """Where the pickles of a file are, and how many."""
+    if tarfile.is_tarfile(name):
+        raise ValueError("a tar archive")
+    file = open(name, "rb")  # noqa: SIM115
+    if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+        file.seek(0)
+        return file, LEGACY_PICKLES
+    file.close()
+    reader = torch._C.PyTorchFileReader(name)
+    if reader.has_record(TORCHSCRIPT):
+        raise ValueError("a TorchScript archive")
+    return io.BytesIO(reader.get_record("data.pkl")), 1
 
 
 def _sha256(name: str) -> str:

@@ -6,8 +6,11 @@ import importlib
 import os
 import pickle
 import re
+import tarfile
 from argparse import Namespace
+from collections import OrderedDict
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -73,6 +76,31 @@ def test_numpy_scalars_load_with_value_and_type(tmp_path, zipped):
     assert [type(value) for value in loaded] == [type(value) for value in scalars]
 
 
+@FORMATS
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_numpy_arrays_of_numbers_load(tmp_path, zipped, protocol):
+    path = tmp_path / "model.pt"
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+    arrays = [
+        np.arange(12.0).reshape(3, 4), np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.zeros((0, 5), np.uint8), np.array(3, ">i2"), np.random.RandomState(1).get_state()[1],
+        np.arange(10)[::3],
+    ]  # fmt: skip
+    torch.save({"model": {}, "extra_state": arrays}, path, **options)
+    for found, expected in zip(load_checkpoint(path)["extra_state"], arrays, strict=True):
+        assert isinstance(found, np.ndarray) and found.dtype.newbyteorder(
+            "="
+        ) == expected.dtype.newbyteorder("=")
+        np.testing.assert_array_equal(found, expected)
+    torch.save({"model": {}, "x": np.array([Canary(tmp_path / "canary")])}, path, **options)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    torch.save({"model": {}, "x": np.array([None, 1])}, path, **options)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not (tmp_path / "canary").exists()
+
+
 def test_scalars_of_the_other_byte_order_are_read():
     kind = checkpoint._ScalarType("f4")
     kind.__setstate__((3, ">", None, None, None, -1, -1, 0))
@@ -82,7 +110,7 @@ def test_scalars_of_the_other_byte_order_are_read():
 def test_the_loader_refuses_what_the_scan_misses(tmp_path, monkeypatch):
     path, canary = tmp_path / "evil.pt", tmp_path / "canary"
     torch.save({"model": Canary(canary)}, path)
-    monkeypatch.setattr(checkpoint, "_globals_beyond_torch", lambda name: set())
+    monkeypatch.setattr(checkpoint, "_inspect", lambda name: (set(), 2))
     with pytest.raises(UnsafeCheckpointError, match=r"posix\.mkdir"):
         load_checkpoint(path)
     assert not canary.exists()
@@ -128,21 +156,74 @@ def test_full_fairseq_configuration_and_dictionary_load(tmp_path):
 
 
 @FORMATS
-@pytest.mark.parametrize("protocol", [4, 5])
-def test_a_newer_pickle_is_said_to_be_one(tmp_path, monkeypatch, zipped, protocol):
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_newer_pickles_load_as_safely(tmp_path, zipped, protocol):
+    conf = pytest.importorskip("omegaconf").OmegaConf
     path = tmp_path / "model.pt"
-    state = {"args": Namespace(arch="x"), "model": weights()}
+    state = {
+        "args": Namespace(arch="x", layers=[1, 2], inner=Namespace(a={1, 2}, b=b"\0")),
+        "cfg": conf.create({"model": {"arch": "x"}}),
+        "best": [np.float64(2.5), np.int64(-7)],
+        "order": OrderedDict(a=1),
+        "model": weights() | {"half": torch.ones(3, dtype=torch.bfloat16)},
+    }
     options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
     torch.save(state, path, **options)
-    with pytest.raises(UnsafeCheckpointError, match=f"protocol 2.*got 4 or 5.*{TRUST_VARIABLE}=1"):
-        load_checkpoint(path)
-    torch.save(state | {"x": Canary(tmp_path / "canary")}, path, **options)
-    with pytest.raises(UnsafeCheckpointError):
+    loaded = load_checkpoint(path)
+    for name, value in loaded.pop("model").items():
+        assert torch.equal(value, state["model"][name])
+    assert loaded == {name: value for name, value in state.items() if name != "model"}
+    torch.save(state | {"x": [Canary(tmp_path / "canary")] * 2}, path, **options)
+    with pytest.raises(UnsafeCheckpointError, match=r"posix\.mkdir"):
         load_checkpoint(path)
     assert not (tmp_path / "canary").exists()
-    torch.save(state, path, **options)
-    monkeypatch.setenv(TRUST_VARIABLE, "1")
-    assert load_checkpoint(path)["args"].arch == "x"
+
+
+ATTACKS = {
+    "dotted": b"\x8c\x08argparse\x8c\x12Namespace.__init__\x93.",
+    "from-memo": b"\x8c\x05posix\x94\x8c\x05mkdir\x94h\x00h\x01\x93\x8c\x06CANARY\x85R.",
+    "old-name": b"c__builtin__\neval\n\x8c\x0bprint('no')\x85R.",
+    "call-of-a-method": b"cargparse\nNamespace\n)\x81\x94h\x00)R.",
+    "state-of-a-class": b"cargparse\nNamespace\nN}\x8c\x08__call__Ns\x86b.",
+    "new-of-a-type": b"cbuiltins\ntype\n\x8c\x01x)}\x87\x81.",
+    "instance": b"(\x8c\x06CANARYiposix\nmkdir\n.",
+    "object": b"(cposix\nmkdir\n\x8c\x06CANARYo.",
+    "named-arguments": b"cargparse\nNamespace\n)}\x92.",
+    "extension": b"\x82\x01.",
+    "items-of-an-object": b"cargparse\nNamespace\n)\x81\x8c\x01xNs.",
+    "module-by-id": b"\x8c\x06modulecargparse\nNamespace\nNN\x87Q.",
+    "list-of-an-object": b"cargparse\nNamespace\n)\x81Na.",
+    "frame-without-end": b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",
+    "buffer": b"\x96\x00\x00\x00\x00\x00\x01\x00\x00.",
+}
+"""Bodies of pickles that try to run code, or to change or read what they may not."""
+
+
+@pytest.mark.parametrize("scanned", [True, False], ids=["scan", "loader"])
+@pytest.mark.parametrize("body", ATTACKS.values(), ids=ATTACKS)
+def test_no_newer_pickle_runs_anything(tmp_path, monkeypatch, body, scanned):
+    canary = tmp_path / "CANARY"
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": weights()}, tmp_path / "whole.pt")
+    with ZipFile(tmp_path / "whole.pt") as whole, ZipFile(tmp_path / "evil.pt", "w") as evil:
+        for entry in whole.infolist():
+            is_pickle = entry.filename.endswith("data.pkl")
+            evil.writestr(entry, b"\x80\x05" + body if is_pickle else whole.read(entry))
+    if not scanned:
+        monkeypatch.setattr(checkpoint, "_inspect", lambda name: ({"argparse.Namespace"}, 5))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not canary.exists()
+    assert not hasattr(Namespace, "x") and Namespace.__call__ is not None
+
+
+def test_archives_that_torch_would_run_or_unpack_are_refused(tmp_path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "script.pt")
+    with tarfile.open(tmp_path / "tar.pt", "w") as tar:
+        tar.add(tmp_path / "script.pt", "storages")
+    for name, got in (("script.pt", "a TorchScript archive"), ("tar.pt", "a tar archive")):
+        with pytest.raises(CheckpointError, match=got):
+            load_checkpoint(tmp_path / name)
 
 
 @FORMATS

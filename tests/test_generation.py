@@ -12,8 +12,13 @@ import pytest
 import soundfile
 from conftest import generate
 
-from fairseq_openvino.errors import ModelError, OptionError
+from fairseq_openvino import load_model
+from fairseq_openvino.errors import MissingDependencyError, ModelError, OptionError
+from fairseq_openvino.export.fairseq import cached_bundle
+from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.plugin import skipping
+from fairseq_openvino.speech.manifest import read_manifest
+from fairseq_openvino.speech.stored import frame_count
 
 FAST = ("--beam", "2", "--max-len-b", "8")
 
@@ -83,13 +88,11 @@ HEADER, ROW = "id\taudio\tn_frames\ttgt_text", "a\tx.npy\t100\tt1"
 
 BAD_MANIFESTS = {
     "absent": (None, r"got no such file\. Check --gen-subset"),
-    "empty": ("", r"columns id, audio, n_frames, tgt_text, got an empty file"),
+    "empty": ("", r"columns id, audio, got an empty file"),
     "header-only": (HEADER + "\n", "expected at least one utterance, got none"),
-    "no-text": ("id\taudio\tn_frames\na\tx.npy\t100\n", "tgt_text, got id, audio, n_frames"),
-    "no-frames": ("id\taudio\ttgt_text\na\tx.npy\tt1\n", "got id, audio, tgt_text"),
+    "no-audio": ("id\tn_frames\ttgt_text\na\t100\tt1\n", "columns id, audio, got id, n_frames"),
     "short-row": (f"{HEADER}\n{ROW}\nb\tx.npy\n", "line 3: expected a value in column n_frames"),
-    "blank-frames": (f"{HEADER}\na\tx.npy\t\tt1\n", "line 2: expected a whole number .* got ''"),
-    "float-frames": (f"{HEADER}\na\tx.npy\t142.0\tt1\n", "line 2: .* got '142.0'"),
+    "odd-frames": (f"{HEADER}\na\tx.npy\t142.5\tt1\n", "line 2: .* got '142.5'"),
     "word-frames": (f"{HEADER}\na\tx.npy\tabc\tt1\n", "line 2: .* got 'abc'"),
 }
 
@@ -102,6 +105,71 @@ def test_manifests_that_do_not_fit_name_file_and_line(data: Path, case: str) -> 
         (data / "test.tsv").write_text(content)
     with pytest.raises(ModelError, match=rf"Reading a manifest failed in .*test\.tsv.*{message}"):
         generate(data, *FAST)
+
+
+def test_a_manifest_to_train_on_lacks_nothing(data: Path) -> None:
+    for column in ("n_frames", "tgt_text"):
+        names = [name for name in HEADER.split("\t") if name != column]
+        (data / "train.tsv").write_text("\t".join(names) + "\na\tb\tc\n")
+        with pytest.raises(ModelError, match="columns id, audio, n_frames, tgt_text, got id"):
+            read_manifest(str(data), "train")
+
+
+def rewrite(data: Path, columns: list[str], change: Any, end: str = "\n") -> None:
+    """The manifest with some of its columns, each row changed."""
+    header, *rows = ((data / "test.tsv").read_text()).splitlines()
+    cells = [change(dict(zip(header.split("\t"), row.split("\t"), strict=True))) for row in rows]
+    lines = ["\t".join(columns), *("\t".join(each[name] for name in columns) for each in cells)]
+    (data / "test.tsv").write_bytes("".join(line + end for line in lines).encode())
+
+
+ALL = [*HEADER.split("\t"), "speaker"]
+SPARSE: tuple[tuple[list[str], Any, str], ...] = (
+    (ALL[:2], lambda row: row, "\n"),
+    (ALL, lambda row: row | {"n_frames": " ", "tgt_text": ""}, "\n"),
+    (ALL[:3], lambda row: row | {"n_frames": row["n_frames"] + ".0"}, "\r\n"),
+)
+
+
+def test_manifests_may_lack_lengths_and_texts(data: Path, cache_dir: Path) -> None:
+    engine = ("--ov-engine", "--ov-cache-dir", str(cache_dir))
+    expected = generate(data, *FAST, *engine)
+    assert expected.references and expected.metric
+    for columns, change, end in SPARSE:
+        shutil.copy(data / "test.tsv", data / "whole.tsv")
+        rewrite(data, columns, change, end)
+        found = generate(data, *FAST, *engine)
+        assert found.hypotheses == expected.hypotheses
+        assert not found.references and not found.metric
+        shutil.move(data / "whole.tsv", data / "test.tsv")
+
+
+def test_parts_of_audio_files(data: Path, cache_dir: Path, tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, (48_000, 2)).astype(np.float32)
+    for name, suffix, subtype in (("long", "wav", "FLOAT"), ("long", "flac", "PCM_16")):
+        soundfile.write(tmp_path / f"{name}.{suffix}", samples, 16_000, subtype=subtype)
+    rows = ["id\taudio"]
+    for suffix in ("wav", "flac"):
+        whole, _ = soundfile.read(tmp_path / f"long.{suffix}", dtype="float32")
+        for first, count in ((0, 9000), (20_001, 16_000)):
+            path = tmp_path / f"{suffix}-{first}.wav"
+            soundfile.write(path, whole[first : first + count], 16_000, subtype="FLOAT")
+            rows += [f"a\t{path}", f"b\t{tmp_path}/long.{suffix}:{first}:{count}"]
+    for bad in ("long.wav:40000:16000", "long.wav:0:0", "none.flac:0:9"):
+        rows.append(f"c\t{tmp_path}/{bad}")
+    (data / "test.tsv").write_text("\n".join(rows) + "\n")
+    for flags in ((), ("--ov-engine", "--ov-cache-dir", str(cache_dir))):
+        before = counted()
+        found = generate(data, *FAST, "--batch-size", "1", *flags).hypotheses
+        assert tuple(np.subtract(counted(), before)) == (3, 0)
+        assert [found[i] for i in range(0, 8, 2)] == [found[i] for i in range(1, 8, 2)]
+    utterances = [row.split("\t")[1] for row in rows[1:9]]
+    assert [frame_count(path) for path in utterances] == 2 * [54, 54, 98, 98]
+    bundle = cached_bundle(data / "checkpoint.pt", DataDirectory(data), {}, cache_dir)
+    clips = [load_model(bundle.directory).read(path) for path in utterances]
+    for whole, part in zip(clips[::2], clips[1::2], strict=True):
+        np.testing.assert_array_equal(whole.features, part.features)
+        assert whole.seconds == part.seconds
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(data: Path) -> None:
@@ -118,6 +186,25 @@ def test_data_configurations_that_are_none(data: Path, content: str) -> None:
         generate(data, *FAST, config="bad.yaml")
     with pytest.raises(ModelError, match=r"there: bad\.yaml, config\.yaml"):
         generate(data, *FAST, config="absent.yaml")
+
+
+TOKENIZERS = (
+    (
+        "bpe_tokenizer: {bpe: subword_nmt, bpe_codes: /gone/codes}",
+        ModelError,
+        "/gone/codes not found",
+    ),
+    ("bpe_tokenizer: {bpe: hf_byte_bpe}", ModelError, "'hf_byte_bpe'.*not found"),
+    ("pre_tokenizer: {tokenizer: moses}", MissingDependencyError, "pip install sacremoses"),
+)
+
+
+@pytest.mark.parametrize(("config", "kind", "named"), TOKENIZERS)
+def test_tokenizers_that_cannot_be_built(data: Path, config: str, kind: Any, named: str) -> None:
+    with open(data / "config.yaml", "a") as file:
+        file.write(config + "\n")
+    with pytest.raises(kind, match=f"Building the tokenizer failed.*{named}"):
+        generate(data, *FAST)
 
 
 def test_batches_that_cannot_hold_an_utterance(data: Path) -> None:

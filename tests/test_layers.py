@@ -16,7 +16,7 @@ FLOORS = [
     {"__init__"},
     {"errors"},
     {"atomic", "machine", "tables", "flags", "bundle"},
-    {"model", "decoding", "checkpoint"},
+    {"model", "decoding", "pickles", "checkpoint"},
     {"speech"},
     {"compat"},
     {"metrics"},

@@ -62,6 +62,20 @@ LOADS: dict[str, Callable[[State], Any]] = {
     "cfg-dictionary": lambda s: as_cfg(s, vars),
     "cfg-omegaconf": lambda s: as_cfg(s, lambda args: OmegaConf.create(vars(args))),
     "cfg-and-args": lambda s: s.update(cfg={"model": None}),
+    "cfg-omegaconf-objects": lambda s: s.update(
+        args=None,
+        cfg=OmegaConf.create(
+            {"model": s["args"], "task": Namespace(_name="my_task"), "common": {"seed": "???"}},
+            flags={"allow_objects": True},
+        ),
+    ),
+    "cfg-of-namespaces": lambda s: s.update(args=None, cfg=Namespace(model=s["args"])),
+    "distributed": lambda s: renamed(s, "module."),
+    "compiled": lambda s: renamed(s, "_orig_mod."),
+    "compiled-distributed": lambda s: renamed(s, "module._orig_mod."),
+    "moving-average": lambda s: s["extra_state"].update(
+        ema={name: value + 1 for name, value in s["model"].items()}, best_ema=0.5
+    ),
 }
 
 
@@ -75,6 +89,35 @@ def test_only_arguments_and_weights_count(
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     assert found.architecture == "s2t_transformer" and not found.model.training
     assert found.arguments.max_source_positions == 6000
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zipped", "protocol"),
+    [
+        (torch.float16, True, 2), (torch.bfloat16, True, 4), (torch.bfloat16, False, 2),
+        (torch.float16, False, 5),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_files_of_every_layout_and_precision(
+    data: Path, tmp_path: Path, dtype: torch.dtype, zipped: bool, protocol: int
+) -> None:
+    state = torch.load(data / "checkpoint.pt", weights_only=False)
+    state["model"] = {name: value.to(dtype) for name, value in state["model"].items()}
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+    torch.save(state, tmp_path / "other.pt", **options)
+    weights = loaded(data, tmp_path / "other.pt").model.state_dict()
+    assert all(torch.equal(weights[name], value.float()) for name, value in state["model"].items())
+
+
+def test_weights_alone_need_the_name_of_the_architecture(data: Path, tmp_path: Path) -> None:
+    path = changed(data, tmp_path, lambda s: [s.pop(key) for key in set(s) - {"model"}])
+    with pytest.raises(CheckpointError, match=r"--model-overrides .*'arch': 's2t_tr"):
+        loaded(data, path)
+    found = loaded(data, path, arch="s2t_transformer_s", **TINY)
+    expected = loaded(data, data / "checkpoint.pt")
+    assert str(found.model) == str(expected.model)
+    assert found.source["arch"] == "s2t_transformer_s"
 
 
 def test_the_model_is_the_one_fairseq_loads(data: Path) -> None:
@@ -110,7 +153,8 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: s["model"].pop("encoder.layer_norm.weight"),
         "without encoder.layer_norm.w",
     ),
-    "prefix": (lambda s: renamed(s, "module."), r"without decoder\..* more; with module\..* more"),
+    "prefix": (lambda s: renamed(s, "model."), r"without decoder\..* more; with model\..* more"),
+    "no-weights": (lambda s: s["model"].clear(), r"got without decoder\..* more"),
     "fewer-layers": (lambda s: setattr(s["args"], "encoder_layers", 1), r"with encoder.*layers\.1"),
     "no-layers": (lambda s: delattr(s["args"], "encoder_layers"), "without encoder.*and 155 more"),
     "width": (
@@ -149,12 +193,15 @@ def test_overrides_that_do_not_fit_end_with_code_3(
 @pytest.mark.parametrize(
     "arch", ["my_user_arch", "convtransformer_simul_trans", "s2t_conformer", ""]
 )
+@pytest.mark.parametrize("style", ["args", "cfg"])
 def test_the_architecture_is_refused_before_anything_else(
-    data: Path, tmp_path: Path, arch: str
+    data: Path, tmp_path: Path, arch: str, style: str
 ) -> None:
     def change(state: State) -> None:
         vars(state["args"]).update(arch=arch, task="my_task", criterion="my_criterion")
         state["model"].clear()
+        if style == "cfg":
+            as_cfg(state, lambda args: vars(args) | {"_name": args.arch})
 
     path = changed(data, tmp_path, change)
     with pytest.raises(ArchitectureError, match=f"s2t_transformer .*got '{arch}'"):

@@ -18,6 +18,7 @@ from conftest import (
 )
 
 from fairseq_openvino.commands.verify import compare
+from fairseq_openvino.errors import OptionError
 
 
 @pytest.mark.parametrize("batch", [("--batch-size", "1"), ("--batch-size", "8"), ()], ids=str)
@@ -142,6 +143,40 @@ def test_model_overrides_reach_the_export(tiny: Path, cache_dir: Path) -> None:
     assert compare(plain, engine).identical < len(plain.hypotheses)
 
 
+@pytest.mark.parametrize("shards", [3, pytest.param(2, marks=pytest.mark.soak)])
+def test_shards_part_the_work(tiny: Path, cache_dir: Path, shards: int) -> None:
+    flags = ["--batch-size", "4", "--required-batch-size-multiple", "1", "--max-len-b", "9"]
+    flags += ["--beam", "2", "--ov-engine", "--ov-cache-dir", str(cache_dir)]
+    whole = generate(tiny, *flags).hypotheses
+    parts = [
+        generate(tiny, *flags, "--num-shards", str(shards), "--shard-id", str(i)).hypotheses
+        for i in range(shards)
+    ]
+    assert sum(map(len, parts)) == len(whole) == 21 and all(parts)
+    assert {key: found for part in parts for key, found in part.items()} == whole
+
+
+@pytest.mark.parametrize(
+    ("shards", "chosen", "named"),
+    [(7, 0, r"--num-shards: expected 1 to 6 \(batches\), got 7"), (2, 2, "--shard-id.* 0 to 1")],
+)
+def test_shards_that_do_not_exist(tiny: Path, shards: int, chosen: int, named: str) -> None:
+    flags = ["--batch-size", "4", "--required-batch-size-multiple", "1"]
+    with pytest.raises(OptionError, match=named):
+        generate(tiny, *flags, "--num-shards", str(shards), "--shard-id", str(chosen))
+
+
+def test_a_checkpoint_of_weights_alone(tiny: Path, cache_dir: Path, tmp_path: Path) -> None:
+    weights = torch.load(tiny / "checkpoint.pt", weights_only=False)["model"]
+    wrapped = {f"module.{name}": value for name, value in weights.items()}
+    torch.save({"model": wrapped}, tmp_path / "weights.pt", pickle_protocol=5)
+    flags = ["--beam", "2", "--max-len-b", "9"]
+    overrides = repr({"arch": "s2t_transformer_s", **TINY})
+    engine = ["--ov-engine", "--ov-cache-dir", str(cache_dir), "--model-overrides", overrides]
+    found = generate(tiny, *flags, *engine, path=str(tmp_path / "weights.pt"))
+    assert_identical(generate(tiny, *flags), found)
+
+
 def test_multilingual_models_need_and_use_the_language_tag(tmp_path: Path, cache_dir: Path) -> None:
     write_checkpoint(tmp_path, "s2t_transformer_s", vocabulary=60, **TINY)
     lines = (tmp_path / "dict.txt").read_text().splitlines()
@@ -156,7 +191,12 @@ def test_multilingual_models_need_and_use_the_language_tag(tmp_path: Path, cache
     flags = ["--prefix-size", "1", "--beam", "5", "--max-len-b", "15"]
     eager, engine = generate_both(tmp_path, cache_dir, *flags)
     assert_identical(eager, engine)
-    with pytest.raises(ValueError, match="--prefix-size 1"):
+    cells = [row.split("\t") for row in (tmp_path / "test.tsv").read_text().splitlines()]
+    bare = "".join(f"{row[0]}\t{row[1]}\t{row[-1]}\n" for row in cells)
+    (tmp_path / "test.tsv").write_text(bare)
+    untold = generate(tmp_path, *flags, "--ov-engine", "--ov-cache-dir", str(cache_dir))
+    assert untold.hypotheses == engine.hypotheses and not untold.references and not untold.metric
+    with pytest.raises(OptionError, match="--prefix-size 1"):
         generate(tmp_path, "--ov-engine", "--ov-cache-dir", str(cache_dir))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fairseq_openvino.bundle import DIGEST, MANIFEST, Bundle, open_bundle, write
 from fairseq_openvino.errors import ModelError, OptionError
 from fairseq_openvino.export.fairseq import cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.s2t.vocabulary import load_pieces
 from fairseq_openvino.speech.audio import read_audio
 
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))[:12:11]
@@ -85,6 +87,8 @@ CASES = [
     Case("dataset-training", False, {"dataset_transforms": {"_train": ["concataugment"]}}),
     Case("pieces", True, {"bpe_tokenizer": {"bpe": None}}),
     Case("characters", True, {"bpe_tokenizer": {"bpe": "characters"}}),
+    Case("bytes", True, {"bpe_tokenizer": {"bpe": "bytes"}}),
+    Case("byte-bpe", True, {"bpe_tokenizer": {"bpe": "byte_bpe", "sentencepiece_model_path": "SPM"}}),
     Case("space", False, {"pre_tokenizer": {"tokenizer": "space"}}),
     Case("eos", True, {"eos_token": "▁ist"}),
     Case("eos-unknown", True, {"eos_token": "absent"}),
@@ -115,6 +119,7 @@ def write_case(directory: Path, case: Case) -> DataDirectory:
         "sample_rate": 16000,
         "bpe_tokenizer": SENTENCEPIECE,
     } | listed(star=CMVN)
+    shutil.copy(PIECES.with_suffix(".model"), directory / "SPM")
     if case.stats:
         np.savez(directory / "stats.npz", **case.stats)
         config["global_cmvn"] = {"stats_npz_path": str(directory / "stats.npz")}
@@ -175,8 +180,12 @@ REFUSED = [
     (listed(dev=CMVN, test=[]), r"depend on --gen-subset .*dev: .*utterance_cmvn.*test: \{\}"),
     ({"pre_tokenizer": {"tokenizer": "moses"}}, "pre_tokenizer: moses"),
     *(
-        ({"bpe_tokenizer": {"bpe": name}}, f"bpe_tokenizer: {name}")
-        for name in ("bytes", "byte_bpe", "gpt2", "bert", "hf_byte_bpe")
+        ({"bpe_tokenizer": {"bpe": name} | options}, f"bpe_tokenizer: {name}")
+        for name, options in (
+            ("gpt2", {}),
+            ("gpt2", {"gpt2_encoder_json": "absent.json"}),
+            ("hf_byte_bpe", {"bpe_merges": "config.yaml"}),
+        )
     ),
     ({"use_audio_input": True}, "use_audio_input: true"),
 ]
@@ -193,6 +202,23 @@ def test_what_cannot_be_reproduced_is_refused_by_name(
     with pytest.raises(ModelError, match=named) as error:
         export_checkpoint(CHECKPOINT, data, tmp_path / "bundle")
     assert "config.yaml" in str(error.value) and not (tmp_path / "bundle").exists()
+
+
+def test_files_of_a_byte_level_bpe_move_with_the_data_and_into_the_bundle(tmp_path: Path) -> None:
+    paths = {"bpe_vocab": "/gone/vocab.json", "bpe_merges": "/gone/merges.txt"}
+    data = write_case(tmp_path, Case("hf", True, {"bpe_tokenizer": {"bpe": "hf_byte_bpe"} | paths}))
+    (tmp_path / "vocab.json").write_text('{"\u0120a": 7}', "utf-8")
+    assert not data.unsupported and tmp_path / "vocab.json" in data.sources()
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    data.copy_into(bundle)
+    text = data.text_config()
+    assert text.bpe == "byte_pieces" and load_pieces(bundle / str(text.bpe_pieces)) == {
+        7: "\u0120a"
+    }
+    (tmp_path / "vocab.json").write_text("[1]")
+    with pytest.raises(ModelError, match=r"vocab\.json.*a JSON object of pieces and their ids"):
+        data.copy_into(bundle)
 
 
 ARRAY = np.ones(80, np.float32)
@@ -290,14 +316,16 @@ def test_splits_with_the_same_transforms_are_noted(
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
-    """Tiny data whose text only Fairseq can make."""
+    """Tiny data whose features only Fairseq can make: with masks, though of no width."""
     from conftest import TINY
 
     directory = tmp_path_factory.mktemp("words")
     write_checkpoint(directory, "s2t_transformer_s", **TINY)
     write_data(directory, utterances=3, frames=(30, 90))
     with open(directory / "config.yaml", "a") as file:
-        file.write("bpe_tokenizer: {bpe: bytes}\n")
+        file.write(
+            "specaugment: {freq_mask_N: 1, freq_mask_F: 1}\ntransforms: {'*': [specaugment]}\n"
+        )
     return directory
 
 
@@ -313,8 +341,8 @@ def test_generate_runs_where_only_transcribe_cannot(
     data = DataDirectory(words, gen_subset="test")
     bundle = cached_bundle(words / "checkpoint.pt", data, {}, cache_dir).directory
     assert cli.main(["transcribe", str(CLIPS[0]), "--model", str(bundle)]) == 3
-    assert "bpe_tokenizer: bytes" in capsys.readouterr().err
-    with pytest.raises(ModelError, match="bpe_tokenizer: bytes"):
+    assert "feature_transforms: specaugment" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="feature_transforms: specaugment"):
         load_model(bundle).transcribe(CLIPS[0])
     exported = ["--data", str(words), "--output", str(words / "bundle")]
     assert cli.main(["export", "--path", str(words / "checkpoint.pt"), *exported]) == 3

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tone
 from whisper_models import Pair, waveforms
 
 from fairseq_openvino.errors import OptionError, UtteranceTooLongError
@@ -149,3 +151,23 @@ def test_fairseq_generate_reads_a_manifest_of_audio_files(
             tmp_path, "--task", "speech_to_text_openvino", "--sampling",
             path=str(multilingual.bundle.directory),
         )  # fmt: skip
+
+
+def test_fairseqs_default_does_not_cut_the_text(
+    pairs: Callable[[str], Pair], tmp_path: Path
+) -> None:
+    from conftest import generate
+
+    rows = [f"{i}\t{tone(tmp_path / f'{i}.wav')}" for i in range(2)]
+    (tmp_path / "test.tsv").write_text("\n".join(["id\taudio", *rows]) + "\n")
+    flags = ["--task", "speech_to_text_openvino", "--beam", "1", "--batch-size", "1"]
+    flags += ["--required-batch-size-multiple", "1", "--num-shards", "2"]
+    lengths = []
+    for shard, limit in enumerate([(), ("--max-len-b", "200")]):
+        run = generate(
+            tmp_path, *flags, "--shard-id", str(shard), *limit,
+            path=str(pairs("long").bundle.directory),
+        )  # fmt: skip
+        ((line,),) = run.hypotheses.values()
+        lengths.append(len(line.tokens.split()))
+    assert lengths == [206, 200]

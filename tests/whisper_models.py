@@ -38,6 +38,7 @@ def waveforms(count: int, seconds: float, seed: int = 0) -> list[np.ndarray]:
 LAYOUTS = {
     "multilingual": Layout(),
     "ending": Layout(mels=128, languages=100, seed=40, ending=4.0),
+    "long": Layout(positions=200, targets=210, text_only=True),
     "english": Layout(languages=0, seed=7, ending=3.0),
 }
 

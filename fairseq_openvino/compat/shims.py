@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_openvino.checkpoint import load_checkpoint
+from fairseq_openvino.compat import hub
 from fairseq_openvino.compat import speech as compat_speech
 from fairseq_openvino.errors import OptionError
 
@@ -226,7 +227,7 @@ SHIMS: tuple[Callable[[], str | None], ...] = (
     compat_speech.audio_root,
     compat_speech.sample_rate_guard,
     compat_speech.feature_shape_guard,
-    compat_speech.hub_interface,
+    hub.hub_interface,
     examples_alias,
     freeze_regex,
     last_batch,

@@ -16,6 +16,7 @@ import soxr
 from fairseq_openvino.errors import AudioError, ModelError
 from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS, read_audio
 from fairseq_openvino.speech.features import PCM16_SCALE, fbank
+from fairseq_openvino.speech.slices import Slice
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,15 @@ def _check_array(path: str, values: np.ndarray, rank: int) -> np.ndarray:
     return values
 
 
+def _read_part(path: str, raw: bool, use_sample_rate: Any = None, **options: Any) -> np.ndarray:
+    """Fairseq's `get_features_or_waveform` for a part of an audio file."""
+    part = Slice.parse(path)
+    assert part is not None
+    options |= {"always_2d": not raw, "output_sample_rate": use_sample_rate if raw else None}
+    found, rate_hz = get_waveform(io.BytesIO(part.wav()), raw, **options)
+    return found if raw else kaldi_fbank(found, rate_hz)
+
+
 def is_sf_audio_data(data: bytes) -> bool:
     """Whether bytes inside a ZIP begin like an audio file."""
     if data.startswith(AUDIO_MAGIC):
@@ -185,14 +195,16 @@ def audio_reading() -> None:
         path: str, need_waveform: bool = False, *args: Any, **kwargs: Any
     ) -> np.ndarray:
         try:
-            found = original(path, need_waveform, *args, **kwargs)
+            read = original if Slice.parse(path) is None else _read_part
+            found = read(path, need_waveform, *args, **kwargs)
             return _check_array(path, found, 1 if need_waveform else 2)
         except (OSError, ValueError, IndexError, AssertionError, AudioError) as error:
             if isinstance(error, AudioError) and repr(path) in str(error):
                 raise
             raise AudioError(
                 f"Reading speech failed in {path!r}: expected stored features (.npy), an audio "
-                f"file or <zip>:<offset>:<bytes> of one, got: {error} Repair or drop this row."
+                f"file, <zip>:<offset>:<bytes> or <audio>:<first sample>:<samples>, got: {error} "
+                "Repair or drop this row."
             ) from error
 
     _rebind(original, get_features_or_waveform)
@@ -202,6 +214,11 @@ def audio_reading() -> None:
     _rebind(audio_utils.is_sf_audio_data, is_sf_audio_data)
 
 
+BPE_FILES = (
+    "sentencepiece_model", "sentencepiece_model_path", "gpt2_encoder_json", "gpt2_vocab_bpe",
+    "bpe_vocab", "bpe_merges", "bpe_vocab_file", "bpe_codes",
+)  # fmt: skip
+"""Options of `bpe_tokenizer` that are paths."""
 _warned_paths: set[str] = set()
 
 
@@ -234,9 +251,9 @@ def audio_root() -> None:
     """Paths in the S2T YAML survive moving the data directory.
 
     data/audio/data_cfg.py:137 takes a relative `audio_root` from the current directory, and the
-    preparation scripts write absolute paths of the SentencePiece model and of the CMVN
-    statistics. Relative ones are now also looked up beside the YAML; of absolute ones that no
-    longer exist the file name is, with a warning. An `audio_root` of "." always means the YAML's
+    preparation scripts write absolute paths of the files of subwords and of the CMVN statistics.
+    Relative ones are now also looked up beside the YAML; of absolute ones that no longer exist the
+    file name is, with a warning. An `audio_root` of "." always means the YAML's
     directory (the current one is Fairseq's default). Versions: all.
     """
     from fairseq.data.audio.data_cfg import S2TDataConfig
@@ -255,10 +272,8 @@ def audio_root() -> None:
         absent = relative == "." or (relative and not Path(relative).exists())
         if absent and (root / relative).exists():
             self.config["audio_root"] = (root / relative).as_posix()
-        for section, key in (
-            ("bpe_tokenizer", "sentencepiece_model"),
-            ("global_cmvn", "stats_npz_path"),
-        ):
+        files = (*(("bpe_tokenizer", key) for key in BPE_FILES), ("global_cmvn", "stats_npz_path"))
+        for section, key in files:
             options = self.config.get(section)
             if isinstance(options, dict) and isinstance(options.get(key), str):
                 options[key] = _beside(root, options[key])
@@ -271,8 +286,9 @@ def _stored_rate_hz(path: str) -> int | None:
     from fairseq.data.audio.audio_utils import parse_path, read_from_stored_zip
 
     try:
-        source: Any = path
-        if Path(path).suffix not in AUDIO_EXTENSIONS:
+        part = Slice.parse(path)
+        source: Any = path if part is None else part.file
+        if part is None and Path(path).suffix not in AUDIO_EXTENSIONS:
             file, slices = parse_path(path)
             if not slices:
                 return None
@@ -341,45 +357,3 @@ def feature_shape_guard() -> None:
         return source
 
     SpeechToTextDataset._get_source_audio = _get_source_audio
-
-
-def hub_interface() -> None:
-    """`S2THubInterface` accepts files and waveforms for filter-bank models.
-
-    models/speech_to_text/hub_interface.py:39 calls `unsqueeze` on an array
-    (facebookresearch/fairseq#4776), its tensor path skips CMVN, and its default input type
-    "fbank80" is unknown to it (#4357); that one now means the transforms of the YAML.
-    Versions: all.
-    """
-    import torch
-    from fairseq.data.audio.audio_utils import get_fbank
-    from fairseq.data.audio.feature_transforms import CompositeAudioFeatureTransform
-    from fairseq.data.audio.feature_transforms.utterance_cmvn import UtteranceCMVN
-    from fairseq.models.speech_to_text.hub_interface import S2THubInterface
-
-    original = S2THubInterface.get_model_input.__func__
-
-    def get_model_input(cls: Any, task: Any, audio: Any) -> dict[str, Any]:
-        input_type = task.data_cfg.hub.get("input_type", "fbank80")
-        if input_type not in ("fbank80", "fbank80_w_utt_cmvn"):
-            return original(cls, task, audio)
-        if isinstance(audio, str):
-            features = get_fbank(audio)  # (T, F)
-        else:
-            scaled = audio.reshape(1, -1).numpy() * np.float32(PCM16_SCALE)
-            features = kaldi_fbank(scaled, task.data_cfg.sample_rate)
-        transforms = CompositeAudioFeatureTransform.from_config_dict(
-            task.data_cfg.get_feature_transforms("hub", False)
-        )
-        transform = UtteranceCMVN() if input_type == "fbank80_w_utt_cmvn" else transforms
-        if transform is not None:
-            features = transform(features)
-        source = torch.from_numpy(features).unsqueeze(0)  # (1, T, F)
-        net_input = {
-            "src_tokens": source,
-            "src_lengths": torch.tensor([source.shape[1]]),
-            "prev_output_tokens": None,
-        }
-        return {"net_input": net_input, "target_lengths": None, "speaker": None}
-
-    S2THubInterface.get_model_input = classmethod(get_model_input)

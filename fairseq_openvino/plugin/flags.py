@@ -29,6 +29,10 @@ WHISPER_NEUTRAL = {
 """Options of Fairseq's search that Whisper's does not have, and the value at which they do nothing."""
 
 
+class Unstated(int):
+    """A default that the user did not type; as such it reaches the arguments of the task."""
+
+
 def add_engine_flags(parser: ArgumentParser) -> None:
     """The --ov-* flags."""
     group = parser.add_argument_group("OpenVINO")

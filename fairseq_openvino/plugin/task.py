@@ -22,11 +22,16 @@ from fairseq.tasks import register_task
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from fairseq_openvino.compat.shims import apply_shims
-from fairseq_openvino.errors import OptionError
+from fairseq_openvino.errors import FairseqOpenVINOError, OptionError, invalid
 from fairseq_openvino.loading import find_bundle
 from fairseq_openvino.model import Head
-from fairseq_openvino.plugin import commands, skipping
-from fairseq_openvino.plugin.flags import add_engine_flags, cache_dir, check_options
+from fairseq_openvino.plugin import commands, data, skipping
+from fairseq_openvino.plugin.flags import (
+    Unstated,
+    add_engine_flags,
+    cache_dir,
+    check_options,
+)
 from fairseq_openvino.plugin.generator import (
     BATCH_SIZES,
     OpenVINOGenerator,
@@ -52,7 +57,14 @@ def building_generators(build: Callable[..., Any]) -> Callable[..., Any]:
         seq_gen_cls: Any = None,
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        generator = build(self, models, args, seq_gen_cls, extra_gen_cls_kwargs)
+        try:
+            generator = build(self, models, args, seq_gen_cls, extra_gen_cls_kwargs)
+        except FairseqOpenVINOError:
+            raise
+        except (ValueError, Warning) as error:  # Fairseq's, about language tags
+            raise OptionError(
+                f"Building the search failed: expected options that fit the model, got: {error}"
+            ) from error
         sizes = batch_sizes(self)
         if replaces(generator):
             return OpenVINOGenerator(generator, models[0], sizes)
@@ -67,10 +79,17 @@ def building_generators(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def making_batches(iterate: Callable[..., Any]) -> Callable[..., Any]:
-    """How large the batches are is kept for `build_generator`; too long an utterance is an OptionError."""
+    """Batches of one shard; how large they are is kept for `build_generator`.
+
+    Too long an utterance is an OptionError. Fairseq itself (fairseq_cli/generate.py:151) shards by its
+    distributed options only: with --num-shards every process would do all the work.
+    """
 
     @functools.wraps(iterate)
     def get_batch_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
+        shards = getattr(self.args, "num_shards", 1) if kwargs.get("num_shards") == 1 else 1
+        if shards != 1:
+            kwargs |= {"num_shards": shards, "shard_id": self.args.shard_id}
         try:
             found = iterate(self, *args, **kwargs)
         except Exception as error:  # Fairseq's are of no type of their own
@@ -80,11 +99,23 @@ def making_batches(iterate: Callable[..., Any]) -> Callable[..., Any]:
                 f"Making batches failed: expected every utterance to fit, got: {error}. Raise "
                 "--max-tokens, or set --skip-invalid-size-inputs-valid-test."
             ) from error
+        if shards != 1:
+            _check_shard(self.args, len(found.frozen_batches))
         if getattr(self.args, "ov_engine", False):
             setattr(self, BATCH_SIZES, {len(batch) for batch in found.frozen_batches} - {0})
         return found
 
     return get_batch_iterator
+
+
+def _check_shard(arguments: Any, batches: int) -> None:
+    """Every shard has work to do."""
+    shards, chosen = arguments.num_shards, arguments.shard_id
+    if not 1 <= shards <= batches:
+        advice = "Lower it, or --max-tokens for more batches"
+        raise invalid("Making batches", "--num-shards", f"1 to {batches} (batches)", shards, advice)
+    if not 0 <= chosen < shards:
+        raise invalid("Making batches", "--shard-id", f"0 to {shards - 1}", chosen)
 
 
 def adding_flags(add: Callable[..., Any]) -> Any:
@@ -93,6 +124,9 @@ def adding_flags(add: Callable[..., Any]) -> Any:
     def add_args(cls: type[SpeechToTextTask], parser: ArgumentParser) -> None:
         add.__func__(cls, parser)  # type: ignore[attr-defined]
         add_engine_flags(parser)
+        limit = parser.get_default("max_len_b")
+        if limit is not None:
+            parser.set_defaults(max_len_b=Unstated(limit))
 
     return classmethod(add_args)
 
@@ -103,13 +137,17 @@ HOOKS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (SpeechToTextTask, "add_args", adding_flags),
     (SpeechToTextTask, "get_batch_iterator", making_batches),
     (SpeechToTextTask, "build_generator", building_generators),
+    (SpeechToTextTask, "build_tokenizer", data.building),
+    (SpeechToTextTask, "build_bpe", data.building),
+    (SpeechToTextTask, "load_dataset", data.completing),
     (SpeechToTextTask, "inference_step", skipping.decoding),
+    (SpeechToTextTask, "inference_step", data.unscored),
     (SpeechToTextTask, "get_interactive_tokens_and_lengths", skipping.measuring),
     (SpeechToTextDataset, "ordered_indices", skipping.ordering),
     (SpeechToTextDataset, "__getitem__", skipping.reading),
     (SpeechToTextDataset, "collater", skipping.collating),
 )
-"""Owner, attribute, and what makes its replacement from Fairseq's own."""
+"""Owner, attribute, and what makes its replacement from Fairseq's own or the one before."""
 
 
 apply_shims()

@@ -18,11 +18,12 @@ from fairseq.data.audio.speech_to_text_dataset import SpeechToTextDatasetCreator
 from fairseq.tasks import LegacyFairseqTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
+from fairseq_openvino.errors import AudioError, failure
 from fairseq_openvino.model import Clip, Hypothesis
-from fairseq_openvino.plugin.flags import check_whisper_options
+from fairseq_openvino.plugin.flags import Unstated, check_whisper_options
 from fairseq_openvino.plugin.generator import as_fairseq, batch_sizes
 from fairseq_openvino.recognizer import Recognizer
-from fairseq_openvino.speech.audio import read_audio
+from fairseq_openvino.speech import stored
 from fairseq_openvino.speech.features import (
     FFT_SAMPLES,
     HOP_SAMPLES,
@@ -123,7 +124,7 @@ class _Manifest(SpeechToTextDatasetCreator):  # type: ignore[misc]
 
     @classmethod
     def _load_samples_from_tsv(cls, root: str, split: str) -> list[dict[str, str]]:
-        return read_manifest(root, split, {cls.KEY_N_FRAMES: "3000", cls.KEY_TGT_TEXT: ""})
+        return read_manifest(root, split, unknown_frames="3000")
 
 
 class _Reader:
@@ -137,7 +138,17 @@ class _Reader:
 
     def __call__(self, index: int) -> torch.Tensor:
         path = self.paths[index]
-        waveform, rate_hz = read_audio(path, self.front_end.rate_hz)
+        audio = stored.waveform(path, self.front_end.rate_hz)
+        if audio is None:
+            raise failure(
+                AudioError,
+                "Computing features",
+                path,
+                "audio",
+                "stored features",
+                "Give audio files",
+            )
+        waveform, rate_hz = audio
         frames = heard(self.front_end, path, waveform, rate_hz)
         return torch.from_numpy(frames[: heard_frames(len(waveform), len(frames))])
 
@@ -150,16 +161,21 @@ class WhisperGenerator:
         self.symbols_to_strip_from_output = {self.model.manifest.tokens.eos}
         assert self.model.manifest.whisper is not None
         self.languages = self.model.manifest.whisper.languages
-        positions = self.model.manifest.limits.max_target_tokens
-        room = positions - len(("start", "language", "task", "no timestamps"))
         self.options = {
             "beam": args.beam,
             "nbest": min(args.nbest, args.beam),
             "lenpen": args.lenpen,
             "min_tokens": args.min_len if args.min_len > 1 else 0,
-            "max_tokens": min(args.max_len_b, room),
+            "max_tokens": self._limit(args.max_len_b),
         }
         self.model.prepare(batch_sizes(task), **self.options)
+
+    def _limit(self, stated: int) -> int | None:
+        """Longest output: --max-len-b as far as there is room, else None, the model's own."""
+        if isinstance(getattr(self.task.args, "max_len_b", None), Unstated):
+            return None
+        special = len(("start", "language", "task", "no timestamps"))
+        return min(stated, self.model.manifest.limits.max_target_tokens - special)
 
     def generate(self, models: Any, sample: dict[str, Any], **_: Any) -> list[list[dict[str, Any]]]:
         """A collated batch to n-best lists of dictionaries."""

@@ -10,9 +10,10 @@ import numpy as np
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import invalid
 from fairseq_openvino.model import Clip, Head, Hypothesis, Memory, Model, Transcript
+from fairseq_openvino.s2t import generation
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.search import TokenIds, candidate_count, generate
-from fairseq_openvino.s2t.vocabulary import Vocabulary, check_size, load_dictionary
+from fairseq_openvino.s2t.vocabulary import Vocabulary
 from fairseq_openvino.speech.frontend import FilterBanks
 
 
@@ -24,14 +25,13 @@ class S2T:
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
-        path = bundle.path(self.manifest.text.dictionary)
-        symbols = load_dictionary(path)
-        check_size(path, symbols, self.manifest.dimensions.vocabulary_size)
-        self.vocabulary = Vocabulary.of(symbols, self.manifest.text)
+        self.vocabulary = Vocabulary.of(bundle)
         self.front_end = FilterBanks.of(bundle)
 
     def head(self, options: S2TOptions) -> Head:
         """What a session reports in a search."""
+        if self.manifest.generation is not None:
+            return generation.head(options)
         return Head(candidate_count(options.beam, self.manifest.dimensions.vocabulary_size))
 
     def language(self, stated: str | None, options: S2TOptions) -> str | None:
@@ -50,11 +50,21 @@ class S2T:
         memory = [
             model.encode(clip.features[None], np.array([len(clip.features)])) for clip in clips
         ]
-        found: list[list[Hypothesis]] = []
+        if self.manifest.generation is not None:
+            batch = Memory.join(memory, self.manifest.memory)
+            language = None if prefix is None else int(prefix[0, 0])
+            found = generation.generate(model, batch, frames, options, language)
+            return self._transcripts(clips, found, options)
+        found = []
         for group in _same_limit(frames, options):
             batch = Memory.join([memory[i] for i in group], self.manifest.memory)
             forced = None if prefix is None else np.repeat(prefix, len(group), axis=0)
             found += generate(model, batch, frames[group[0]], options, ids, forced)
+        return self._transcripts(clips, found, options)
+
+    def _transcripts(
+        self, clips: Sequence[Clip], found: list[list[Hypothesis]], options: S2TOptions
+    ) -> list[Transcript]:
         best = [hypotheses[: options.nbest] for hypotheses in found]
         return [
             Transcript.of(clip, [self.vocabulary.text(h.tokens) for h in hypotheses], hypotheses)
@@ -74,8 +84,9 @@ class S2T:
         ids = TokenIds(pad=tokens.pad, eos=tokens.eos, unk=tokens.unk)
         known = ", ".join(sorted(languages))
         if language is None:
+            stated = self.manifest.generation and self.manifest.generation.first_token is not None
             needed = text.append_language_tag and text.eos_token is None
-            if not (text.prepend_language_tag or needed):
+            if stated or not (text.prepend_language_tag or needed):
                 return ids, None
             expected = f"one of {known} (the model is multilingual)"
             raise invalid("Transcribing", "language", expected, "none", "Name the target language")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-from fairseq_openvino.bundle import TextConfig
+from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import ModelError, failure
+from fairseq_openvino.s2t import decoders
 
 _fail = partial(
     failure, ModelError, "Loading the dictionary",
@@ -19,13 +21,20 @@ _fail = partial(
 SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 BOS, PAD, EOS, UNK = range(4)
 LANGUAGE_TAG = re.compile(r"<lang:(.*)>")
-WORD_BOUNDARY = "\u2581"
 OVERWRITE_FLAG = " #fairseq:overwrite"
 COUNT = re.compile(r"[+-]?\d+")
 
 
-DECODERS = (None, "sentencepiece", "characters", "subword_nmt")
-"""Names of `TextConfig.bpe`: None is for words."""
+DECODERS: dict[str | None, Callable[..., str]] = {
+    None: decoders.words,
+    "sentencepiece": decoders.sentencepiece,
+    "characters": decoders.characters,
+    "subword_nmt": decoders.subword_nmt,
+    "bytes": decoders.byte_characters,
+    "byte_pieces": decoders.byte_pieces,
+    "bert": decoders.bert,
+}
+"""By `TextConfig.bpe`."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +46,35 @@ class Vocabulary:
     """One of DECODERS."""
     separator: str = "@@"
     """End of a piece that continues (`subword_nmt`)."""
+    pieces: Mapping[int, str] = field(default_factory=dict)
+    """What the symbols are ids of (`byte_pieces`)."""
     eos: int = EOS
     """The token that ends a hypothesis, if it is not the dictionary's."""
+    skip_unknown: bool = False
+    """Leave out what is unknown."""
+    upper_case: bool = False
+    """Write capitals."""
 
     @classmethod
-    def of(cls, symbols: tuple[str, ...], text: TextConfig) -> Vocabulary:
-        """As a bundle says."""
-        eos = EOS if text.eos_token is None else token_id(symbols, text.eos_token)
-        return cls(symbols, text.bpe, text.bpe_separator, eos)
+    def of(cls, bundle: Bundle) -> Vocabulary:
+        """As a bundle says.
+
+        Raises:
+            ModelError: a file of it is malformed.
+        """
+        text = bundle.manifest.text
+        path = bundle.path(text.dictionary)
+        symbols = load_dictionary(path)
+        check_size(path, symbols, bundle.manifest.dimensions.vocabulary_size)
+        return cls(
+            symbols,
+            text.bpe,
+            text.bpe_separator,
+            load_pieces(bundle.path(text.bpe_pieces)) if text.bpe_pieces else {},
+            EOS if text.eos_token is None else token_id(symbols, text.eos_token),
+            text.skip_unknown,
+            text.upper_case,
+        )
 
     @cached_property
     def languages(self) -> dict[str, int]:
@@ -56,7 +86,8 @@ class Vocabulary:
     def _unprinted(self) -> set[int]:
         """Ids that Fairseq leaves out (tasks/speech_to_text.py:223, `Dictionary.string`)."""
         ids = {symbol: i for i, symbol in enumerate(self.symbols)}
-        return {BOS, EOS, self.eos} | {ids[s] for s in ids if LANGUAGE_TAG.match(s)}
+        skipped = {PAD, UNK} if self.skip_unknown else set()
+        return {BOS, EOS, self.eos} | skipped | {ids[s] for s in ids if LANGUAGE_TAG.match(s)}
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Symbols of a hypothesis without bos, eos and language tags (an `H-` line)."""
@@ -64,14 +95,10 @@ class Vocabulary:
 
     def text(self, ids: Iterable[int]) -> str:
         """Detokenised text of a hypothesis (a `D-` line)."""
+        options = {"subword_nmt": (self.separator,), "byte_pieces": (self.pieces,)}
         line = " ".join(self.tokens(ids))
-        if self.bpe == "sentencepiece":  # Fairseq data/encoders/sentencepiece_bpe.py:decode
-            return line.replace(" ", "").replace(WORD_BOUNDARY, " ").strip()
-        if self.bpe == "characters":  # data/encoders/characters.py:decode
-            return line.replace(" ", "").replace(WORD_BOUNDARY, " ")
-        if self.bpe == "subword_nmt":  # data/encoders/subword_nmt_bpe.py:decode, fastbpe.py:decode
-            return (line + " ").replace(self.separator + " ", "").rstrip()
-        return line
+        text = DECODERS[self.bpe](line, *options.get(self.bpe or "", ()))
+        return text.upper() if self.upper_case else text
 
 
 def token_id(symbols: Sequence[str], symbol: str) -> int:
@@ -102,6 +129,19 @@ def load_dictionary(path: Path) -> tuple[str, ...]:
         index[symbol] = len(symbols)
         symbols.append(symbol)
     return tuple(symbols)
+
+
+def load_pieces(path: Path) -> dict[int, str]:
+    """Pieces of a byte-level BPE by id, of a JSON object the other way round.
+
+    Raises:
+        ModelError: the file is something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return {int(number): str(piece) for piece, number in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _fail(path, "a JSON object of pieces and their ids", error) from error
 
 
 def check_size(path: Path, symbols: Sequence[str], expected: int) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from fairseq_openvino.errors import MissingDependencyError, ModelError, failure, invalid
 from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS
+from fairseq_openvino.speech.slices import Slice
 
 ACTION = "Reading a corpus"
 _fail = partial(failure, ModelError, ACTION)
@@ -37,7 +38,7 @@ SOURCE_LANGUAGE_COLUMN = "src_lang"
 TRANSCRIPTS = "*.trans.txt"
 LIBRISPEECH_LANGUAGE = "en"
 CLIPS = "clips"
-SLICE_PARTS = 3
+SLICE_PARTS, ZIP = 3, ".zip"
 """`<zip>:<offset>:<bytes>`."""
 
 
@@ -48,7 +49,8 @@ class Utterance:
     id: str
     """Unique in the corpus."""
     path: str
-    """An audio file, a `.npy` of features, or `<zip>:<offset>:<bytes>` of either; it exists."""
+    """An audio file, `<file>:<first sample>:<samples>` of one, a `.npy` of features, or
+    `<zip>:<offset>:<bytes>` of either; it exists."""
     reference: str
     """Not empty."""
     language: str | None = None
@@ -225,7 +227,7 @@ def _locate(where: str, audio: str, roots: list[Path]) -> str:
         if path.is_file():
             if offset is None:
                 return str(path)
-            if offset + size > path.stat().st_size:
+            if path.suffix == ZIP and offset + size > path.stat().st_size:
                 end = f"a file of at least {offset + size} bytes"
                 raise _fail(where, end, f"{path.stat().st_size} in {str(path)!r}", "Repack it")
             return f"{path}:{offset}:{size}"
@@ -234,9 +236,12 @@ def _locate(where: str, audio: str, roots: list[Path]) -> str:
 
 
 def _sliced(where: str, audio: str) -> tuple[str, int | None, int]:
-    """File, offset and size in bytes; the offset is None for a whole file."""
+    """File, offset and size, in bytes of a ZIP, in samples of audio; offset None for a whole file."""
+    part = Slice.parse(audio)
+    if part is not None:
+        return part.file, part.first, part.samples
     parts = audio.rsplit(":", SLICE_PARTS - 1)
-    if len(parts) < SLICE_PARTS or not parts[0].endswith(".zip"):
+    if len(parts) < SLICE_PARTS or not parts[0].endswith(ZIP):
         if not audio.strip():
             raise _fail(where, "the path of an audio file", repr(audio), "Fill it or drop the row")
         return audio, None, 0

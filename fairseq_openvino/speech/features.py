@@ -63,6 +63,21 @@ def utterance_cmvn(
     return features
 
 
+def two_pass_cmvn(
+    features: np.ndarray, norm_means: bool = True, norm_vars: bool = True
+) -> np.ndarray:
+    """As `utterance_cmvn`, without its cancellation; (T, F) -> (T, F).
+
+    Source: transformers `models/speech_to_text/feature_extraction_speech_to_text.py:utterance_cmvn`.
+    """
+    if norm_means:
+        features = np.subtract(features, features.mean(axis=0))
+    if norm_vars:
+        floor = np.sqrt(np.float32(CMVN_VARIANCE_FLOOR))
+        features = np.divide(features, np.maximum(features.std(axis=0), floor))
+    return features
+
+
 def global_cmvn(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Normalise with corpus statistics, mean and std of shape (F,); (T, F) -> (T, F).
 

@@ -16,10 +16,13 @@ from fairseq_openvino.speech.features import (
     fbank,
     global_cmvn,
     log_mel,
+    two_pass_cmvn,
     utterance_cmvn,
 )
 
 ACTION = "Computing features"
+UTTERANCE_TRANSFORMS = {"utterance_cmvn": utterance_cmvn, "two_pass_cmvn": two_pass_cmvn}
+"""By their names in `FeatureConfig.transforms`."""
 
 
 class FrontEnd(Protocol):
@@ -95,13 +98,14 @@ class FilterBanks:
                 f"got {len(frames)}. Split the audio."
             )
         for transform in self.config.transforms:
-            if transform == "utterance_cmvn":
-                frames = utterance_cmvn(frames, self.config.norm_means, self.config.norm_vars)
+            if transform in UTTERANCE_TRANSFORMS:
+                normalise = UTTERANCE_TRANSFORMS[transform]
+                frames = normalise(frames, self.config.norm_means, self.config.norm_vars)
             elif transform == "global_cmvn" and self.statistics is not None:
                 frames = global_cmvn(frames, *self.statistics)
             else:
                 raise failure(
-                    ModelError, ACTION, "the bundle", "utterance_cmvn or global_cmvn",
+                    ModelError, ACTION, "the bundle", ", ".join((*UTTERANCE_TRANSFORMS, "global_cmvn")),
                     repr(transform), "Use fairseq-generate",
                 )  # fmt: skip
         return frames.astype(np.float32)

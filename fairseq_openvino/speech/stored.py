@@ -1,4 +1,4 @@
-"""Paths of a corpus to filter banks: audio files, stored features, and slices of ZIP files."""
+"""Paths of a corpus to filter banks: audio files, stored features, and parts of audio and ZIP files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech.audio import read_audio
-from fairseq_openvino.speech.features import FRAME_SHIFT_MS, fbank
+from fairseq_openvino.speech.features import FRAME_LENGTH_MS, FRAME_SHIFT_MS, fbank
+from fairseq_openvino.speech.slices import Slice
 
 FEATURES = ".npy"
 NPY_MAGIC = b"\x93NUMPY"
@@ -72,6 +74,21 @@ def frames(path: str, sample_rate_hz: int | None, bins: int) -> Frames:
     return found
 
 
+def frame_count(path: str) -> int | None:
+    """T of a path as its header states it, without decoding; None if it does not."""
+    try:
+        part = Slice.parse(path)
+        content = _content(path) if part is None else None
+        if content is not None and content.startswith(NPY_MAGIC):
+            return len(_array(path))
+        source = io.BytesIO(content) if content is not None else path
+        about = soundfile.info(source if part is None else part.file)
+    except (soundfile.LibsndfileError, OSError, RuntimeError, AudioError, TypeError):
+        return None
+    samples = about.frames if part is None else part.samples
+    return max(0, int((1000 * samples / about.samplerate - FRAME_LENGTH_MS) / FRAME_SHIFT_MS) + 1)
+
+
 def _array(path: str) -> np.ndarray:
     """Stored features, float32, of whatever shape."""
     content = _content(path)
@@ -87,6 +104,9 @@ def _array(path: str) -> np.ndarray:
 
 def _content(path: str) -> bytes | None:
     """Bytes of a slice or of a `.npy` file; None for an audio file, which is decoded in place."""
+    part = Slice.parse(path)
+    if part is not None:
+        return part.wav()
     try:
         if path.endswith(FEATURES):
             return Path(path).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,8 @@ _fail = partial(
 
 EMBEDDING = "decoder.embed_tokens.weight"
 MAX_NAMES_IN_MESSAGE = 5
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes of the names in DistributedDataParallel and torch.compile."""
 FIRST_CONVOLUTION = "encoder.subsample.conv_layers.0.weight"
 
 
@@ -89,35 +92,54 @@ def load(
         "arch": name,
         "overrides": {key: repr(value) for key, value in overrides.items()},
     }
-    if not isinstance(state["model"], dict):
-        raise _fail(checkpoint, "weights by name as 'model'", type(state["model"]).__name__)
-    check_fit(state["model"], data)
+    weights = _weights(checkpoint, state["model"])
+    check_fit(weights, data)
     model = _build(checkpoint, data, arguments, name)
-    _load_weights(checkpoint, model, state["model"], arguments)
+    _load_weights(checkpoint, model, weights, arguments)
     return Loaded(model.eval(), arguments, architecture, data, source)
 
 
 def _model_arguments(
     checkpoint: Path, state: dict[str, Any], overrides: dict[str, Any]
 ) -> Namespace:
-    """Of `args` (legacy) or `cfg.model`, as a copy."""
+    """Of `args` (legacy) or `cfg.model`, as a copy; overrides that name the architecture can do alone."""
+    stored = _mapping(state.get("args"))
+    if stored is None:
+        groups = _mapping(state.get("cfg"))
+        stored = _mapping(groups.get("model")) if isinstance(groups, dict) else None
+    values = {} if stored is None else stored
+    if not isinstance(values, dict) or not {"arch", "_name"} & {*values, *overrides}:
+        got = type(values).__name__ if not isinstance(values, dict) else "arguments without it"
+        raise failure(
+            CheckpointError, "Loading a checkpoint", checkpoint,
+            "model arguments with 'arch' as 'args' or 'cfg.model'",
+            f"{'none' if stored is None else got} and the keys {sorted(map(str, state))}",
+            "State it, and what differs from its defaults, with --model-overrides \"{'arch': "
+            "'s2t_transformer_s'}\"",
+        )  # fmt: skip
+    if "arch" in overrides:
+        values = {key: value for key, value in values.items() if key != "_name"}
+    return Namespace(**{str(key): value for key, value in (values | overrides).items()})
+
+
+def _mapping(stored: Any) -> Any:
+    """A configuration of any of Fairseq's kinds as a dictionary."""
     from omegaconf import DictConfig, OmegaConf
 
-    stored = state.get("args")
-    if stored is None:
-        groups = state.get("cfg")
-        stored = groups.get("model") if isinstance(groups, (dict, DictConfig)) else None
     if isinstance(stored, DictConfig):
-        stored = OmegaConf.to_container(stored)
-    values = vars(stored) if isinstance(stored, Namespace) else stored
-    if not isinstance(values, dict) or not {"arch", "_name"} & values.keys():
-        got = type(values).__name__ if not isinstance(values, dict) else "arguments without it"
-        raise _fail(
-            checkpoint,
-            "model arguments with 'arch' as 'args' or 'cfg.model'",
-            f"{'none' if values is None else got} and the keys {sorted(map(str, state))}",
-        )
-    return Namespace(**{str(key): value for key, value in (values | overrides).items()})
+        return OmegaConf.to_container(stored)
+    return vars(stored) if isinstance(stored, Namespace) else stored
+
+
+def _weights(checkpoint: Path, stored: Any) -> dict[str, Any]:
+    """Weights by the name they have in the model, without those of wrappers around it."""
+    if not isinstance(stored, dict):
+        raise _fail(checkpoint, "weights by name as 'model'", type(stored).__name__)
+    weights = {str(name): value for name, value in stored.items()}
+    while weights and (wrapper := os.path.commonprefix([*weights])).startswith(WRAPPERS):
+        prefix = next(each for each in WRAPPERS if wrapper.startswith(each))
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
 
 
 def _build(checkpoint: Path, data: DataDirectory, arguments: Namespace, name: str) -> Any:

@@ -29,12 +29,14 @@ from fairseq_openvino.s2t.vocabulary import (
     SPECIAL_SYMBOLS,
     UNK,
     load_dictionary,
+    load_pieces,
     token_id,
 )
 from fairseq_openvino.speech.audio import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 
 DICTIONARY = "dict.txt"
 SENTENCEPIECE = "spm.model"
+PIECES = "pieces.json"
 GLOBAL_CMVN = "global_cmvn.npz"
 MIN_SHARED_PIECES = 0.5
 """Share of the dictionary that must be pieces of the SentencePiece model."""
@@ -115,6 +117,11 @@ class DataDirectory:
         raise fail(Path(name), "a SentencePiece model", "no such file")
 
     @property
+    def pieces(self) -> Path | None:
+        """Ids of the pieces of a byte-level BPE, or None if the tokens are something else."""
+        return None if self.decoder.pieces is None else Path(self.decoder.pieces)
+
+    @property
     def unsupported(self) -> tuple[str, ...]:
         """What a bundle cannot reproduce; empty if it can do without Fairseq."""
         channels = self.config.input_channels
@@ -123,7 +130,7 @@ class DataDirectory:
 
     def sources(self) -> list[Path]:
         """Every file whose content ends up in a bundle as it is."""
-        files = [self.path, self.dictionary, self.sentencepiece]
+        files = [self.path, self.dictionary, self.sentencepiece, self.pieces]
         return [file for file in files if file is not None]
 
     def symbols(self) -> tuple[str, ...]:
@@ -168,6 +175,7 @@ class DataDirectory:
             dictionary=DICTIONARY,
             bpe=self.decoder.bpe,
             bpe_separator=self.decoder.separator,
+            bpe_pieces=None if self.pieces is None else PIECES,
             sentencepiece=None if self.sentencepiece is None else SENTENCEPIECE,
             prepend_language_tag=bool(self.config.prepend_tgt_lang_tag),
             append_language_tag=bool(self.config.prepend_bos_and_append_tgt_lang_tag),
@@ -186,10 +194,13 @@ class DataDirectory:
         }
 
     def copy_into(self, directory: Path) -> None:
-        """Write dictionary, SentencePiece model and CMVN statistics under their bundle names."""
+        """Write dictionary, files of subwords and CMVN statistics under their bundle names."""
         shutil.copyfile(self.dictionary, directory / DICTIONARY)
         if self.sentencepiece is not None:
             shutil.copyfile(self.sentencepiece, directory / SENTENCEPIECE)
+        if self.pieces is not None:
+            load_pieces(self.pieces)
+            shutil.copyfile(self.pieces, directory / PIECES)
         if self.transforms.statistics is not None:
             mean, std = self.transforms.statistics
             np.savez(directory / GLOBAL_CMVN, mean=mean, std=std)

@@ -39,6 +39,12 @@ TYPES: dict[str, tuple[type, ...]] = {
     **{name: (dict,) for name in TABLES},
 }
 """Types of the keys that Fairseq itself does not check."""
+PLAIN_DECODERS = {
+    None: None, "characters": "characters", "bytes": "bytes", "byte_bpe": "bytes", "bert": "bert",
+}  # fmt: skip
+"""BPEs whose `decode` needs no file, to decoders of `s2t.vocabulary`."""
+PIECES = {"gpt2": "gpt2_encoder_json", "hf_byte_bpe": "bpe_vocab"}
+"""Byte-level BPEs, and the option with the file of their pieces."""
 IDENTITY_TOKENIZERS = (None, "space", "nltk")
 """Pre-tokenizers whose `decode` changes nothing (data/encoders/{space,nltk}_tokenizer.py)."""
 
@@ -64,6 +70,8 @@ class Decoder:
     separator: str = "@@"
     sentencepiece: str | None = None
     """Path of the model."""
+    pieces: str | None = None
+    """Path of the ids of byte-level pieces."""
     unsupported: tuple[str, ...] = ()
     """What a bundle cannot hold."""
 
@@ -77,6 +85,9 @@ def read_config(path: Path) -> Any:
     """
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        there = ", ".join(sorted(each.name for each in path.parent.glob("*.y*ml")))
+        raise fail(path, f"a YAML file (there: {there or 'none'})", "no such file") from error
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise fail(path, "a readable YAML file", str(error)) from error
     if not isinstance(content, dict):
@@ -254,6 +265,9 @@ def read_decoder(config: Any, path: Path) -> Decoder:
         return Decoder(bpe, str(options.bpe_separator), unsupported=unsupported)
     if bpe == "fastbpe":  # decodes as subword_nmt with its default separator
         return Decoder("subword_nmt", unsupported=unsupported)
-    if bpe in (None, "characters"):
-        return Decoder(bpe, unsupported=unsupported)
+    if bpe in PLAIN_DECODERS:
+        return Decoder(PLAIN_DECODERS[bpe], unsupported=unsupported)
+    pieces = str(config.bpe_tokenizer.get(PIECES[bpe])) if bpe in PIECES else ""
+    if Path(pieces).is_file():  # else Fairseq downloads it
+        return Decoder("byte_pieces", pieces=pieces, unsupported=unsupported)
     return Decoder(unsupported=(*unsupported, f"bpe_tokenizer: {bpe}"))

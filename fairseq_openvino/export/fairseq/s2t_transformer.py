@@ -36,6 +36,12 @@ def build(model: Any, arguments: Any) -> Graphs:
         ArchitectureError: an option of the checkpoint has no counterpart in these graphs.
     """
     _refuse_unsupported(model)
+    bins = int(arguments.input_feat_per_channel) * int(arguments.input_channels)
+    return graphs(model, bins, int(arguments.max_source_positions))
+
+
+def graphs(model: Any, feature_bins: int, max_source_frames: int) -> Graphs:
+    """Wrap what has the modules of a `S2TTransformerModel` under their names."""
     decoder = model.decoder
     layers, attention = len(decoder.layers), decoder.layers[0].self_attn
     memory, state = attention_specs(layers, attention.num_heads, attention.head_dim)
@@ -47,9 +53,9 @@ def build(model: Any, arguments: Any) -> Graphs:
         memory=memory,
         state=state,
         model_width=decoder.embed_dim,
-        feature_bins=int(arguments.input_feat_per_channel) * int(arguments.input_channels),
+        feature_bins=feature_bins,
         vocabulary_size=decoder.output_projection.out_features,
-        max_source_frames=int(arguments.max_source_positions),
+        max_source_frames=max_source_frames,
         max_target_tokens=int(model.max_decoder_positions()),
         subsampling=SUBSAMPLING,
     )
