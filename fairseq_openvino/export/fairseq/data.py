@@ -31,7 +31,7 @@ from fairseq_openvino.s2t.vocabulary import (
     load_dictionary,
     token_id,
 )
-from fairseq_openvino.speech.audio import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
+from fairseq_openvino.speech.waveform import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 
 DICTIONARY = "dict.txt"
 SENTENCEPIECE = "spm.model"
