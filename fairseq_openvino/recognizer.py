@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Collection, Sequence
-from os import PathLike
-from typing import Any, BinaryIO, ClassVar, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import soundfile
 
 from fairseq_openvino.bundle import Bundle, Manifest
 from fairseq_openvino.errors import (
@@ -20,6 +17,7 @@ from fairseq_openvino.errors import (
     OptionError,
     concerns_one_clip,
     failure,
+    invalid,
     named,
 )
 from fairseq_openvino.model import Clip, Head, Model, Transcript
@@ -27,8 +25,10 @@ from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.family import S2T
 from fairseq_openvino.speech import stored
-from fairseq_openvino.speech.audio import as_waveform, damage_collected, read_audio, source_name
 from fairseq_openvino.speech.frontend import FrontEnd, heard
+from fairseq_openvino.speech.options import SPLIT, AudioOptions
+from fairseq_openvino.speech.sources import Source, is_source, source_name
+from fairseq_openvino.speech.waveform import as_waveform
 from fairseq_openvino.whisper.family import Whisper
 
 logger = logging.getLogger(__name__)
@@ -116,32 +116,39 @@ class Recognizer:
         wanted = self.options(**options)
         self.model.prepare(sizes, wanted.beam, self.family.head(wanted))
 
-    def read(self, audio: str | PathLike[str] | BinaryIO) -> Clip:
+    def read(self, audio: Source, **reading: Any) -> Clip:
         """An audio file as features; another sample rate than the training data's is resampled.
 
         Args:
-            audio: an open binary file, or a path as manifests have it: of audio, of stored features
-                (`.npy`), or of either within an uncompressed ZIP (`<file>:<offset>:<bytes>`).
+            audio: an open binary file, its content as bytes, `-` for standard input, or a path as
+                manifests have it: of audio, of stored features (`.npy`), or of either within an
+                uncompressed ZIP (`<file>:<offset>:<bytes>`).
+            reading: fields of `speech.options.AudioOptions`.
 
         Raises:
             AudioError: the file cannot be used.
+            OptionError: the options are out of range.
         """
+        options = AudioOptions(**reading)
+        _check_one_result(options)
+        (clip,) = self._read(audio, options)
+        return clip
+
+    def _read(self, audio: Source, options: AudioOptions) -> list[Clip]:
+        """A clip, or with `split` one of each channel."""
         self.check_supported()
-        self._note_rate(audio)
-        name, rate_hz = source_name(audio), self.family.front_end.rate_hz
-        with damage_collected() as damage:
-            if isinstance(audio, (str, PathLike)):
-                found = stored.waveform(os.fspath(audio), rate_hz)
-            else:
-                found = read_audio(audio, rate_hz)
-        if found is not None:
-            return self._clip(*found, name, "; ".join(damage) or None)
-        frames = stored.frames(name, None, self.manifest.features.bins)
-        return Clip(
-            name,
-            heard(self.family.front_end.stored, name, frames.values),
-            frames.seconds,
-        )
+        name = source_name(audio)
+        found = stored.read(audio, self.family.front_end.rate_hz, options)
+        if found is None:
+            frames = stored.frames(name, None, self.manifest.features.bins)
+            features = heard(self.family.front_end.stored, name, frames.values)
+            return [Clip(name, features, frames.seconds)]
+        self._note_rate(name, found.stored_hz)
+        is_split = options.channel == SPLIT
+        return [
+            self._clip(waveform, found.rate_hz, f"{name}#{i}" if is_split else name, found.damage)
+            for i, waveform in enumerate(found.waveforms)
+        ]
 
     def clip(
         self, waveform: Any, sample_rate_hz: int | None = None, path: str = "waveform"
@@ -167,14 +174,13 @@ class Recognizer:
         features = heard(self.family.front_end, path, waveform, rate_hz)
         return Clip(path, features, len(waveform) / rate_hz, damage)
 
-    def _note_rate(self, audio: Any) -> None:
+    def _note_rate(self, name: str, rate_hz: int) -> None:
         """Say once that files are resampled to a rate that is only assumed."""
-        rate_hz = None if self._rate_noted else _rate_hz(audio)
         assumed_hz = self.family.front_end.rate_hz
-        if rate_hz not in (None, assumed_hz):
+        if not self._rate_noted and rate_hz != assumed_hz:
             self._rate_noted = True
             logger.warning(
-                f"{source_name(audio)!r} has {rate_hz} Hz and is resampled to {assumed_hz} Hz, which is "
+                f"{name!r} has {rate_hz} Hz and is resampled to {assumed_hz} Hz, which is "
                 "assumed: the bundle does not know the rate of its training audio (export --sample-rate)"
             )
 
@@ -199,12 +205,13 @@ class Recognizer:
         Args:
             audio: as in `read`, or an array as in `clip`.
             sample_rate_hz: of an array; default: the model's.
-            options: as in `transcribe_clips`.
+            options: as in `transcribe_clips`, and of files as in `read`.
 
         Raises:
             AudioError: the audio cannot be used.
             OptionError: the options contradict each other or the model.
         """
+        _check_one_result(_divided(options)[0])
         (result,) = self.transcribe_each([audio], sample_rate_hz, **options)
         if isinstance(result, Transcript):
             return result
@@ -234,30 +241,40 @@ class Recognizer:
     ) -> list[Transcript | FairseqOpenVINOError]:
         """As `transcribe_batch`, with the error of a clip that failed in the place of its result.
 
+        With `channel="split"` a file has as many results as channels, with the paths `<file>#<channel>`,
+        or one error.
+
         Raises:
             OptionError: the options contradict each other or the model.
             FairseqOpenVINOError: the model or the machine is at fault, not a clip.
         """
-        wanted = self.options(**options)
-        results: list[Any] = [self._attempt(audio, sample_rate_hz) for audio in audios]
+        reading, searching = _divided(options)
+        wanted = self.options(**searching)
+        results: list[Any] = []
+        for audio in audios:
+            results += self._attempt(audio, sample_rate_hz, reading)
         places = [i for i, result in enumerate(results) if isinstance(result, Clip)]
         decoded = self._decode_each([results[i] for i in places], wanted)
         for i, result in zip(places, decoded, strict=True):
             results[i] = result
         return results
 
-    def _attempt(self, audio: Any, sample_rate_hz: int | None) -> Clip | FairseqOpenVINOError:
+    def _attempt(
+        self, audio: Any, sample_rate_hz: int | None, reading: AudioOptions
+    ) -> list[Clip] | list[FairseqOpenVINOError]:
         """What was read, or why it could not be."""
-        is_file = isinstance(audio, (str, PathLike)) or hasattr(audio, "read")
+        is_file = is_source(audio)
         if is_file and sample_rate_hz is not None:
             raise OptionError(
                 f"Transcribing failed in sample_rate_hz: expected it unset for a file, which states "
                 f"its own, got {sample_rate_hz}. Leave it out."
             )
         try:
-            return self.read(audio) if is_file else self.clip(audio, sample_rate_hz)
+            if is_file:
+                return self._read(audio, reading)
+            return [self.clip(audio, sample_rate_hz)]
         except Exception as error:
-            return _of_one_clip(error, source_name(audio) if is_file else "waveform")
+            return [_of_one_clip(error, source_name(audio) if is_file else "waveform")]
 
     def _decode_each(
         self, clips: list[Clip], options: Any
@@ -285,14 +302,18 @@ def _of_one_clip(error: Exception, path: str) -> FairseqOpenVINOError:
     return found
 
 
-def _rate_hz(audio: str | PathLike[str] | BinaryIO) -> int | None:
-    """Rate of an audio file; None for one that cannot be read, which the reader reports."""
-    try:
-        if isinstance(audio, (str, PathLike)):
-            return int(soundfile.info(audio).samplerate)
-        start = audio.tell()
-        rate_hz = int(soundfile.info(audio).samplerate)
-        audio.seek(start)
-    except (soundfile.LibsndfileError, OSError, RuntimeError):
-        return None
-    return rate_hz
+def _divided(options: Mapping[str, Any]) -> tuple[AudioOptions, dict[str, Any]]:
+    """Options of reading files, and those of the family.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+    names = AudioOptions.__dataclass_fields__.keys()
+    reading = AudioOptions(**{name: options[name] for name in names & options.keys()})
+    return reading, {name: value for name, value in options.items() if name not in names}
+
+
+def _check_one_result(options: AudioOptions) -> None:
+    if options.channel == SPLIT:
+        expected, advice = "mix or a number for one result", "Use transcribe_each"
+        raise invalid("Transcribing", "channel", expected, repr(SPLIT), advice)

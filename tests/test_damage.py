@@ -12,9 +12,10 @@ import pytest
 import soundfile
 
 from fairseq_openvino.errors import AudioError
-from fairseq_openvino.speech import audio
 from fairseq_openvino.speech import mp3 as audio_mp3
+from fairseq_openvino.speech import sndfile
 from fairseq_openvino.speech.audio import damage_collected, read_audio
+from fairseq_openvino.speech.waveform import as_waveform
 
 RATE_HZ = 16_000
 ENCODINGS: dict[str, dict[str, str]] = {
@@ -116,6 +117,13 @@ def test_other_headers_of_streams() -> None:
         waveform, damage = read(content)
         assert not damage
         assert np.abs(waveform - samples).max() < 1e-4
+
+
+def test_a_chunk_larger_than_any_file_is_no_audio() -> None:
+    content = bytearray(encoded("caf"))
+    content[12:20] = (2**63 - 1).to_bytes(8, "big")  # of the first chunk, which is a description
+    with pytest.raises(AudioError):
+        read(bytes(content))
 
 
 def test_an_empty_file_with_a_description_stays_empty() -> None:
@@ -231,7 +239,7 @@ def test_blocks_do_not_disturb_the_decoder(monkeypatch: pytest.MonkeyPatch) -> N
     """soundfile seeks after every read, and MP3 frames need those before them."""
     content = encoded("mp3")
     whole, _ = read(content)
-    monkeypatch.setattr(audio, "BLOCK_SAMPLES", 5000)
+    monkeypatch.setattr(sndfile, "BLOCK_SAMPLES", 5000)
     assert np.array_equal(read(content)[0], whole)
 
 
@@ -291,7 +299,7 @@ def test_arrays_equal_files_of_the_same_samples(dtype: str, subtype: str) -> Non
         content = file.getvalue()
         file = io.BytesIO(content[:44] + array.tobytes())
     expected, _ = read_audio(file, RATE_HZ)
-    found, rate_hz = audio.as_waveform(array, 44_100, RATE_HZ)
+    found, rate_hz = as_waveform(array, 44_100, RATE_HZ)
     assert rate_hz == RATE_HZ and found.dtype == np.float32
     assert np.array_equal(found, expected)
 
@@ -301,7 +309,7 @@ def test_lists_tensors_and_half_floats_are_arrays() -> None:
 
     samples = speech(0.1)
     for given in (samples.tolist(), torch.from_numpy(samples), samples.astype(np.float16)):
-        found, _ = audio.as_waveform(given, RATE_HZ)
+        found, _ = as_waveform(given, RATE_HZ)
         assert np.abs(found - samples).max() < 1e-3
 
 
@@ -330,7 +338,7 @@ BAD_ARRAYS: dict[str, tuple[Any, Any, str]] = {
 def test_arrays_that_are_no_waveform_are_refused(case: str) -> None:
     samples, rate_hz, message = BAD_ARRAYS[case]
     with pytest.raises(AudioError, match=message):
-        audio.as_waveform(samples, rate_hz)
+        as_waveform(samples, rate_hz)
 
 
 @pytest.mark.parametrize("amplitude", [1e30, 3e38, 32768.0])
@@ -342,17 +350,6 @@ def test_float_files_far_beyond_1_are_refused(amplitude: float) -> None:
 
 
 # --- messages -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("head", "name"),
-    [(b"\0\0\0\x20ftypM4A ", "MP4"), (b"\x1a\x45\xdf\xa3\1", "Matroska"), (b"0&\xb2u\x8e", "ASF")],
-)
-def test_formats_of_video_say_how_to_convert(head: bytes, name: str) -> None:
-    with pytest.raises(
-        AudioError, match=rf"got {name} .*for instance: ffmpeg -i FILE FILE.flac\.$"
-    ):
-        read(head + bytes(500))
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n" * 90, b"fLaC" + bytes(60), b"RIFF"])

@@ -35,7 +35,7 @@ FLOORS = [
 """Rooms: files of the top level and folders. One imports from its own floor and those before it."""
 LAZY = {("__init__", "loading")}
 """`fairseq_openvino.load_model` is looked up when it is used."""
-HEAVY = ("torch", "fairseq", "openvino", "onnx", "onnxruntime", "nncf", "transformers")
+HEAVY = ("torch", "fairseq", "openvino", "onnx", "onnxruntime", "nncf", "transformers", "av")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,25 @@ def test_bad_options_and_features(recognizer: Any) -> None:
         load_model(recognizer.bundle, precision="f8")
     with pytest.raises(CheckpointError, match="manifest.json of a bundle"):
         load_model(MINI)
+
+
+def test_options_of_reading_are_keywords_too(recognizer: Any) -> None:
+    first, second = (soundfile.read(clip, dtype="float32") for clip in CLIPS[:2])
+    samples = np.zeros((max(len(first[0]), len(second[0])), 3), np.float32)  # the last is silent
+    samples[: len(first[0]), 0], samples[: len(second[0]), 1] = first[0], second[0]
+    file = io.BytesIO()
+    soundfile.write(file, samples, first[1], "FLOAT", format="WAV")
+    content = file.getvalue()
+    array = (samples[:, 1].copy(), first[1])
+    expected = recognizer.transcribe(*array)
+    assert recognizer.transcribe(content, channel=1).text == expected.text
+    assert recognizer.read(content, channel=1).seconds == expected.seconds
+    results = recognizer.transcribe_each([content, file], channel="split", beam=2)
+    assert [result.path.rpartition("#")[2] for result in results] == ["0", "1", "2"] * 2
+    assert results[0].path == f"{len(content)} bytes#0" and results[1].text == results[4].text
+    for use in (recognizer.transcribe, recognizer.read):
+        with pytest.raises(OptionError, match="expected mix or a number for one result"):
+            use(content, channel="split")
+    with pytest.raises(AudioError, match="expected undamaged audio"):
+        recognizer.transcribe(content[:-9000], strict_audio=True)
+    assert recognizer.transcribe(content[:-9000]).damage

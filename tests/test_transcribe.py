@@ -12,11 +12,14 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 from conftest import MINI, PACKAGE, ROOT, child_environment
+from media_files import encoded
 
 from fairseq_openvino import cli
+from fairseq_openvino.speech.audio import read_audio
 
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))
 
@@ -73,6 +76,37 @@ def test_transcribe_writes_every_name_and_says_what_is_damaged(
         else:
             assert first.split(b"\t")[0] == os.fsencode(odd) and "Schlüssel".encode() in first
             assert second.split(b"\t")[0].endswith(rb"a\tb\nc.wav")
+
+
+def test_transcribe_takes_directories_pipes_channels_and_strictness(
+    recognizer: Any, mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Text is that of the same samples, whatever they come in."""
+    left, right = (read_audio(clip, 16_000)[0] for clip in CLIPS[:2])
+    both = np.zeros((max(len(left), len(right)), 2), np.float32)
+    both[: len(left), 0], both[: len(right), 1] = left, right
+    flac, mka = tmp_path / "a.flac", tmp_path / "b.mka"
+    soundfile.write(flac, both, 16_000, "PCM_24")
+    mka.write_bytes(encoded(soundfile.read(flac, dtype="float32")[0], "matroska", "pcm_f32le"))
+    texts = [recognizer.transcribe(both[:, i].copy(), 16_000).text for i in (0, 1)]
+    words = ["--model", str(mini_bundle), "--channel"]
+
+    def printed(*arguments: str, code: int = 0) -> list[str]:
+        assert cli.main(["transcribe", *arguments]) == code
+        return capsys.readouterr().out.splitlines()
+
+    expected = [f"{path}#{i}\t{text}" for path in (flac, mka) for i, text in enumerate(texts)]
+    assert printed(str(tmp_path), *words, "split") == expected
+    assert printed(f"{tmp_path}/*.mka", *words, "1", "--isolate-audio") == [f"{mka}\t{texts[1]}"]
+    with subprocess.Popen(["cat", mka], stdout=subprocess.PIPE, text=True) as cat:
+        monkeypatch.setattr(sys, "stdin", cat.stdout)
+        assert printed("-", *words, "0") == [f"-\t{texts[0]}"]
+    mka.write_bytes(mka.read_bytes()[:-9000])
+    strict = ["--strict-audio", *words, "1"]
+    assert printed(str(tmp_path), *strict, code=1) == [f"{flac}\t{texts[1]}"]
+    (tmp_path / "empty").mkdir()
+    assert not printed(str(tmp_path / "empty"), *words, "mix", code=2)
 
 
 def test_output_may_be_cut_as_by_head(mini_bundle: Path) -> None:

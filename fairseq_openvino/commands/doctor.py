@@ -30,6 +30,7 @@ PACKAGES: tuple[tuple[str, str], ...] = (
     ("soundfile", ""),
     ("soxr", ""),
     ("kaldi-native-fbank", ""),
+    ("av", "media"),
     ("torch", "fairseq"),
     ("fairseq-fixed", "fairseq"),
     ("onnx", "fairseq"),

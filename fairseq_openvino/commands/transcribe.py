@@ -10,6 +10,8 @@ from fairseq_openvino.errors import EXIT_OK, EXIT_PARTIAL, invalid
 from fairseq_openvino.flags import add_flags, docstrings, given
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.options import S2TOptions
+from fairseq_openvino.speech.files import audio_files
+from fairseq_openvino.speech.options import AudioOptions
 from fairseq_openvino.speech.writers import FORMATS
 from fairseq_openvino.whisper.options import WhisperOptions
 
@@ -18,7 +20,11 @@ FAMILIES = {"Fairseq S2T": S2TOptions, "Whisper": WhisperOptions}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command; those left out keep the model's own defaults."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3, AIFF, AU")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE",
+        help="audio or video of any format; - for standard input; a directory: the audio files directly "
+        "in it; a quoted pattern, as 'clips/*.mp3'",
+    )  # fmt: skip
     parser.add_argument(
         "--model", required=True, metavar="SOURCE",
         help="bundle; or Whisper: a name such as base, turbo, openai/whisper-small, a directory of "
@@ -31,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=tuple(FORMATS), default="text")
     parser.add_argument("--batch-size", type=int, default=8, help="files decoded together")
+    add_flags(parser.add_argument_group("audio"), AudioOptions)
     add_flags(parser, EngineOptions, ("device", "precision", "threads", "cache_dir"))
     names = [{field.name for field in fields(options)} for options in FAMILIES.values()]
     shared = set.intersection(*names)
@@ -56,15 +63,18 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
 
     if arguments.batch_size < 1:
         raise invalid("Transcribing", "--batch-size", "at least 1", arguments.batch_size)
+    files = audio_files(arguments.files)
     recognizer = load_model(
         arguments.model, data=arguments.data, config_yaml=arguments.config_yaml,
         **given(arguments, EngineOptions),
     )  # fmt: skip
     recognizer.check_supported()
-    options = given(arguments, S2TOptions) | given(arguments, WhisperOptions)
-    failed, damaged, size = 0, 0, arguments.batch_size
-    for start in range(0, len(arguments.files), size):
-        for result in recognizer.transcribe_each(arguments.files[start : start + size], **options):
+    kinds = (AudioOptions, S2TOptions, WhisperOptions)
+    options = {name: value for kind in kinds for name, value in given(arguments, kind).items()}
+    total, failed, damaged, size = 0, 0, 0, arguments.batch_size
+    for start in range(0, len(files), size):
+        for result in recognizer.transcribe_each(files[start : start + size], **options):
+            total += 1
             if isinstance(result, Exception):
                 failed += 1
                 print(f"error: {result}", file=sys.stderr)
@@ -73,5 +83,5 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
                 print(FORMATS[arguments.format](result), flush=True)
     for count, what in ((failed, "failed"), (damaged, "are damaged (see above)")):
         if count:
-            print(f"{count} of {len(arguments.files)} files {what}", file=sys.stderr)
+            print(f"{count} of {total} files {what}", file=sys.stderr)
     return EXIT_PARTIAL if failed or damaged else EXIT_OK

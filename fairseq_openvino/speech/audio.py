@@ -1,29 +1,29 @@
-"""Audio files and arrays to mono float32 waveforms, with bounds on what a header may claim.
+"""Audio files to float32 waveforms, with bounds on what a header may claim.
 
-Decoding is libsndfile's, resampling is soxr's (the resampler behind SoX's `rate` effect, which
-Fairseq uses in `data/audio/audio_utils.py:convert_waveform`). Damaged audio is decoded as far as it
-goes, never silently: see `damage_collected`.
+Decoding is libsndfile's, or FFmpeg's for what libsndfile refuses; resampling is soxr's (the resampler
+behind SoX's `rate` effect, which Fairseq uses in `data/audio/audio_utils.py:convert_waveform`). Damaged
+audio is decoded as far as it goes, never silently: see `damage_collected`.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
-import soundfile
-import soxr
 
-from fairseq_openvino.errors import AudioError
-from fairseq_openvino.speech.containers import MAX_SCANNED_BYTES, Inspection, inspect
+from fairseq_openvino.errors import invalid
+from fairseq_openvino.speech import media
+from fairseq_openvino.speech.containers import Inspection, inspect
+from fairseq_openvino.speech.options import MIX, SPLIT
+from fairseq_openvino.speech.sndfile import BLOCK_SAMPLES, SoundFileDecoder, reason
+from fairseq_openvino.speech.sources import Source, opened, source_name
+from fairseq_openvino.speech.waveform import check_loudness, of_equal_size, resampled, unusable
 
 logger = logging.getLogger(__name__)
 
@@ -31,34 +31,47 @@ AUDIO_EXTENSIONS = (
     ".wav", ".flac", ".ogg", ".mp3", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".snd", ".w64",
     ".caf",
 )  # fmt: skip
-AUDIO_FORMATS = (
-    "WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG", "AIFF", "AU", "CAF",
-)  # fmt: skip
-OTHER_FORMATS = {
-    b"ftyp": "MP4 (m4a, mp4, mov)",
-    b"\x1a\x45\xdf\xa3": "Matroska (webm, mkv)",
-    b"\x30\x26\xb2\x75": "ASF (wma)",
-}
-"""By the first four bytes, or those from the fifth on."""
-CONVERT = "Convert the file, for instance: ffmpeg -i FILE FILE.flac"
-MIN_SAMPLE_RATE_HZ = 1_000
-MAX_SAMPLE_RATE_HZ = 384_000
-MAX_CHANNELS = 8
+"""Of what libsndfile reads; `media.EXTENSIONS` are the others."""
 MAX_AUDIO_SECONDS = 3_600.0
-MAX_AMPLITUDE = 16.0
-"""Decoders overshoot 1, and some scale to unit variance; 16-bit integers as floats are far louder."""
-BLOCK_SAMPLES = 1 << 18
+"""Of what is held in memory as a whole."""
 CANCELLED_RMS = 0.1
 """Speech on one of 8 channels is 1/8 of it in their mean; below this share they cancel out."""
-INTEGERS = ("int8", "uint8", "int16", "int32")
-"""Integer types whose range is that of the amplitude."""
 
 _damage: ContextVar[list[str] | None] = ContextVar("_damage", default=None)
 
 
+@dataclass(frozen=True)
+class Audio:
+    """A decoded file."""
+
+    name: str
+    waveforms: np.ndarray
+    """Shape (1, samples), or of `split` (channels, samples); float32 in about [-1, 1]."""
+    rate_hz: int
+    stored_hz: int
+    """The rate before resampling."""
+    damage: str | None = None
+    """What is missing, in words; None if nothing is known to be."""
+    is_cancelled: bool = False
+    """The channels had opposite phase; this is the strongest of them."""
+
+    def report(self) -> Audio:
+        """Log what is wrong with it, and tell `damage_collected`."""
+        if self.is_cancelled:
+            logger.warning(
+                f"{self.name!r}: its channels cancel each other out; taking the strongest one"
+            )
+        if self.damage:
+            logger.warning(f"{self.name!r} is damaged: {self.damage}")
+            collected = _damage.get()
+            if collected is not None:
+                collected.append(self.damage)
+        return self
+
+
 @contextmanager
 def damage_collected() -> Iterator[list[str]]:
-    """What `read_audio` finds missing in the files it reads within this block, as texts."""
+    """What is reported missing in the files that are read within this block, as texts."""
     found: list[str] = []
     outer = _damage.get()
     token = _damage.set(found)
@@ -70,9 +83,7 @@ def damage_collected() -> Iterator[list[str]]:
             outer += found
 
 
-def read_audio(
-    source: str | PathLike[str] | BinaryIO, sample_rate_hz: int | None = None
-) -> tuple[np.ndarray, int]:
+def read_audio(source: Source, sample_rate_hz: int | None = None) -> tuple[np.ndarray, int]:
     """Decode one audio file to mono.
 
     A file that is damaged or cut is decoded as far as it goes; what is missing is logged as a
@@ -80,7 +91,7 @@ def read_audio(
     them, being of opposite phase, the strongest is taken, with a warning.
 
     Args:
-        source: a path, `-` for standard input, or an open binary file.
+        source: a path, `-` for standard input, an open binary file, or its content.
         sample_rate_hz: resample to this rate; `None` keeps the file's own.
 
     Returns:
@@ -89,253 +100,152 @@ def read_audio(
     Raises:
         AudioError: the file is missing, not decodable, empty, outside the limits above or not finite.
     """
-    name = source_name(source)
-    with _opened(name, source) as file:
-        try:
-            inspection = inspect(file)
-            decoded = _decode(name, file, inspection)
-        except (OSError, RuntimeError) as error:  # soundfile's are RuntimeErrors
-            raise _undecodable(name, file, error) from error
-    if decoded.is_cancelled:
-        logger.warning(f"{name!r}: its channels cancel each other out; taking the strongest one")
-    if damage := decoded.damage(inspection):
-        logger.warning(f"{name!r} is damaged: {damage}")
-        collected = _damage.get()
-        if collected is not None:
-            collected.append(damage)
-    return as_waveform(decoded.waveform, decoded.rate_hz, sample_rate_hz, name)
+    audio = decode(source, sample_rate_hz).report()
+    return audio.waveforms[0], audio.rate_hz
 
 
-def source_name(source: Any) -> str:
-    """What to call a path or an open file."""
-    return str(source if isinstance(source, (str, PathLike)) else getattr(source, "name", source))
-
-
-def as_waveform(
-    samples: Any, rate_hz: int, wanted_hz: int | None = None, name: str = "waveform"
-) -> tuple[np.ndarray, int]:
-    """An array of samples as `read_audio` returns those of a file.
-
-    Args:
-        samples: shape (samples,): floats in about [-1, 1], or 8-, 16- or 32-bit integers, whose
-            range becomes [-1, 1]; a NumPy array, a torch tensor, a list.
-        rate_hz: their rate.
-        wanted_hz: resample to this rate; `None` keeps theirs.
-        name: of the waveform, for messages.
-
-    Raises:
-        AudioError: another type or shape, no samples, too loud, not finite, or not a sample rate.
-    """
-    rate_hz = _checked_rate(name, rate_hz)
-    array = _as_floats(name, samples)
-    if not len(array):
-        raise _unusable(name, "samples", "none", "Drop it")
-    peak = float(np.abs(array).max())
-    if not math.isfinite(peak):
-        raise _unusable(name, "finite samples", "NaN or infinity", "Repair or drop it")
-    if peak > MAX_AMPLITUDE:
-        raise _unusable(name, "samples in about [-1, 1]", f"{peak:g}", "Scale them")
-    if wanted_hz is not None and wanted_hz != rate_hz:
-        array = soxr.resample(array, rate_hz, wanted_hz).astype(np.float32)
-        rate_hz = wanted_hz
-    return np.ascontiguousarray(array), rate_hz
-
-
-def _checked_rate(name: str, rate_hz: Any) -> int:
-    try:
-        rate = int(rate_hz)
-        if rate == rate_hz and MIN_SAMPLE_RATE_HZ <= rate <= MAX_SAMPLE_RATE_HZ:
-            return rate
-    except (TypeError, ValueError, OverflowError):
-        pass
-    limits = f"a sample rate of {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz"
-    raise _unusable(name, limits, str(rate_hz), "Give the rate the samples were recorded with")
-
-
-def _as_floats(name: str, samples: Any) -> np.ndarray:
-    """Samples of any accepted type as float32, shape (samples,)."""
-    try:
-        array = np.asarray(samples)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _unusable(name, "an array of samples", str(error), "Convert it to NumPy") from error
-    if array.ndim != 1:
-        advice = "Choose a channel, or mix them"
-        raise _unusable(name, "the shape (samples,)", str(array.shape), advice)
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
-            return array.astype(np.float32, copy=False)
-    if array.dtype.name not in INTEGERS:
-        expected = f"floats or one of {', '.join(INTEGERS)}"
-        raise _unusable(name, expected, array.dtype.name, "Scale the samples to [-1, 1]")
-    half = 2.0 ** (8 * array.dtype.itemsize - 1)
-    centre = half if array.dtype.kind == "u" else 0.0
-    return (array.astype(np.float32) - np.float32(centre)) / np.float32(half)
-
-
-def _unusable(name: str, expected: str, got: str, advice: str) -> AudioError:
-    return AudioError(
-        f"Decoding audio failed in {name!r}: expected {expected}, got {got}. {advice}."
+def decode(
+    source: Source,
+    sample_rate_hz: int | None = None,
+    channel: str | int = MIX,
+    name: str | None = None,
+) -> Audio:
+    """As `read_audio`, which reports what is wrong; `channel` as in `options.AudioOptions`."""
+    name = source_name(source) if name is None else name
+    with opened(source) as file:
+        track = _Track(name, file, channel, sample_rate_hz, MAX_AUDIO_SECONDS)
+        parts = list(track.blocks())
+        if (strongest := track.cancelled_by) is not None:
+            track = track.again(strongest)
+            parts = list(track.blocks())
+    return Audio(
+        name,
+        np.ascontiguousarray(np.concatenate(parts).T),
+        sample_rate_hz or track.stored_hz,
+        track.stored_hz,
+        track.damage(),
+        strongest is not None,
     )
 
 
-@contextmanager
-def _opened(name: str, source: str | PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
-    """The source as a file that can be read twice."""
-    file: Any = source
-    try:
-        if name == "-":
-            file = sys.stdin.buffer
-        elif isinstance(source, (str, PathLike)):
-            file = open(source, "rb", buffering=0)  # noqa: SIM115  closed below
-    except (OSError, ValueError) as error:
-        raise _undecodable(name, io.BytesIO(), error) from error
-    try:
-        if not file.seekable():
-            yield io.BytesIO(file.read(MAX_SCANNED_BYTES))
-        else:
-            yield file
-    finally:
-        if file is not source and name != "-":
-            file.close()
+def blocks(source: Source, sample_rate_hz: int, channel: str | int = MIX) -> Iterator[np.ndarray]:
+    """What `read_audio` gives, of any length, in the memory that a block takes.
 
+    Several channels are decoded twice, as only the end shows whether they cancel each other out.
 
-class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]
-    """Without soundfile's seek to the present position after every read, which disturbs MP3."""
+    Args:
+        source: as in `read_audio`.
+        sample_rate_hz: resample to this rate.
+        channel: `mix`, or the number of one, from 0; not `split`.
 
-    def seekable(self) -> bool:
-        """See above."""
-        return False
+    Yields:
+        `BLOCK_SAMPLES` samples, shape (samples,), float32; the last time fewer.
 
-
-@dataclass(frozen=True)
-class _Decoded:
-    """Samples and how they came about."""
-
-    waveform: np.ndarray
-    """Shape (samples,), float32."""
-    rate_hz: int
-    frames: int
-    """Samples that libsndfile expected."""
-    is_exact: bool
-    """Whether that number is the encoder's, not an estimate."""
-    error: str | None
-    """What ended decoding early."""
-    is_cancelled: bool = False
-    """Channels had opposite phase."""
-
-    def damage(self, inspection: Inspection) -> str | None:
-        """What is missing, in words; None if nothing is."""
-        seconds = len(self.waveform) / self.rate_hz
-        short = self.is_exact and len(self.waveform) < self.frames
-        problem = inspection.problem or self.error
-        if problem is None and short:
-            problem = f"{self.frames} samples are declared, {len(self.waveform)} are there"
-        if problem is None:
-            return None
-        whole = inspection.seconds or (self.frames / self.rate_hz if short else 0.0)
-        if inspection.share:
-            whole = seconds / inspection.share
-        if whole - seconds < 0.01:  # noqa: PLR2004  nothing to speak of, or not known
-            return f"an unknown part is missing behind or within {seconds:.2f} s ({problem})"
-        return f"{whole - seconds:.2f} s of {whole:.2f} s are missing ({problem})"
-
-
-def _decode(name: str, file: BinaryIO, inspection: Inspection) -> _Decoded:
-    """All channels to their mean, or to the strongest if they cancel each other out."""
-    decoded, energies = _decode_pass(name, file, inspection, None)
-    mixed = float(np.square(decoded.waveform, dtype=np.float64).sum())
-    strongest = int(energies.argmax())
-    if mixed >= CANCELLED_RMS**2 * energies[strongest]:
-        return decoded
-    again, _ = _decode_pass(name, file, inspection, strongest)
-    return again
-
-
-def _decode_pass(
-    name: str, file: BinaryIO, inspection: Inspection, channel: int | None
-) -> tuple[_Decoded, np.ndarray]:
-    """One channel, or the mean of all for None, and the energy of each channel."""
-    with _SoundFile(_rewound(file, inspection), closefd=False) as sound:
-        _check_header(name, sound)
-        blocks, energies, error = _read_blocks(name, sound, channel)
-        if not blocks:
-            problem = inspection.problem or error
-            got = f"none that can be decoded ({problem})" if problem else "an empty file"
-            raise _unusable(name, "samples", got, "Drop the file")
-        return _Decoded(
-            np.concatenate(blocks),
-            int(sound.samplerate),
-            sound.frames,
-            sound.format == "FLAC" and sound.frames < np.iinfo(np.int64).max,
-            error,
-            channel is not None,
-        ), energies
-
-
-def _rewound(file: BinaryIO, inspection: Inspection) -> Any:
-    """What libsndfile reads; files by descriptor, as in Python a header's wild seeks print errors."""
-    if inspection.content is not None:
-        return io.BytesIO(inspection.content)
-    file.seek(0)
-    return file.fileno() if isinstance(file, io.FileIO) else file
-
-
-def _check_header(name: str, file: soundfile.SoundFile) -> None:
-    if file.format not in AUDIO_FORMATS:
-        expected = f"one of {', '.join(AUDIO_FORMATS)}"
-        raise _unusable(name, expected, file.format, CONVERT)
-    _checked_rate(name, file.samplerate)
-    if not 1 <= file.channels <= MAX_CHANNELS:
-        expected = f"1 to {MAX_CHANNELS} channels"
-        raise _unusable(name, expected, str(file.channels), "Mix the file down")
-
-
-def _read_blocks(
-    name: str, file: soundfile.SoundFile, channel: int | None
-) -> tuple[list[np.ndarray], np.ndarray, str | None]:
-    """Read until the data or the decoder end, whatever length the header declares.
-
-    Returns:
-        Blocks of shape (samples,), the energy of each channel, and what stopped the decoder.
+    Raises:
+        AudioError: as `read_audio`, but for the length; in the place where the file shows it.
+        OptionError: `split`.
     """
-    limit_samples = int(MAX_AUDIO_SECONDS * file.samplerate)
-    blocks: list[np.ndarray] = []
-    energies, samples, error = np.zeros(file.channels), 0, None
-    while error is None:
-        # the decoder overwrites the NaN in front of the place where it fails
-        block = np.full((BLOCK_SAMPLES, file.channels), np.nan, np.float32)
+    if channel == SPLIT:
+        raise invalid("Reading audio", "channel", "mix or a number", repr(SPLIT))
+    name = source_name(source)
+    with opened(source) as file:
+        track = _Track(name, file, channel, sample_rate_hz)
+        strongest = None
+        if channel == MIX and track.channels > 1:
+            for _ in track.heard():
+                pass
+            strongest = track.cancelled_by
+            track = track.again(MIX if strongest is None else strongest)
+        yield from of_equal_size((block[:, 0] for block in track.blocks()), BLOCK_SAMPLES)
+        nothing = np.empty((1, 0), np.float32)
+        is_cancelled = strongest is not None
+        Audio(name, nothing, sample_rate_hz, track.stored_hz, track.damage(), is_cancelled).report()
+
+
+class _Decoder(Protocol):
+    """An open file, of libsndfile or FFmpeg."""
+
+    rate_hz: int
+    channels: int
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Blocks of shape (samples, channels), float32."""
+        ...
+
+    def inspection(self) -> Inspection:
+        """What is missing, once all blocks were read."""
+        ...
+
+
+class _Track:
+    """What is heard of a file in one pass."""
+
+    def __init__(
+        self,
+        name: str,
+        file: BinaryIO,
+        channel: str | int,
+        wanted_hz: int | None,
+        limit_seconds: float = math.inf,
+        inspection: Inspection | None = None,
+    ) -> None:
+        self._name, self._file, self._channel, self._wanted_hz = name, file, channel, wanted_hz
+        self._limit_seconds = limit_seconds
+        self._inspection = inspect(file) if inspection is None else inspection
+        self._decoder = self._opened()
+        self.stored_hz, self.channels = self._decoder.rate_hz, self._decoder.channels
+        if isinstance(channel, int) and channel >= self.channels:
+            known = f"a channel below {self.channels}, counted from 0"
+            raise unusable(name, known, str(channel), "Choose another one, or mix them")
+        self._samples = 0
+        self._energies, self._energy = np.zeros(self.channels), 0.0
+
+    def again(self, channel: str | int) -> _Track:
+        """Another pass over the same file."""
+        return _Track(
+            self._name, self._file, channel, self._wanted_hz, self._limit_seconds, self._inspection
+        )
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Shape (samples, 1), or of `split` (samples, channels); float32, resampled."""
+        channels = self.channels if self._channel == SPLIT else 1
+        yield from resampled(self.heard(), self.stored_hz, self._wanted_hz, channels)
+        if not self._samples:
+            problem = self._decoder.inspection().problem
+            got = f"none that can be decoded ({problem})" if problem else "an empty file"
+            raise unusable(self._name, "samples", got, "Drop the file")
+
+    def damage(self) -> str | None:
+        """What is missing, once all blocks were read."""
+        return self._decoder.inspection().damage(self._samples / self.stored_hz)
+
+    @property
+    def cancelled_by(self) -> int | None:
+        """The strongest channel, if a mean of all has lost it."""
+        strongest = int(self._energies.argmax())
+        is_lost = self._energy < CANCELLED_RMS**2 * self._energies[strongest]
+        return strongest if is_lost else None
+
+    def _opened(self) -> _Decoder:
         try:
-            block = file.read(out=block)
-        except soundfile.LibsndfileError as failure:
-            error = _reason(failure)
-            block = block[: int(np.append(np.isnan(block[:, 0]), True).argmax())]
-        if not len(block):
-            break
-        energies += np.square(block, dtype=np.float64).sum(axis=0)
-        if file.channels == 1 or channel is not None:
-            blocks.append(block[:, channel or 0])
-        else:
-            blocks.append(block.mean(axis=1))
-        samples += len(block)
-        if samples > limit_samples:
-            limit = f"at most {MAX_AUDIO_SECONDS:.0f} s"
-            raise _unusable(name, limit, "more", "Split the file")
-    return blocks, energies, error
+            return SoundFileDecoder(self._name, self._file, self._inspection)
+        except RuntimeError as error:  # soundfile's
+            return media.decoder(self._name, self._file, self._inspection, reason(error))
 
-
-def _undecodable(name: str, file: BinaryIO, error: Exception) -> AudioError:
-    """The error of a file that cannot be opened as audio."""
-    if isinstance(error, OSError):
-        return _unusable(name, "a readable file", error.strerror or str(error), "Check the path")
-    file.seek(0)
-    head = file.read(8)
-    other = OTHER_FORMATS.get(head[:4]) or OTHER_FORMATS.get(head[4:])
-    expected = f"one of {', '.join(AUDIO_FORMATS)}"
-    advice = CONVERT if other else f"Check that it is a whole audio file. {CONVERT}"
-    return _unusable(name, expected, other or _reason(error), advice)
-
-
-def _reason(error: Exception) -> str:
-    """libsndfile's words, without what soundfile puts around them."""
-    text = str(getattr(error, "error_string", "") or error).strip()
-    return text.removeprefix("Error : ").rstrip(".: ") or type(error).__name__
+    def heard(self) -> Iterator[np.ndarray]:
+        """As `blocks`, at the file's own rate."""
+        for block in self._decoder:
+            self._samples += len(block)
+            if self._samples > self._limit_seconds * self.stored_hz:
+                limit = f"at most {self._limit_seconds:.0f} s"
+                raise unusable(self._name, limit, "more", "Split the file")
+            if self._channel == MIX and self.channels > 1:
+                mixed = block.mean(axis=1, keepdims=True)
+                self._energies += np.square(block, dtype=np.float64).sum(axis=0)
+                self._energy += float(np.square(mixed, dtype=np.float64).sum())
+            elif isinstance(self._channel, int):
+                mixed = np.ascontiguousarray(block[:, self._channel, np.newaxis])
+            else:
+                mixed = block
+            check_loudness(self._name, mixed)
+            yield mixed

@@ -9,7 +9,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import mp3 as audio_mp3
@@ -34,8 +34,44 @@ class Inspection:
     """Duration the audio should have, if that is known."""
     share: float | None = None
     """Part of the audio that is there, 0 to 1, if that is known."""
-    content: bytes | None = None
+    content: BinaryIO | None = None
     """To be decoded in the place of the file."""
+
+    def damage(self, seconds: float) -> str | None:
+        """What is missing of audio of which there are so many seconds, in words."""
+        if self.problem is None:
+            return None
+        whole = seconds / self.share if self.share else self.seconds or 0.0
+        if whole - seconds < 0.01:  # noqa: PLR2004  nothing to speak of, or not known
+            return f"an unknown part is missing behind or within {seconds:.2f} s ({self.problem})"
+        return f"{whole - seconds:.2f} s of {whole:.2f} s are missing ({self.problem})"
+
+
+class _Patched(io.RawIOBase):
+    """A file with some of its bytes replaced, without a copy of it."""
+
+    def __init__(self, file: BinaryIO, place: int, content: bytes) -> None:
+        self._file, self._place, self._content = file, place, content
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        position, view = self._file.tell(), memoryview(buffer)
+        content = self._file.read(len(view))
+        view[: len(content)] = content
+        begin = max(self._place, position)
+        end = min(self._place + len(self._content), position + len(content))
+        if begin < end:
+            part = self._content[begin - self._place : end - self._place]
+            view[begin - position : end - position] = part
+        return len(content)
 
 
 @dataclass(frozen=True)
@@ -91,7 +127,7 @@ def inspect(file: BinaryIO) -> Inspection:
         frames = audio_mp3.scan(content := _whole(file))
         if frames is None:
             return Inspection()
-        stream = frames.stream(content) if frames.misleads else None
+        stream = io.BytesIO(frames.stream(content)) if frames.misleads else None
         return Inspection(frames.problem, frames.seconds, content=stream)
     if head[:4] == b".snd" and len(head) == 12:  # noqa: PLR2004  AU, a header and samples
         begin, declared = struct.unpack(">4xII", head)
@@ -121,10 +157,11 @@ def _find_samples(file: BinaryIO, layout: Layout) -> _Samples | None:
     """The chunk with the samples; RF64 declares its size in `ds64`."""
     position, large = layout.first, None
     header_bytes = layout.name_bytes + struct.calcsize(layout.size)
+    last = file.seek(0, io.SEEK_END) - header_bytes
     for _ in range(MAX_CHUNKS):
-        header = _at(file, position, header_bytes)
-        if len(header) < header_bytes:
+        if position > last:
             return None
+        header = _at(file, position, header_bytes)
         place, begin = position + layout.name_bytes, position + header_bytes
         (size,) = struct.unpack(layout.size, header[layout.name_bytes :])
         size -= layout.counted
@@ -150,22 +187,22 @@ def _inspect_samples(file: BinaryIO, magic: bytes, samples: _Samples) -> Inspect
         return Inspection()  # libsndfile reads the others to their ends
     if samples.declared > 0 and magic != b"RF64":
         return Inspection()
-    if samples.declared == 0 and _are_chunks(_at(file, samples.begin, present)):
+    if samples.declared == 0 and _are_chunks(file, samples.begin, samples.begin + present):
         return Inspection()  # an empty file with a description
-    content = bytearray(_whole(file))
-    struct.pack_into(samples.format, content, samples.place, present)
-    return Inspection(content=bytes(content))
+    largest = 256 ** struct.calcsize(samples.format) - 1
+    declaration = struct.pack(samples.format, min(present, largest))
+    return Inspection(content=cast(BinaryIO, _Patched(file, samples.place, declaration)))
 
 
-def _are_chunks(content: bytes) -> bool:
-    """Whether these are chunks of a WAV file up to their end."""
-    position = 0
-    while position + 8 <= len(content):
-        if not content[position : position + 4].isascii():
+def _are_chunks(file: BinaryIO, position: int, end: int) -> bool:
+    """Whether these bytes are chunks of a WAV file up to their end."""
+    while position + 8 <= end:
+        header = _at(file, position, 8)
+        if not header[:4].strip().isalnum():
             return False
-        size = int.from_bytes(content[position + 4 : position + 8], "little")
+        size = int.from_bytes(header[4:], "little")
         position += 8 + size + size % 2
-    return position == len(content)
+    return position == end
 
 
 @dataclass

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from fairseq_openvino.errors import AudioError
-from fairseq_openvino.speech.audio import read_audio
+from fairseq_openvino.speech import audio, isolation
+from fairseq_openvino.speech.audio import Audio
 from fairseq_openvino.speech.features import FRAME_LENGTH_MS, FRAME_SHIFT_MS, fbank
+from fairseq_openvino.speech.options import AudioOptions
 from fairseq_openvino.speech.slices import Slice
+from fairseq_openvino.speech.sources import Source, source_name
+from fairseq_openvino.speech.waveform import unusable
 
 FEATURES = ".npy"
 NPY_MAGIC = b"\x93NUMPY"
@@ -30,21 +36,35 @@ class Frames:
     """Duration of the audio; of stored features, T times 10 ms."""
 
 
+def read(
+    source: Source, sample_rate_hz: int | None, options: AudioOptions | None = None
+) -> Audio | None:
+    """Decoded audio, what is wrong with it reported; None if a path holds features.
+
+    Raises:
+        AudioError: the audio cannot be used.
+    """
+    options = options or AudioOptions()
+    name, content = source_name(source), None
+    if isinstance(source, (str, PathLike)):
+        content = _content(name)
+    if content is not None and content.startswith(NPY_MAGIC):
+        return None
+    decode = isolation.decode if options.isolate_audio else audio.decode
+    found = decode(source if content is None else content, sample_rate_hz, options.channel, name)
+    if options.strict_audio and found.damage:
+        raise unusable(name, "undamaged audio", found.damage, "Repair it, or allow damage")
+    return found.report()
+
+
 def waveform(path: str, sample_rate_hz: int | None) -> tuple[np.ndarray, int] | None:
     """Decoded audio (samples,) and its rate in Hz; None if the path holds features.
 
     Raises:
         AudioError: the audio cannot be used.
     """
-    content = _content(path)
-    if content is None:
-        return read_audio(path, sample_rate_hz)
-    if content.startswith(NPY_MAGIC):
-        return None
-    try:
-        return read_audio(io.BytesIO(content), sample_rate_hz)
-    except AudioError as error:
-        raise AudioError(f"{path}: {error}") from error
+    found = read(path, sample_rate_hz)
+    return None if found is None else (found.waveforms[0], found.rate_hz)
 
 
 def frames(path: str, sample_rate_hz: int | None, bins: int) -> Frames:
@@ -58,9 +78,9 @@ def frames(path: str, sample_rate_hz: int | None, bins: int) -> Frames:
     Raises:
         AudioError: the file cannot be used.
     """
-    audio = waveform(path, sample_rate_hz)
-    if audio is not None:
-        samples, rate_hz = audio
+    decoded = waveform(path, sample_rate_hz)
+    if decoded is not None:
+        samples, rate_hz = decoded
         found = Frames(fbank(samples, rate_hz, bins), len(samples) / rate_hz)
     else:
         stored = _array(path)
@@ -104,12 +124,14 @@ def _array(path: str) -> np.ndarray:
 
 def _content(path: str) -> bytes | None:
     """Bytes of a slice or of a `.npy` file; None for an audio file, which is decoded in place."""
-    part = Slice.parse(path)
-    if part is not None:
-        return part.wav()
     try:
         if path.endswith(FEATURES):
             return Path(path).read_bytes()
+        if os.path.exists(path):  # a file may be called like a part of one
+            return None
+        part = Slice.parse(path)
+        if part is not None:
+            return part.wav()
         parts = path.rsplit(SLICE_SEPARATOR, 2)
         if len(parts) < 3 or not (parts[1].isdigit() and parts[2].isdigit()):  # noqa: PLR2004
             return None

@@ -32,7 +32,7 @@ from fairseq_openvino.s2t.vocabulary import (
     load_pieces,
     token_id,
 )
-from fairseq_openvino.speech.audio import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
+from fairseq_openvino.speech.waveform import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 
 DICTIONARY = "dict.txt"
 SENTENCEPIECE = "spm.model"
