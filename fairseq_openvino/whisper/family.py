@@ -7,9 +7,9 @@ again, up to the end of the audio, as openai-whisper does it; but not silence. S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from fairseq_openvino.model import (
     Session,
     Transcript,
 )
+from fairseq_openvino.speech.features import HOP_SAMPLES
 from fairseq_openvino.speech.frontend import LogMel
 from fairseq_openvino.whisper import context
 from fairseq_openvino.whisper.context import FRAMES_PER_POSITION
@@ -103,25 +104,44 @@ class Whisper:
                 found[i] = replace(again, decoded_again=reason)
         return found
 
-    def language_probabilities(self, model: Model, clips: Sequence[Clip]) -> list[dict[str, float]]:
-        """Languages of each clip by code, most probable first, from its first window.
+    def detect_language(self, model: Model, waveform: np.ndarray, windows: int) -> dict[str, float]:
+        """Probabilities of the languages by code, most probable first; empty if nobody speaks.
+
+        Args:
+            model: of this family.
+            waveform: shape (samples,), at the front end's rate, of any length.
+            windows: the mean is over so many windows with speech, spread evenly; 1: the first.
 
         Raises:
             OptionError: the model knows English only.
+
+        Source: openai-whisper `decoding.py:detect_language`, of one window.
         """
         if not self.config.languages:
             expected, advice = "a multilingual model", "There is nothing to detect"
             raise invalid("Detecting a language", "model", expected, "an English-only one", advice)
-        job = self._job(model, WhisperOptions())
-        memory = job.encode([clip.features for clip in clips])
-        return [self.languages(row) for row in job.watch_alone(memory, (self.config.start,))]
+        speech = self._speech_windows(waveform)
+        heard = [*islice(speech, 1)] if windows == 1 else [*speech]
+        count = min(windows, len(heard))
+        job, shares = self._job(model, WhisperOptions()), []
+        for i in range(count):
+            memory = job.encode([heard[i * len(heard) // count]])
+            shares.append(_shares(job.watch_alone(memory, (self.config.start,))[0]))
+        return self.ranked(np.mean(shares, axis=0)) if shares else {}
 
-    def languages(self, log_probs: np.ndarray) -> dict[str, float]:
-        """Probabilities by code, most probable first, from log-probabilities (G,) of the watched."""
-        share = np.exp(log_probs[1:] - log_probs[1:].max())
+    def ranked(self, shares: np.ndarray) -> dict[str, float]:
+        """Probabilities of the languages, in their order, by code, most probable first."""
         codes = list(self.config.languages)
-        order = np.argsort(-share, kind="stable")
-        return {codes[i]: float(share[i] / share.sum()) for i in order}
+        return {codes[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable")}
+
+    def _speech_windows(self, waveform: np.ndarray) -> Iterator[np.ndarray]:
+        """Log-mel windows (T, F) in which somebody may speak; a rest of a second says nothing."""
+        rate_hz, size = self.front_end.rate_hz, self.window * HOP_SAMPLES
+        for start in range(0, max(len(waveform) - rate_hz, 1), size):
+            piece = waveform[start : start + size]
+            features = self.front_end(piece, rate_hz)
+            if _is_speech(Clip("", features, len(piece) / rate_hz)):
+                yield features
 
     def _job(self, model: Model, options: WhisperOptions) -> _Job:
         positions = self.manifest.limits.max_target_tokens
@@ -257,7 +277,7 @@ class _Job:
         """Fill in languages that are not known."""
         for each, log_probs in zip(progress, watched, strict=True):
             if each.language is None:
-                each.detected(self.family.languages(log_probs))
+                each.detected(self.family.ranked(_shares(log_probs)))
 
     def _transcript(self, clip: Clip, progress: Progress) -> Transcript:
         found, text = progress.hypotheses(self.family.eos), self.family.vocabulary.text
@@ -275,6 +295,12 @@ class _Job:
                 for each, outcome in progress.segments
             ),
         )
+
+
+def _shares(watched: np.ndarray) -> np.ndarray:
+    """Probabilities among the languages from log-probabilities (G,) behind <|startoftranscript|>."""
+    shares = np.exp(watched[1:] - watched[1:].max())
+    return np.asarray(shares / shares.sum())
 
 
 def _reason(outcome: Outcome) -> str:
