@@ -1,4 +1,4 @@
-"""`fairseq-openvino export|verify|transcribe|quantize|evaluate|benchmark|cache|doctor`.
+"""`fairseq-openvino export|verify|transcribe|detect-language|quantize|evaluate|benchmark|cache|doctor`.
 
 Exit codes: 0 done; 1 done, but some utterances failed or a comparison did not hold; 2 wrong usage;
 3 model, bundle or data damaged or not fitting; 4 unsafe input refused; 5 dependency, device,
@@ -19,6 +19,7 @@ from fairseq_openvino import __version__
 from fairseq_openvino.commands import (
     benchmark,
     cache,
+    detect_language,
     doctor,
     evaluate,
     export,
@@ -38,6 +39,7 @@ COMMANDS = {
     "export": (export, "checkpoint to bundle"),
     "verify": (verify, "fairseq-generate twice: eager and --ov-engine, compared"),
     "transcribe": (transcribe, "audio files to text"),
+    "detect-language": (detect_language, "which language is spoken"),
     "quantize": (quantize, "smaller and faster, gated"),
     "evaluate": (evaluate, "accuracy and time on a corpus"),
     "benchmark": (benchmark, "against every alternative"),

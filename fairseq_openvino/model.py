@@ -177,6 +177,15 @@ class Segment:
     """Seconds from the start of the audio."""
     end: float
     text: str
+    temperature: float
+    """At which its window was decoded; this and what follows is the same for all segments of a window,
+    and as in openai-whisper."""
+    avg_logprob: float
+    """Of the window's tokens, after the rules."""
+    compression_ratio: float
+    """Bytes of the window's text by bytes of it compressed; above 2.4 it repeats itself."""
+    no_speech_prob: float
+    """Probability that nobody speaks in the window."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +209,8 @@ class Transcript:
     """Probability that nobody speaks, where the model has a token for it."""
     segments: tuple[Segment, ...] = ()
     """With timestamps only."""
+    skipped: str | None = None
+    """Why there is no text, where nobody was taken to speak."""
     decoded_again: str | None = None
     """Why a result with a shorter audio context was given up for one with the whole window."""
     damage: str | None = None

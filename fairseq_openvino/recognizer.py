@@ -25,6 +25,7 @@ from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.family import S2T
 from fairseq_openvino.speech import stored
+from fairseq_openvino.speech.audio import read_audio
 from fairseq_openvino.speech.frontend import FrontEnd, heard
 from fairseq_openvino.speech.options import SPLIT, AudioOptions
 from fairseq_openvino.speech.sources import Source, is_source, source_name
@@ -258,6 +259,35 @@ class Recognizer:
         for i, result in zip(places, decoded, strict=True):
             results[i] = result
         return results
+
+    def detect_language(
+        self, audio: Any, sample_rate_hz: int | None = None, windows: int = 1
+    ) -> dict[str, float]:
+        """The spoken language of audio of any length: probabilities by code, most probable first.
+
+        Args:
+            audio: a file or an array, as in `transcribe`.
+            sample_rate_hz: of an array; default: the model's.
+            windows: the mean is over so many windows with speech, spread evenly over the audio.
+
+        Returns:
+            One entry a language of the model; none if nobody speaks.
+
+        Raises:
+            AudioError: the audio cannot be used.
+            OptionError: the model does not tell languages apart.
+        """
+        action = "Detecting a language"
+        if not isinstance(self.family, Whisper):
+            raise invalid(action, "model", "a Whisper model", repr(self.manifest.family))
+        if windows < 1:
+            raise invalid(action, "windows", "at least 1", windows)
+        wanted_hz = self.family.front_end.rate_hz
+        if is_source(audio):
+            waveform, _ = read_audio(audio, wanted_hz)
+        else:
+            waveform, _ = as_waveform(audio, sample_rate_hz or wanted_hz, wanted_hz, "waveform")
+        return self.family.detect_language(self.model, waveform, windows)
 
     def _attempt(
         self, audio: Any, sample_rate_hz: int | None, reading: AudioOptions

@@ -141,7 +141,13 @@ def test_language_probabilities(multilingual: Pair) -> None:
         )
         for name, expected in zip(languages, share.tolist(), strict=True):
             assert probabilities[name.strip("<|>")] == pytest.approx(expected, abs=1e-5)
-        silence = torch.softmax(logits, 0)[TEXT_TOKENS + 105]
+        before = multilingual.vocabulary.tokens("hello") if "prompt" in options else ()
+        previous = (TEXT_TOKENS + 104, *before) if before else ()
+        with torch.no_grad():  # no speech, unlike the language, follows the prompt
+            behind = multilingual.original(
+                features, decoder_input_ids=torch.tensor([[*previous, TEXT_TOKENS + 1]])
+            ).logits[0, -1]
+        silence = torch.softmax(behind, 0)[TEXT_TOKENS + 105]
         assert found[0].no_speech_probability == pytest.approx(float(silence), abs=1e-6)
 
 

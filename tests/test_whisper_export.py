@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from whisper_models import Pair, waveforms
+from whisper_models import Pair, openai_checkpoint, waveforms
 
 from fairseq_openvino import load_model
 
@@ -34,26 +34,7 @@ def openai(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     model = transformers.WhisperForConditionalGeneration(config)
     torch.save(model, directory / "unsafe.pt")
-    names = {
-        "layers": "blocks", "fc1": "mlp.0", "fc2": "mlp.2", "final_layer_norm": "mlp_ln",
-        "encoder_attn_layer_norm": "cross_attn_ln", "self_attn_layer_norm": "attn_ln",
-        "encoder_attn": "cross_attn", "self_attn": "attn", "q_proj": "query", "k_proj": "key",
-        "v_proj": "value", "out_proj": "out", "embed_tokens": "token_embedding",
-        "embed_positions.weight": "positional_embedding", "encoder.layer_norm": "encoder.ln_post",
-        "decoder.layer_norm": "decoder.ln",
-    }  # fmt: skip
-    state = {}
-    for original, weights in model.model.state_dict().items():
-        name = original
-        for theirs, ours in names.items():
-            name = name.replace(theirs, ours)
-        state[name] = weights
-    dims = {
-        "n_mels": 80, "n_vocab": 51865, "n_audio_ctx": 50, "n_audio_state": 32, "n_audio_head": 2,
-        "n_audio_layer": 1, "n_text_ctx": 32, "n_text_state": 32, "n_text_head": 2,
-        "n_text_layer": 1,
-    }  # fmt: skip
-    torch.save({"dims": dims, "model_state_dict": state}, directory / "small.pt")
+    torch.save(openai_checkpoint(model), directory / "small.pt")
     tokens = [bytes([i]) for i in range(256)]
     tokens += [bytes([i, j]) for i in range(256) for j in range(256)][: 50257 - 256]
     lines = [base64.b64encode(t) + b" " + str(i).encode() for i, t in enumerate(tokens)]

@@ -12,7 +12,7 @@ import pytest
 from fairseq_openvino.bundle import WhisperConfig
 from fairseq_openvino.model import Hypothesis
 from fairseq_openvino.whisper.rules import Rules
-from fairseq_openvino.whisper.windows import Progress
+from fairseq_openvino.whisper.windows import Outcome, Progress
 
 EOS, FIRST = 50257, 50364
 RULES = Rules(
@@ -51,24 +51,29 @@ def scripts(seed: int) -> Iterator[list[int]]:
         yield script(random)
 
 
+def outcome(random: np.random.Generator) -> Outcome:
+    """How the decoding of a window may go: around both thresholds of the no-speech rule."""
+    return Outcome(0.0, random.uniform(-2, 0), random.uniform(0, 4), random.choice([0.2, 0.6, 0.9]))
+
+
 def hypothesis(tokens: list[int]) -> Hypothesis:
     scores = np.zeros(len(tokens))
     return Hypothesis(np.array(tokens), 0.0, scores, scores)
 
 
-def openai_whisper(seed: int, samples: int) -> tuple[list[Any], int]:
+def openai_whisper(seed: int, samples: int, **thresholds: Any) -> tuple[list[Any], int]:
     """Segments, and how many windows were decoded."""
     import torch
     from whisper.decoding import DecodingResult
     from whisper.transcribe import transcribe
 
-    remaining, windows = scripts(seed), 0
+    remaining, windows, random = scripts(seed), 0, np.random.default_rng(seed)
 
     def decode(segment: Any, options: Any) -> Any:
         nonlocal windows
         windows += 1
         return DecodingResult(
-            audio_features=segment, language="en", tokens=next(remaining), temperature=0.0
+            audio_features=segment, language="en", tokens=next(remaining), **vars(outcome(random))
         )
 
     model = SimpleNamespace(
@@ -77,26 +82,38 @@ def openai_whisper(seed: int, samples: int) -> tuple[list[Any], int]:
     )  # fmt: skip
     found = transcribe(
         model, np.zeros(samples, np.float32), language="en", temperature=0.0, fp16=False,
-        condition_on_previous_text=False, no_speech_threshold=None, logprob_threshold=None,
-        compression_ratio_threshold=None,
+        condition_on_previous_text=False, **thresholds,
     )  # fmt: skip
     return found["segments"], windows
+
+
+THRESHOLDS = ((None, None), (0.6, None), (0.6, -1.0), (None, -1.0))
+"""Of the no-speech probability and of the average log-probability."""
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_segments_and_windows_equal_openai_whisper(seed: int) -> None:
     samples = int(np.random.default_rng(seed).integers(1_600, 480_000))
-    expected, windows = openai_whisper(seed, samples)
+    thresholds = THRESHOLDS[seed % 4]
+    expected, windows = openai_whisper(
+        seed, samples, no_speech_threshold=thresholds[0], logprob_threshold=thresholds[1]
+    )
     seconds = samples // 160 / 100
     progress = Progress(samples // 160, "en", 1)
-    remaining = scripts(seed)
+    remaining, random = scripts(seed), np.random.default_rng(seed)
     while not progress.done:
         windows -= 1
-        progress.add([hypothesis([*next(remaining), EOS])], RULES)
-    assert windows == 0
+        found, how = [hypothesis([*next(remaining), EOS])], outcome(random)
+        if how.is_silence(*thresholds):
+            progress.skip(how)
+        else:
+            progress.add(found, RULES, how)
+    assert windows == 0 and progress.skipped == (not expected)
     kept = [each for each in expected if each["start"] < seconds] or expected[:1]
     times = [(min(each["start"], seconds), min(each["end"], seconds)) for each in kept]
-    np.testing.assert_allclose([(s.start, s.end) for s in progress.segments], times, atol=1e-6)
+    np.testing.assert_allclose([(s.start, s.end) for s, _ in progress.segments], times, atol=1e-6)
+    for (_, how), each in zip(progress.segments, kept, strict=True):
+        assert vars(how).items() <= each.items()
     tokens = progress.hypotheses(EOS)[0].tokens.tolist()
     assert [token for token in tokens if token != EOS] == [t for e in kept for t in e["tokens"]]
     assert EOS not in tokens[:-1]
@@ -106,6 +123,6 @@ def test_nothing_is_invented_behind_the_audio() -> None:
     """10 s of audio, then what the padding seemed to say; and speech before the end only."""
     progress = Progress(1000, "en", 1)
     ghost = [FIRST, 1000, FIRST + 400, FIRST + 600, 1001, FIRST + 700, EOS]
-    progress.add([hypothesis(ghost)], RULES)
-    assert progress.done and [(s.start, s.end) for s in progress.segments] == [(0.0, 8.0)]
+    progress.add([hypothesis(ghost)], RULES, Outcome(0.0, 0.0, 1.0, 0.0))
+    assert progress.done and [(s.start, s.end) for s, _ in progress.segments] == [(0.0, 8.0)]
     assert progress.hypotheses(EOS)[0].tokens.tolist() == [FIRST, 1000, FIRST + 400]

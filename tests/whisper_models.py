@@ -117,3 +117,69 @@ class Pair:
                 ).logits[0, -1]
                 tokens.append(int(np.argmax(logits.numpy() + rules.bias(step)[0])))
         return tokens[-count:]
+
+
+NAMES = {
+    "layers": "blocks", "fc1": "mlp.0", "fc2": "mlp.2", "final_layer_norm": "mlp_ln",
+    "encoder_attn_layer_norm": "cross_attn_ln", "self_attn_layer_norm": "attn_ln",
+    "encoder_attn": "cross_attn", "self_attn": "attn", "q_proj": "query", "k_proj": "key",
+    "v_proj": "value", "out_proj": "out", "embed_tokens": "token_embedding",
+    "embed_positions.weight": "positional_embedding", "encoder.layer_norm": "encoder.ln_post",
+    "decoder.layer_norm": "decoder.ln",
+}  # fmt: skip
+"""Parts of names of weights: transformers' and openai-whisper's, to be replaced in this order."""
+
+
+def openai_checkpoint(model: Any) -> dict[str, Any]:
+    """What openai-whisper would store of a transformers model."""
+    config, state = model.config, {}
+    for original, weights in model.model.state_dict().items():
+        name = original
+        for theirs, ours in NAMES.items():
+            name = name.replace(theirs, ours)
+        state[name] = weights
+    dims = {
+        "n_mels": config.num_mel_bins, "n_vocab": config.vocab_size,
+        "n_audio_ctx": config.max_source_positions, "n_audio_state": config.d_model,
+        "n_audio_head": config.encoder_attention_heads, "n_audio_layer": config.encoder_layers,
+        "n_text_ctx": config.max_target_positions, "n_text_state": config.d_model,
+        "n_text_head": config.decoder_attention_heads, "n_text_layer": config.decoder_layers,
+    }  # fmt: skip
+    return {"dims": dims, "model_state_dict": state}
+
+
+def openai_model(model: Any) -> Any:
+    """openai-whisper's own module with the weights of a transformers model."""
+    from whisper.model import ModelDimensions, Whisper
+
+    stored = openai_checkpoint(model)
+    made = Whisper(ModelDimensions(**stored["dims"]))
+    made.load_state_dict(stored["model_state_dict"])
+    return made.eval()
+
+
+class OpenAITokenizer:
+    """What openai-whisper's decoding asks of its tokenizer, for the vocabulary of a pair."""
+
+    def __init__(self, pair: Pair) -> None:
+        config = pair.config
+        self.text, self._tokens = pair.vocabulary.text, pair.vocabulary.tokens
+        self.eot, self.sot, self.sot_prev = pair.model.family.eos, config.start, config.previous
+        self.no_speech, self.no_timestamps = config.no_speech, config.no_timestamps
+        self.timestamp_begin, self.sot_lm = config.first_timestamp, config.previous - 1
+        self.transcribe, self.translate = (
+            config.tasks[name] for name in ("transcribe", "translate")
+        )
+        self.language, self.language_token = "en", config.languages["en"]
+        self.all_language_tokens = tuple(config.languages.values())
+        self.all_language_codes = tuple(config.languages)
+        self.sot_sequence = (self.sot, self.language_token, self.transcribe)
+        self.sot_sequence_including_notimestamps = (*self.sot_sequence, self.no_timestamps)
+
+    def encode(self, text: str) -> list[int]:
+        """Of a text that follows other words."""
+        return list(self._tokens(text))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """To text, without timestamps."""
+        return str(self.text(tokens))

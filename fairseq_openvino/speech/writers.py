@@ -29,6 +29,7 @@ def text(transcript: Transcript) -> str:
 
 def jsonl(transcript: Transcript) -> str:
     """One line; what a family does not know is left out."""
+    segments = [vars(segment) for segment in transcript.segments]
     content = {
         "path": transcript.path,
         "text": transcript.text,
@@ -38,8 +39,9 @@ def jsonl(transcript: Transcript) -> str:
         "language": transcript.language,
         "language_probabilities": dict(transcript.language_probabilities) or None,
         "no_speech_probability": transcript.no_speech_probability,
+        "skipped": transcript.skipped,
         "decoded_again": transcript.decoded_again,
-        "segments": [vars(segment) for segment in transcript.segments] or None,
+        "segments": segments if segments or transcript.skipped else None,
         "damage": transcript.damage,
     }
     known = {name: value for name, value in content.items() if value is not None}

@@ -6,10 +6,9 @@ repeats itself until the token limit. A text that looks wrong is decoded again w
 
 from __future__ import annotations
 
-import zlib
-
 from fairseq_openvino.model import Clip, Transcript
 from fairseq_openvino.speech.features import HOP_SAMPLES, WHISPER_RATE_HZ
+from fairseq_openvino.whisper.windows import compression_ratio
 
 FRAMES_PER_POSITION = 2
 MARGIN = 100
@@ -62,11 +61,11 @@ def token_limit(seconds: float) -> int:
 
 def doubt(transcript: Transcript, eos: int, max_tokens: int | None) -> str | None:
     """Why a text may be wrong, or None; `max_tokens` is what the user asked for."""
-    best, text = transcript.hypotheses[0][1], transcript.text.encode()
+    best = transcript.hypotheses[0][1]
     count = len(best.tokens)
     if eos not in best.tokens[-1:] and count != max_tokens:
         return f"no end after {count} tokens"
-    ratio = len(text) / len(zlib.compress(text))
+    ratio = compression_ratio(transcript.text)
     if ratio > MAX_COMPRESSION_RATIO:
         return f"compression ratio {ratio:.1f}"
     average = float(best.positional_scores.mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf, isfinite, isnan
 
 from fairseq_openvino.bundle import WhisperConfig
 from fairseq_openvino.errors import OptionError, invalid
@@ -19,6 +19,14 @@ FULL, AUTO = "full", "auto"
 def audio_context(text: str) -> str | int:
     """The option as a flag has it."""
     return int(text) if text.isdecimal() else text
+
+
+def threshold(text: str) -> float | None:
+    """The option as a flag has it."""
+    return None if text == "none" else float(text)
+
+
+THRESHOLD = flag(metavar="NUMBER|none", parse=threshold)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,14 @@ class WhisperOptions:
     """Fewest tokens of the output."""
     max_tokens: int | None = None
     """Most tokens of the output (default: what the model has positions for)."""
+    no_speech_threshold: float | None = field(default=0.6, metadata=THRESHOLD)
+    """A window is left out if nobody speaks in it with more than this probability, none: never; but
+    see `logprob_threshold`."""
+    logprob_threshold: float | None = field(default=-1.0, metadata=THRESHOLD)
+    """With an average log-probability of its tokens above this, a window is kept in any case; none:
+    `no_speech_threshold` alone decides."""
+    skip_silence: bool = True
+    """Do not decode clips that cannot be speech: silence, steady noise, hum, tones."""
     audio_context: str | int = field(
         default=FULL, metadata=flag(metavar="full|auto|FRAMES", parse=audio_context)
     )
@@ -71,6 +87,11 @@ class WhisperOptions:
             raise _invalid("lenpen", "a finite number", self.lenpen, "1 for none")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise _invalid("max_tokens", "at least 1", self.max_tokens, "a positive number")
+        if self.no_speech_threshold is not None and not 0 <= self.no_speech_threshold <= 1:
+            expected = "0 to 1 or none"
+            raise _invalid("no_speech_threshold", expected, self.no_speech_threshold, "one of them")
+        if self.logprob_threshold is not None and isnan(self.logprob_threshold):
+            raise _invalid("logprob_threshold", "a number or none", "nan", "one of them")
         if self.prefix and self.timestamps:
             raise _invalid("prefix", "no timestamps", "both", "one of them")
         if self.seed < 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,53 @@ import numpy as np
 from fairseq_openvino.model import Hypothesis
 from fairseq_openvino.speech.features import FRAMES_PER_SECOND
 from fairseq_openvino.whisper.rules import Rules
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text by bytes of it compressed; a loop has a high one.
+
+    Source: openai-whisper `utils.py:compression_ratio`.
+    """
+    content = text.encode()
+    return len(content) / len(zlib.compress(content))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the decoding of one window went; see `model.Segment`."""
+
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+    @classmethod
+    def of(
+        cls, best: Hypothesis, text: str, eos: int, temperature: float, no_speech_prob: float
+    ) -> Outcome:
+        """Of the best hypothesis of a window and its text.
+
+        Source: openai-whisper `decoding.py:DecodingTask.run`.
+        """
+        after = best.positional_scores if best.after_rules is None else best.after_rules
+        average = float(after.sum()) / (int((best.tokens != eos).sum()) + 1)
+        return cls(temperature, average, compression_ratio(text), no_speech_prob)
+
+    def is_silence(
+        self, no_speech_threshold: float | None, logprob_threshold: float | None
+    ) -> bool:
+        """Whether the window is left out, see `WhisperOptions`.
+
+        Source: openai-whisper `transcribe.py:transcribe` ("no voice activity check").
+        """
+        if no_speech_threshold is None or self.no_speech_prob <= no_speech_threshold:
+            return False
+        return logprob_threshold is None or self.avg_logprob <= logprob_threshold
+
+
+def nothing(eos: int) -> Hypothesis:
+    """The hypothesis of a clip in which nobody speaks."""
+    return Hypothesis(np.array([eos]), 0.0, np.zeros(1, np.float32))
 
 
 @dataclass(frozen=True)
@@ -35,29 +82,35 @@ class Progress:
         """First frame that has not been decoded."""
         self.language = language
         self.language_probabilities: dict[str, float] = {}
-        self.no_speech_probability: float | None = None
-        """Of the first window."""
-        self.segments: list[TimedTokens] = []
+        self.outcomes: list[Outcome] = []
+        """Of all windows."""
+        self.segments: list[tuple[TimedTokens, Outcome]] = []
+        """With the outcome of their window."""
         self.random = np.random.default_rng(seed)
         self._windows: list[list[Hypothesis]] = []
 
-    def detected(self, no_speech: float, languages: np.ndarray, codes: Sequence[str]) -> None:
-        """Log-probabilities of the language tokens, shape (languages,), after the first token."""
-        if self.no_speech_probability is None:
-            self.no_speech_probability = no_speech
+    def detected(self, probabilities: dict[str, float]) -> None:
+        """Languages by code, most probable first; what is known already stays."""
         if self.language is None:
-            share = np.exp(languages - languages.max())
-            share /= share.sum()
-            order = np.argsort(-share, kind="stable")
-            self.language_probabilities = {codes[i]: float(share[i]) for i in order}
-            self.language = codes[order[0]]
+            self.language_probabilities = probabilities
+            self.language = next(iter(probabilities))
 
     @property
     def done(self) -> bool:
         """Whether the clip is decoded to its end."""
         return self.seek >= self.frames
 
-    def add(self, found: list[Hypothesis], rules: Rules) -> None:
+    @property
+    def skipped(self) -> bool:
+        """Whether every window was left out."""
+        return not self._windows
+
+    def skip(self, outcome: Outcome) -> None:
+        """Leave out the window that begins at `seek`."""
+        self.outcomes.append(outcome)
+        self.seek = self.frames
+
+    def add(self, found: list[Hypothesis], rules: Rules, outcome: Outcome) -> None:
         """The n best of the window that begins at `seek`.
 
         A pair of timestamps ends the window even where none were asked for. Segments end with the
@@ -71,15 +124,18 @@ class Progress:
             heard = [each for each in segments if each.start < seconds]
             segments = heard if heard or self.segments else segments[:1]
             self.segments += [
-                replace(each, start=min(each.start, seconds), end=min(each.end, seconds))
+                (replace(each, start=min(each.start, seconds), end=min(each.end, seconds)), outcome)
                 for each in segments
             ]
+        self.outcomes.append(outcome)
         used = sum(len(each.tokens) for each in segments)
         self._windows.append(found if used == len(tokens) else [_first(best, used)])
         self.seek += max(advanced, 1)
 
     def hypotheses(self, eos: int) -> list[Hypothesis]:
         """The n best of the clip; several windows are joined, with <|endoftext|> at the end only."""
+        if self.skipped:
+            return [nothing(eos)]
         *before, last = self._windows
         if not before:
             return last
