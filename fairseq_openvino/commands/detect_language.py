@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument(
-        "--model", required=True, metavar="BUNDLE", help="of a multilingual Whisper"
+        "--model", required=True, metavar="SOURCE", help="a multilingual Whisper, as for transcribe"
     )
     parser.add_argument(
         "--windows", type=int, default=1, metavar="N",
