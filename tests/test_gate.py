@@ -172,11 +172,12 @@ def test_faults_beyond_the_originals() -> None:
 
 def test_progress_says_the_total_from_the_first_step() -> None:
     lines: list[str] = []
-    progress = Progress(100, lines.append)
+    progress = Progress(100, "25 recordings and more", lines.append)
+    assert lines == ["25 recordings and more: at most 100 steps"]
     with progress.stage("recording") as step:
         step(25)
         step()
-    (line,) = lines  # the next one is due in a while
+    _, line = lines  # the next one is due in a while
     assert line.startswith("recording: step 25 of at most 100, at most ")
     with progress.stage("decoding") as step:
         step(80)

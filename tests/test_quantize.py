@@ -80,7 +80,7 @@ def nodes(compiled: ov.CompiledModel) -> Counter[str]:
 def test_a_good_calibration_passes_at_once(source: Bundle, int8: Result) -> None:
     (trial,) = int8.trials
     assert trial.passed and abs(trial.loss.points) <= 0.5 and not trial.excess
-    assert "| original | original | 84." in int8.table and int8.table.count("| passed |") == 1
+    assert "| original | original | 8" in int8.table and int8.table.count("| passed |") == 1
     assert "no speaker in both" in int8.table
     manifest = int8.bundle.manifest
     assert manifest.precision == "int8" and manifest.source["bundle"]
@@ -257,9 +257,7 @@ def test_few_utterances_prove_nothing(source: Bundle, tmp_path: Path) -> None:
     words = ["quantize", str(source.directory), "--calibration", str(TEST_SET), "--output",
              str(tmp_path / "out"), "--validation-size", "5", "--calibration-size", "2"]  # fmt: skip
     started = time.monotonic()
-    with pytest.raises(
-        QualityError, match=r"5 utterances.*at least about \d+ words\), got \d+"
-    ) as told:
+    with pytest.raises(QualityError, match=r"5 utterances.*about [0-9,]+ words or more") as told:
         quantize_bundle(source.directory, TEST_SET, tmp_path / "out",
                         Options(validation_size=5, calibration_size=2))  # fmt: skip
     assert "--accept-uncertain" in str(told.value) and not told.value.trials
@@ -274,7 +272,7 @@ def test_a_model_that_yields_nan_fails_the_gate(
         raise NumericsError("NaN")
 
     options = Options(validation_size=20, metric="bleu", accept_uncertain=True)
-    progress = Progress(1, lambda line: None)
+    progress = Progress(1, "", lambda line: None)
     judge = gate.Gate(source, draw(TEST_SET, options), options, progress)
     judge.baseline = gate.Texts(judge.yardstick.references, Faults(), {})
     monkeypatch.setattr(judge, "_texts", broken)

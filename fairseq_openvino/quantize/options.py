@@ -34,20 +34,21 @@ class Options:
 
     mode: str = field(default=AUTO, metadata=flag(choices=MODES))
     """What is quantized, and how."""
-    calibration_size: int = field(default=50, metadata=flag(metavar="N"))
+    calibration_size: int = field(default=32, metadata=flag(metavar="N"))
     """Utterances whose activations set the ranges."""
     held_out_size: int = field(default=8, metadata=flag(metavar="N"))
     """Further utterances on which SmoothQuant's alpha is chosen."""
     validation: Path | None = field(default=None, metadata=flag(metavar="CORPUS"))
     """Of the quality gate (default: the other utterances of the calibration corpus)."""
-    validation_size: int | None = field(default=500, metadata=flag(metavar="N"))
+    validation_size: int | None = field(default=200, metadata=flag(metavar="N"))
     """Utterances of it, drawn at random."""
     metric: str = field(default="auto", metadata=flag(choices=METRICS))
     """Of the gate; auto: bleu for translations, wer for transcripts."""
     tokenizer: str = field(default="13a", metadata=flag(name="sacrebleu-tokenizer", metavar="NAME"))
     """sacrebleu's, for BLEU."""
     max_drop: float | None = field(default=None, metadata=flag(metavar="POINTS"))
-    """Points the score may be worse than before (default: 0.2 bleu, 0.2 chrf, 0.5 wer)."""
+    """Points the score may be worse than before (default: 0.2 bleu, 0.2 chrf, 0.5 wer); 100 or more
+    publishes whatever the texts are."""
     accept_uncertain: bool = False
     """Publish what may be good enough where the validation set is too small to tell; the bundle's
     manifest says so."""

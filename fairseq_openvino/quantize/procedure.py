@@ -80,10 +80,10 @@ def quantize_bundle(
         raise invalid(ACTION, "output", expected, got, "Give a new name")
     material = draw(calibration, options)
     announce(report.parting(material))
-    progress = Progress(_planned(material, options), announce)
-    gate = Gate(bundle, material, options, progress)
+    progress = Progress(*_plan(material, options), announce)
     work = options.work_dir or output.absolute().with_name(f".{output.name}.work")
     with closing(progress), staged_directory(output, options.overwrite) as stage:
+        gate = Gate(bundle, material, options, progress)
         spoken = (*material.calibration, *material.held_out)
         paths = _record(bundle, spoken, work, options, progress)
         with TemporaryDirectory(prefix=SCRATCH, dir=_created(work)) as scratch:
@@ -102,13 +102,18 @@ def quantize_bundle(
     return Result(open_bundle(output), tuple(trials), report.table(gate, trials, material))
 
 
-def _planned(material: Material, options: Options) -> int:
-    """Most steps: recordings, passes of the samples of each alpha, divergences, texts of each trial."""
-    samples, held_out = len(material.calibration), len(material.held_out)
-    passes = sum(samples * compress.passes(alpha) + held_out for alpha in options.alphas)
-    trials = len(LADDERS[options.mode])
-    calibrating = samples + held_out + 2 * passes if options.calibrated else 0
-    return calibrating + (1 + trials) * len(material.validation)
+def _plan(material: Material, options: Options) -> tuple[int, str]:
+    """Most steps, and what they are."""
+    spoken, count = len(material.calibration) + len(material.held_out), len(material.validation)
+    each = [
+        len(material.calibration) * compress.passes(alpha) + len(material.held_out)
+        for alpha in options.alphas * 2  # of the encoder, of the decoder
+    ]
+    trials, steps, said = len(LADDERS[options.mode]), 0, ""
+    if options.calibrated:
+        steps, said = spoken + sum(each), f"{spoken} recordings, {len(each)} quantizations, "
+    said += f"{count} texts of the original and of each of at most {trials} trials"
+    return steps + count * (1 + trials), said
 
 
 def _climb(

@@ -15,15 +15,17 @@ class Progress:
 
     Args:
         planned: most steps; fewer are taken if a trial passes early.
+        said: what they are, in words.
         announce: receives the lines.
     """
 
-    def __init__(self, planned: int, announce: Callable[[str], None]) -> None:
+    def __init__(self, planned: int, said: str, announce: Callable[[str], None]) -> None:
         from tqdm import tqdm
 
         self._planned, self._done, self._announce = planned, 0, announce
         self._started = time.monotonic()
         self._due = self._started
+        announce(f"{said}: at most {planned} steps")
         self._bar = tqdm(
             total=planned,
             unit=" steps",
