@@ -94,7 +94,7 @@ def test_a_good_calibration_passes_at_once(source: Bundle, int8: Result) -> None
     judged = stored["gate"]
     assert (judged["utterances"], judged["metric"], judged["verdict"]) == (40, "bleu", "passed")
     assert judged["disjoint_by"] == "speaker" and judged["drawn"] == "utterances"
-    assert stored["encoder"]["products_in_8_bits"] == [19, 20]  # but what reads the features
+    assert stored["encoder"]["products_in_8_bits"] == [21, 22]  # but what reads the features
     assert stored["gate"]["trials"][0]["score"] == pytest.approx(trial.score)
     assert not any("onnx" in name for name in manifest.files)
     for name in (ENCODER_IR, DECODER_IR):
@@ -190,36 +190,37 @@ def test_every_family_goes_through_the_contract(whisper_bundle: Path, tmp_path: 
         )
 
 
-def noise(directory: Path) -> Path:
-    """A corpus of 20 clips of digital silence with bursts of random noise."""
-    random, rows = np.random.default_rng(0), ["path\ttext"]
-    for i in range(20):
-        waveform = np.zeros(int(random.integers(16_000, 48_000)), np.float32)
-        for start in random.integers(0, len(waveform) - 8, 3):
-            waveform[start : start + 8] = random.uniform(-1, 1, 8)
-        soundfile.write(directory / f"{i}.wav", waveform, 16_000)
-        rows.append(f"{i}.wav\tnoise")
-    (directory / "noise.tsv").write_text("\n".join(rows) + "\n")
-    return directory / "noise.tsv"
+def silence(directory: Path) -> Path:
+    """A corpus of clips of digital silence."""
+    rows = ["path\ttext"]
+    for i in range(7):
+        soundfile.write(directory / f"{i}.wav", np.zeros(16_000 + 2_000 * i), 16_000)
+        rows.append(f"{i}.wav\tnothing")
+    (directory / "silence.tsv").write_text("\n".join(rows) + "\n")
+    return directory / "silence.tsv"
 
 
 def test_a_broken_calibration_is_caught_and_relaxed(source: Bundle, tmp_path: Path) -> None:
     lines: list[str] = []
     options = Options(
-        validation=TEST_SET, validation_size=30, metric="bleu", alphas=(0.3,), calibration_size=6,
-        held_out_size=1, batch_size=20, beam=2, max_drop=5,
+        INT8, validation=TEST_SET, validation_size=20, metric="bleu", alphas=(0.3,), max_drop=8,
+        calibration_size=6, held_out_size=1, batch_size=20, beam=2,
     )  # fmt: skip
     output = tmp_path / "out"
-    result = quantize_bundle(source.directory, noise(tmp_path), output, options, lines.append)
+    result = quantize_bundle(source.directory, silence(tmp_path), output, options, lines.append)
     first, last = result.trials[0], result.trials[-1]
-    assert first.verdict == REFUSED and first.loss.points > 5
-    assert len(result.trials) > 2 and last.passed and last.loss.high <= 5
+    assert first.verdict == REFUSED and first.loss.low > 50
+    assert first.excess["longer"] > 5 and first.excess["repeating"] > 5
+    assert len(result.trials) > 2 and last.passed and last.loss.high <= 8
     assert any("layers stay in f32" in line for line in lines)
     stored = open_bundle(output).manifest.quantization
     assert [trial["passed"] for trial in stored["gate"]["trials"]] == [False] * (
         len(result.trials) - 1
     ) + [True]
     assert stored["encoder"]["kind"] == INT8_WEIGHTS or stored["encoder"]["layers_in_f32"]
+    for trial in result.trials:
+        eight, every = trial.encoder.products
+        assert (trial.encoder.kind == MIXED) == (0 < eight < 0.9 * every)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["out"]  # nothing is left
 
 
@@ -242,12 +243,13 @@ def test_nothing_is_published_if_no_trial_passes(
     monkeypatch.setattr(procedure, "quantize_bundle", caught)
     words = ["quantize", str(source.directory), "--calibration", str(TEST_SET), "--output",
              str(tmp_path / "out"), "--mode", "int4-weights", "--validation", str(TEST_SET),
-             "--validation-size", "20", "--batch-size", "20", "--max-drop", "8", "--work-dir",
+             "--validation-size", "20", "--batch-size", "20", "--max-drop", "4", "--work-dir",
              str(work)]  # fmt: skip
     assert cli.main(words) == EXIT_PARTIAL
     error = capsys.readouterr().err
     assert "quality gate failed in bleu" in error and "Nothing was published" in error
-    assert error.count("| refused") == 1 and "| int4-weights | int4-weights |" in error
+    assert error.count("| refused") + error.count("| cannot tell") == 1
+    assert "| int4-weights | int4-weights |" in error
     assert not list(tmp_path.iterdir())
     assert [trial.passed for trial in raised[0].trials] == [False]
 
@@ -284,7 +286,7 @@ def test_a_model_that_yields_nan_fails_the_gate(
 
 
 def test_wrong_use(source: Bundle, int8: Result, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="quantized as 'int8'"):
+    with pytest.raises(ModelError, match="quantized as 'auto'"):
         quantize_bundle(int8.bundle.directory, TEST_SET, tmp_path / "again")
     with pytest.raises(OptionError, match="another directory"):
         quantize_bundle(source.directory, TEST_SET, source.directory, Options(overwrite=True))
