@@ -260,7 +260,10 @@ def _none_accepted(gate: Gate, trials: Sequence[Trial]) -> QualityError:
     if open_ones:
         needed = [loss.words_needed(limit, words) for loss in open_ones]
         about = min((count for count in needed if count is not None), default=None)
-        told = "" if about is None else f"; about {about:,} words would tell of the likeliest"
+        told = ""
+        if about is not None:
+            clips = math.ceil(about * len(gate.utterances) / words)
+            told = f"; about {about:,} words ({clips:,} utterances) would tell of the likeliest"
         advice = f"Nothing was published{told}. {TOO_FEW}"
     error = failure(QualityError, "The quality gate", where, expected, losses, advice)
     error.trials = tuple(trials)
