@@ -144,7 +144,7 @@ class Gate:
         default = MAX_DROP[metric]
         self.max_drop = default if options.max_drop is None else options.max_drop
         self.yardstick = Yardstick(self.utterances, metric, options)
-        if not options.accept_uncertain:
+        if not options.accept_uncertain and self.max_drop < ANY_DROP:
             self._check_size()
 
     @cached_property
@@ -166,11 +166,14 @@ class Gate:
             found = Texts([""] * count, Faults(shorter=count), {})
         before = self.baseline.hypotheses
         loss = self.yardstick.loss(before, found.hypotheses)
-        excess = found.faults.beyond(self.baseline.faults) if self.max_drop < ANY_DROP else {}
+        excess = found.faults.beyond(self.baseline.faults)
+        verdict = REFUSED if excess else loss.verdict(self.max_drop)
+        if self.max_drop >= ANY_DROP:
+            verdict = PASSED
         return Trial(
             encoder, decoder, self.yardstick.score(found.hypotheses).value, loss,
             sum(a != b for a, b in zip(before, found.hypotheses, strict=True)), found.faults, excess,
-            REFUSED if excess else loss.verdict(self.max_drop), found.precision,
+            verdict, found.precision,
         )  # fmt: skip
 
     def accepts(self, trial: Trial) -> bool:
