@@ -102,7 +102,10 @@ class ParityError(ModelError):
 
 
 class QualityError(FairseqOpenVINOError):
-    """A quantized bundle is worse than allowed; nothing was published, `trials` says what was tried."""
+    """A quantized bundle is worse than allowed, or the texts are too few to tell; nothing was published.
+
+    `trials` says what was tried.
+    """
 
     def __init__(self, message: str, trials: tuple[Any, ...] = ()) -> None:
         super().__init__(message)

@@ -104,6 +104,7 @@ def bootstrap_difference(
     seed: int = BOOTSTRAP_SEED,
     normalizer: Normalizer | None = None,
     tokenizer: str = BLEU_TOKENIZER,
+    groups: Sequence[str] | None = None,
 ) -> Difference:
     """Paired bootstrap (Koehn 2004): score of b minus score of a, with its 95 % interval.
 
@@ -119,22 +120,34 @@ def bootstrap_difference(
         seed: of the draws; the same for every comparison, so that results repeat.
         normalizer: as for `score`.
         tokenizer: as for `score`.
+        groups: of each utterance, as its speaker: what is drawn together (default: each alone).
 
     Raises:
         ModelError, OptionError, MissingDependencyError: as `score`.
     """
     first = _statistics(references, a, metric, normalizer, tokenizer)
     second = _statistics(references, b, metric, normalizer, tokenizer)
+    sums = [_by_group(found.sums, groups) for found in (first, second)]
     random = np.random.default_rng(seed)
     drawn = np.empty(samples)
     for i in range(samples):
-        chosen = random.integers(0, len(references), len(references))
-        before, after = first.sums[chosen].sum(axis=0), second.sums[chosen].sum(axis=0)
+        chosen = random.integers(0, len(sums[0]), len(sums[0]))
+        before, after = (each[chosen].sum(axis=0) for each in sums)
         drawn[i] = second.value(after) - first.value(before)
     tail = 50 * (1 - CONFIDENCE)  # percent on either side
     low, high = np.percentile(drawn, [tail, 100 - tail])
     difference = second.value(second.sums.sum(axis=0)) - first.value(first.sums.sum(axis=0))
     return Difference(difference, float(low), float(high))
+
+
+def _by_group(sums: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
+    """Figures (utterances, figures) summed by group."""
+    if groups is None:
+        return sums
+    names, index = np.unique(np.array(groups), return_inverse=True)
+    found = np.zeros((len(names), sums.shape[1]))
+    np.add.at(found, index, sums)
+    return found
 
 
 def default_metrics(kind: str, first: Utterance, text_column: str | None = None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
-from conftest import MINI
+from conftest import MINI, write_table
 from openvino import opset13 as ops
 
 from fairseq_openvino import load_model
@@ -26,7 +27,7 @@ from fairseq_openvino.errors import (
 from fairseq_openvino.model import Ask, Head
 from fairseq_openvino.quantize import compress, recording
 from fairseq_openvino.quantize.divergence import divergence
-from fairseq_openvino.quantize.material import draw
+from fairseq_openvino.quantize.material import SPEAKER, UTTERANCE, draw
 from fairseq_openvino.quantize.options import INT8_WEIGHTS, Options
 from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples
 from fairseq_openvino.runtime.engine import Engine, Variant, compile_properties
@@ -204,9 +205,43 @@ def test_draws_are_disjoint_and_repeatable(tmp_path: Path) -> None:
     sets = (material.calibration, material.held_out, material.validation)
     assert [len(found) for found in sets] == [20, 5, 30]
     assert len({u.id for found in sets for u in found}) == 55
-    other = draw(TEST_SET, Options(calibration_size=20, held_out_size=5, seed=2))
-    assert other.calibration != material.calibration and len(other.validation) == 75
+    other = draw(TEST_SET, replace(options, seed=2))
+    assert other.calibration != material.calibration
     weights = draw(TEST_SET, Options(INT8_WEIGHTS))
     assert not weights.calibration and len(weights.validation) == 100
     with pytest.raises(OptionError, match=r"at least 101 utterances .* got 100"):
         draw(TEST_SET, Options(calibration_size=92))
+
+
+def speakers(utterances: Sequence[corpus.Utterance]) -> set[str | None]:
+    return {utterance.speaker for utterance in utterances}
+
+
+def test_speakers_calibrate_or_validate(tmp_path: Path) -> None:
+    """Four, with 20 to 33 utterances each; most of them are needed to calibrate with 60."""
+    for size in (1, 20, 60):
+        material = draw(TEST_SET, Options(calibration_size=size, held_out_size=5))
+        fit = speakers((*material.calibration, *material.held_out))
+        assert material.disjoint_by == SPEAKER and not fit & speakers(material.validation)
+        everybody = speakers(material.validation) | fit
+        assert len(everybody) == 4 or size == 1
+    material = draw(TEST_SET, Options(calibration_size=85, held_out_size=5))
+    assert material.disjoint_by == UTTERANCE and len(material.validation) == 10
+    rows = TEST_SET.read_text().splitlines()
+    header, *rows = [row.split("\t") for row in rows]
+    for row in rows:
+        row[1] = str(MINI / row[1])
+    half = write_table(tmp_path / "half.tsv", tuple(header), *map(tuple, rows[:50]))
+    options = Options(calibration_size=3, held_out_size=1, validation=TEST_SET)
+    material = draw(half, options)  # another corpus, with the same people
+    assert material.disjoint_by == UTTERANCE or not (
+        speakers((*material.calibration, *material.held_out)) & speakers(material.validation)
+    )
+    nobody = write_table(
+        tmp_path / "nobody.tsv", *((*row[:4], "", *row[5:]) for row in (header, *rows))
+    )
+    nobody.write_text(nobody.read_text().replace("tgt_text\t\t", "tgt_text\tspeaker\t", 1))
+    material = draw(nobody, Options(calibration_size=20, held_out_size=5))
+    assert material.disjoint_by == UTTERANCE and len(material.validation) == 75
+    with pytest.raises(OptionError, match="do not calibrate, got none"):
+        draw(half, Options(calibration_size=49, held_out_size=1, validation=half))

@@ -26,8 +26,9 @@ def test_a_fairseq_manifest() -> None:
     assert len(found) == 100 == len({one.id for one in found})
     assert found[0] == Utterance(
         "common_voice_en_00004101", str(CLIPS[0]), "Der schwarze Schlüssel ist sehr neu.",
-        "de", "en",
+        "de", "en", found[0].speaker,
     )  # fmt: skip
+    assert len({one.speaker for one in found}) == 4 and None not in {one.speaker for one in found}
     assert kind_of(MANIFEST) == "fairseq"
     source = next(read(MANIFEST, text_column="src_text"))
     assert (source.reference, source.language) == ("The black key is very new.", "en")
@@ -95,11 +96,11 @@ def test_common_voice(tmp_path: Path) -> None:
         tmp_path / "test.tsv",
         ("client_id", "path", "sentence", "locale"),
         ("1", "a.mp3", 'He said "no', "en"),
-        ("1", "b.mp3", "Yes.", "en"),
+        ("2", "b.mp3", "Yes.", "en"),
     )
     assert kind_of(table) == "common-voice"
     found = list(read(table))
-    assert [one.id for one in found] == ["a", "b"]
+    assert [(one.id, one.speaker) for one in found] == [("a", "1"), ("b", "2")]
     assert found[0].reference == 'He said "no' and found[0].language == "en"  # quotes are text
     assert found[1].path == str(tmp_path / "clips" / "b.mp3")
 
@@ -121,6 +122,7 @@ def test_a_librispeech_folder(tmp_path: Path) -> None:
     assert kind_of(tmp_path) == "librispeech"
     found = list(read(tmp_path))
     assert [one.id for one in found] == ["61-1-0", "84-1-0", "84-1-1"]
+    assert [one.speaker for one in found] == ["61", "84", "84"]
     assert found[2].reference == "TEXT 1" and found[2].language == "en"
     assert Path(found[2].path).name == "84-1-1.flac"
     with pytest.raises(OptionError, match="text_column"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import write_table
 
 from fairseq_openvino import load_model
 from fairseq_openvino.metrics import bootstrap_difference, whisper_normalizer
 from fairseq_openvino.model import Clip
+from fairseq_openvino.quantize.faults import Faults
+from fairseq_openvino.quantize.options import INT8, MAX_DROP, MIXED, Options
+from fairseq_openvino.quantize.procedure import quantize_bundle
 
 WEIGHTS = os.environ.get("FAIRSEQ_OPENVINO_WHISPER", "")
 SPEECH = os.environ.get("FAIRSEQ_OPENVINO_SPEECH", "")
@@ -113,6 +118,40 @@ def test_auto_costs_next_to_nothing(real: Real) -> None:
     words = sum(len(normalizer(reference).split()) for reference in references)
     print(f"auto: {change.difference:+.2f} [{change.low:+.2f}, {change.high:+.2f}], {words} words")
     assert words < 1500 or change.difference <= MAX_LOSS.get(real.source.name, 0.3)
+
+
+def speaker(row: dict[str, str]) -> str:
+    """The reader of a LibriSpeech clip (`<reader>-<chapter>-<number>`), else what its name begins with."""
+    name = Path(row["path"]).stem
+    found = re.search(r"(\d+)-\d+-\d+$", name)
+    return found[1] if found else name[:8]
+
+
+def test_int8_holds_for_people_it_has_not_heard(real: Real, tmp_path: Path) -> None:
+    """Calibrated on one half of the speakers and judged by the other, both ways."""
+    english = [row for row in real.rows if row["language"] == "en"]
+    people = sorted({speaker(row) for row in english})
+    halves = []
+    for name in ("even", "odd"):
+        chosen = people[len(halves) :: 2]
+        rows = [
+            (str(Path(SPEECH).parent / row["path"]), row["transcript"], "en", speaker(row))
+            for row in english
+            if speaker(row) in chosen
+        ]
+        header = ("path", "text", "language", "speaker")
+        halves.append(write_table(tmp_path / f"{name}.tsv", header, *rows))
+    lost = words = 0.0
+    for fit, rest in (halves, halves[::-1]):
+        options = Options(MIXED, validation=rest, alphas=(0.5,), max_drop=100)
+        result = quantize_bundle(real.bundle, fit, tmp_path / fit.stem, options)
+        judged, (trial,) = result.bundle.manifest.quantization["gate"], result.trials
+        assert trial.encoder.kind == INT8 and judged["disjoint_by"] == "speaker"
+        assert not trial.faults.beyond(Faults(**judged["original"]["faults"]))
+        lost, words = lost + trial.loss.points * judged["words"], words + judged["words"]
+        print(result.table)
+    print(f"int8: {lost / words:+.2f} points of {words:.0f} words")
+    assert words < 1500 or lost / words <= MAX_DROP["wer"]
 
 
 def test_nothing_is_said_behind_the_audio(real: Real) -> None:

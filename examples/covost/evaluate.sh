@@ -1,7 +1,7 @@
 #!/bin/sh
 # Export, quantize and evaluate the two shipped models on the shipped clips, PyTorch beside OpenVINO
-# beside INT8. 50 of the 100 clips calibrate, 8 choose SmoothQuant's alpha, the others are the gate's;
-# all 100 are evaluated.
+# beside INT8. 32 of the 100 clips calibrate, 8 choose SmoothQuant's alpha, those of other speakers are the
+# gate's: too few to prove anything, hence --accept-uncertain. All 100 are evaluated.
 #   sh examples/covost/evaluate.sh WORK [RESULTS]
 set -eu
 work=$1
@@ -30,7 +30,7 @@ quantize() {
     corpus=$3
     shift 3
     fairseq-openvino quantize "$bundle" --output "$work/$name" --calibration "$corpus" --overwrite \
-        --config-yaml "$s2t/config_st_en_de.yaml" --alphas=-1,0.5 \
+        --config-yaml "$s2t/config_st_en_de.yaml" --accept-uncertain \
         --inference-precision "${INT8_INFERENCE_PRECISION:-bf16}" "$@" > "$work/$name.txt"
     {
         printf '\n## %s\n\n' "$name"
@@ -38,25 +38,22 @@ quantize() {
     } >> "$results/quantization.md"
 }
 
-# Twenty clips of digital silence with bursts of noise: what calibration must not look like.
-noise() {
-    python - "$work/noise" << 'PYTHON'
+# Twenty clips of digital silence: what calibration must not look like.
+silence() {
+    python - "$work/silence" << 'PYTHON'
 import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-directory, random = Path(sys.argv[1]), np.random.default_rng(0)
+directory = Path(sys.argv[1])
 directory.mkdir(exist_ok=True)
 rows = ["path\ttext"]
 for number in range(20):
-    wave = np.zeros(int(random.integers(16_000, 48_000)), np.float32)
-    for start in random.integers(0, len(wave) - 8, 3):
-        wave[start : start + 8] = random.uniform(-1, 1, 8)
-    soundfile.write(directory / f"{number}.wav", wave, 16_000)
-    rows.append(f"{number}.wav\tnoise")
-(directory / "noise.tsv").write_text("\n".join(rows) + "\n")
+    soundfile.write(directory / f"{number}.wav", np.zeros(16_000 + 1_600 * number), 16_000)
+    rows.append(f"{number}.wav\tnothing")
+(directory / "silence.tsv").write_text("\n".join(rows) + "\n")
 PYTHON
 }
 
@@ -67,8 +64,8 @@ printf '# What the quality gate did\n\nMade by `sh examples/covost/evaluate.sh W
     "the third calibration is broken on purpose." > "$results/quantization.md"
 quantize s2t s2t-int8 "$clips"
 quantize whisper whisper-int8 "$clips" --text-column src_text --language en
-noise
-quantize s2t s2t-int8-from-noise "$work/noise/noise.tsv" --validation "$clips" \
+silence
+quantize s2t s2t-int8-from-silence "$work/silence/silence.tsv" --validation "$clips" \
     --calibration-size 12 --metric bleu
 engines=pytorch,openvino,openvino-bf16,openvino-int8
 evaluate s2t --engines "$engines" --checkpoint "$s2t/checkpoint.pt" --bundle "$work/s2t" \

@@ -10,7 +10,10 @@ from fairseq_openvino.errors import EXIT_OK
 from fairseq_openvino.flags import add_flags, given
 from fairseq_openvino.quantize.options import MODES, Options
 
-GATE = ("validation", "validation_size", "metric", "tokenizer", "max_drop", "beam", "batch_size")
+GATE = (
+    "validation", "validation_size", "metric", "tokenizer", "max_drop", "accept_uncertain", "beam",
+    "batch_size",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Quantize, print the table of trials; QualityError (exit code 1) if none passed."""
+    """Quantize, print the table of trials; QualityError (exit code 1) if none passed or none can be told."""
     from fairseq_openvino.quantize.procedure import quantize_bundle
 
     options = Options(**given(arguments, Options))

@@ -9,8 +9,10 @@
 | `compress`   | the NNCF calls, and the nodes that stay in floating point                  |
 | `divergence` | how far a quantized graph's distributions are from the original's          |
 | `components` | encoder and decoder in every form that was asked for                       |
+| `yardstick`  | what a difference of scores proves                                         |
+| `faults`     | texts that no score excuses                                                |
 | `gate`       | the ladder of trials: score, compare, relax                                |
 | `procedure`  | from bundle to bundle                                                      |
 | `report`     | what was tried, as a table and for the manifest                            |
-| `arguments`  | the `quantize` subcommand                                                  |
+| `progress`   | how far the whole of it is                                                 |
 """

@@ -15,8 +15,8 @@ import openvino as ov
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle, write_manifest
 from fairseq_openvino.quantize import compress
 from fairseq_openvino.quantize.divergence import divergence
-from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, Options
-from fairseq_openvino.quantize.progress import bar
+from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, MIXED, Options
+from fairseq_openvino.quantize.progress import Progress
 from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples, Samples
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
@@ -24,6 +24,8 @@ from fairseq_openvino.runtime.options import EngineOptions
 ENCODER, DECODER = "encoder", "decoder"
 IR = {ENCODER: ENCODER_IR, DECODER: DECODER_IR}
 BITS = {INT8_WEIGHTS: 8, INT4_WEIGHTS: 4}
+INT8_SHARE = 0.9
+"""Of an encoder's products, at least: otherwise it is not called int8."""
 RANKING_UTTERANCES = 4
 """Held-out utterances on which every quantizer is judged."""
 
@@ -53,14 +55,24 @@ class Component:
     """Divergence on the held-out utterances, in nats a token, of each alpha."""
     excluded: tuple[str, ...] = ()
     """Layers that stay in f32."""
+    products: tuple[int, int] = (0, 0)
+    """Matrix products and convolutions: those of 8-bit activations, and all."""
+
+    @property
+    def kind(self) -> str:
+        """The form's, but `mixed` for an int8 encoder of which too little is in 8 bits."""
+        eight, every = self.products
+        mixed = self.name == ENCODER and self.form.kind == INT8 and eight < INT8_SHARE * every
+        return MIXED if mixed else self.form.kind
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest; a divergence that is not a number becomes null."""
         if self.form.kind != INT8:
-            return {"kind": self.form.kind}
+            return {"kind": self.kind}
         curve = {f"{a:g}": kl if math.isfinite(kl) else None for a, kl in self.curve.items()}
         return {
-            "kind": self.form.kind,
+            "kind": self.kind,
+            "products_in_8_bits": list(self.products),
             "smooth_quant_alpha": self.alpha,
             "divergence_by_alpha": curve,
             "layers_in_f32": list(self.excluded),
@@ -77,6 +89,7 @@ class Components:
         options: of the quantization.
         scratch: directory for graphs.
         announce: receives a line about each decision.
+        progress: of the whole quantization.
     """
 
     def __init__(
@@ -87,8 +100,10 @@ class Components:
         options: Options,
         scratch: Path,
         announce: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self._bundle, self._options, self._announce = bundle, options, announce
+        self._progress = progress
         self._calibration, self._held_out, self._scratch = calibration, held_out, scratch
         self._reference = CompiledModel(bundle, EngineOptions(threads=options.threads))
         self._made: dict[tuple[str, Form], Component] = {}
@@ -127,11 +142,10 @@ class Components:
         curve: dict[float, float] = {}
         best: Component | None = None
         for alpha in self._options.alphas:
-            total = len(samples) * compress.passes(alpha)
-            with bar(f"{name}: {_smoothing(alpha)}", total, "samples") as shown:
-                graph = compress.quantize(self._graph(name), samples, alpha, (), shown.update)
-            found = replace(self._save(graph, name, form, f"{alpha:g}"), alpha=alpha)
-            curve[alpha] = self._divergence(found, self._held_out)
+            with self._progress.stage(f"{name}: {_smoothing(alpha)}") as step:
+                graph = compress.quantize(self._graph(name), samples, alpha, (), step)
+                found = replace(self._save(graph, name, form, f"{alpha:g}"), alpha=alpha)
+                curve[alpha] = divergence(self._reference, self._model(found), self._held_out, step)
             self._announce(f"{name}: {_smoothing(alpha)}: {curve[alpha]:.3g} nats a token")
             is_best = min(curve, key=lambda tried: curve[tried]) == alpha
             worse, best = (best, found) if is_best else (found, best)
@@ -149,8 +163,8 @@ class Components:
         self._announce(f"{name}: {len(excluded)} layers stay in f32: {', '.join(excluded)}")
         samples = self._samples(name)
         alpha = compress.NO_SMOOTHING if full.alpha is None else full.alpha
-        with bar(f"{name} without them", len(samples) * compress.passes(alpha), "samples") as shown:
-            graph = compress.quantize(self._graph(name), samples, alpha, excluded, shown.update)
+        with self._progress.stage(f"{name} without them") as step:
+            graph = compress.quantize(self._graph(name), samples, alpha, excluded, step)
         found = self._save(graph, name, form, f"{form.excluded_share:g}")
         return replace(found, alpha=alpha, curve=full.curve, excluded=excluded)
 
@@ -159,21 +173,21 @@ class Components:
         path = full.directory / IR[full.name]
         quantizers = compress.layers(ov.Core().read_model(path))
         ranking = []
-        with bar(f"{full.name}: ranking layers", len(quantizers), "quantizers") as shown:
+        ranked = self._held_out[:RANKING_UTTERANCES]
+        with self._progress.stage(f"{full.name}: ranking layers") as step:
             for quantizer, fed in quantizers.items():
                 graph = ov.Core().read_model(path)
                 compress.bypass(graph, quantizer)
                 found = self._save(graph, full.name, full.form, "ranking")
-                ranking.append((self._divergence(found, self._held_out[:RANKING_UTTERANCES]), fed))
-                shown.update()
+                ranking.append((divergence(self._reference, self._model(found), ranked, step), fed))
         return sorted(ranking, key=lambda entry: entry[0])
 
-    def _divergence(self, component: Component, paths: Sequence[Path]) -> float:
+    def _model(self, component: Component) -> CompiledModel:
+        """The original with one graph in another form."""
         options = EngineOptions(
             precision=self._options.original_precision, threads=self._options.threads
         )
-        candidate = CompiledModel(self.bundle_with(component), options)
-        return divergence(self._reference, candidate, paths)
+        return CompiledModel(self.bundle_with(component), options)
 
     def _samples(self, name: str) -> Samples:
         if name == ENCODER:
@@ -188,7 +202,7 @@ class Components:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         ov.save_model(graph, directory / IR[name], compress_to_fp16=False)
-        return Component(name, form, directory)
+        return Component(name, form, directory, products=compress.products_in_8_bits(graph))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,28 +1,38 @@
-"""The quality gate: score, compare, relax, and publish nothing that is too much worse.
+"""The quality gate: score, compare, relax, and publish nothing that is or may be too much worse.
 
 | mode         | trials, in order, until one passes                                          |
 |--------------|-----------------------------------------------------------------------------|
-| int8         | both int8; decoder weights-only; then also the worst 10, 25, 50 % of the    |
-|              | encoder's quantizers off, their layers in f32; both weights-only            |
-| mixed        | the same without the first                                                  |
+| auto         | both int8; decoder weights-only; both weights-only                          |
+| int8         | the same, but before the last also the worst 10, 25, 50 % of the encoder's  |
+|              | quantizers off, their layers in f32                                         |
+| mixed        | as int8, without the first                                                  |
 | int8-weights | both weights-only                                                           |
 | int4-weights | both; encoder with 8 bits; both with 8 bits                                 |
+
+The order is that of speed: what is multiplied in 8 bits is faster than what is only stored in them. A
+trial is refused for its score (`yardstick`) or for texts no score excuses (`faults`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
 from fairseq_openvino import machine, metrics
 from fairseq_openvino.bundle import Bundle
-from fairseq_openvino.errors import NumericsError, QualityError
+from fairseq_openvino.errors import NumericsError, QualityError, failure
 from fairseq_openvino.loading import load_model
+from fairseq_openvino.model import Transcript
 from fairseq_openvino.quantize.components import DECODER, ENCODER, Component, Components, Form
+from fairseq_openvino.quantize.faults import Faults
 from fairseq_openvino.quantize.material import Material
 from fairseq_openvino.quantize.options import (
+    ACTION,
+    AUTO,
     INT4_WEIGHTS,
     INT8,
     INT8_WEIGHTS,
@@ -30,7 +40,8 @@ from fairseq_openvino.quantize.options import (
     MIXED,
     Options,
 )
-from fairseq_openvino.quantize.progress import bar
+from fairseq_openvino.quantize.progress import Progress
+from fairseq_openvino.quantize.yardstick import PASSED, REFUSED, UNCERTAIN, Loss, Yardstick
 from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.speech.corpus import Utterance
 
@@ -41,12 +52,19 @@ _RELAXED = [
     (_WEIGHTS, _WEIGHTS),
 ]
 LADDERS = {
+    AUTO: [(_FULL, _FULL), _RELAXED[0], _RELAXED[-1]],
     INT8: [(_FULL, _FULL), *_RELAXED],
     MIXED: _RELAXED,
     INT8_WEIGHTS: [(_WEIGHTS, _WEIGHTS)],
     INT4_WEIGHTS: [(_SMALL, _SMALL), (_WEIGHTS, _SMALL), (_WEIGHTS, _WEIGHTS)],
 }
 """(encoder, decoder) by mode."""
+ANY_DROP = 100
+"""With so large a limit nothing is asked of the texts at all."""
+TOO_FEW = (
+    "Validate on more (--validation, --validation-size), allow more (--max-drop), or publish it unproven "
+    "(--accept-uncertain)"
+)
 STATED = {
     "INFERENCE_PRECISION_HINT": "inference",
     "KV_CACHE_PRECISION": "kv_cache",
@@ -60,6 +78,7 @@ class Texts:
     """What a bundle made of the validation utterances."""
 
     hypotheses: list[str]
+    faults: Faults
     precision: dict[str, str]
     """Inference and KV-cache precision, as the compiled decoder tells them."""
 
@@ -71,20 +90,25 @@ class Trial:
     encoder: Component
     decoder: Component
     score: float
-    drop: float
-    """Points by which the score is worse than the original's; negative: better."""
-    low: float
-    """Lower end of the 95 % interval of the drop, by paired bootstrap."""
-    high: float
+    loss: Loss
     changed: int
     """Utterances with another text than the original's."""
-    passed: bool
+    faults: Faults
+    excess: dict[str, int]
+    """Faults beyond the original's."""
+    verdict: str
+    """`yardstick.PASSED`, UNCERTAIN or REFUSED."""
     precision: dict[str, str]
 
     @property
+    def passed(self) -> bool:
+        """Whether the loss is within the limit, not only maybe."""
+        return self.verdict == PASSED
+
+    @property
     def kind(self) -> str:
-        """int8, or int8+int8-weights if encoder and decoder differ."""
-        return "+".join(dict.fromkeys((self.encoder.form.kind, self.decoder.form.kind)))
+        """int8, or int8+int8-weights if encoder and decoder differ; see `Component.kind`."""
+        return "+".join(dict.fromkeys((self.encoder.kind, self.decoder.kind)))
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
@@ -92,69 +116,100 @@ class Trial:
             "encoder": self.encoder.to_json(),
             "decoder": self.decoder.to_json(),
             "score": self.score,
-            "drop": self.drop,
-            "drop_interval": [self.low, self.high],
+            "drop": self.loss.points,
+            "drop_interval": [self.loss.low, self.loss.high],
             "changed_texts": self.changed,
+            "faults": asdict(self.faults),
+            "verdict": self.verdict,
             "passed": self.passed,
             "precision": self.precision,
         }
 
 
 class Gate:
-    """Scores bundles on the validation utterances against the original."""
+    """Scores bundles on the validation utterances against the original.
 
-    def __init__(self, original: Bundle, material: Material, options: Options) -> None:
-        self.options, self.utterances = options, material.validation
-        self.metric = options.metric
-        if self.metric == "auto":
+    Raises:
+        QualityError: the utterances are so few that even equal texts would prove nothing.
+    """
+
+    def __init__(
+        self, original: Bundle, material: Material, options: Options, progress: Progress
+    ) -> None:
+        self.options, self.utterances, self._progress = options, material.validation, progress
+        self._original = original
+        metric = options.metric
+        if metric == "auto":
             first = self.utterances[0]
-            self.metric = metrics.default_metrics(material.kind, first, options.text_column)[0]
-        default = MAX_DROP[self.metric]
+            metric = metrics.default_metrics(material.kind, first, options.text_column)[0]
+        default = MAX_DROP[metric]
         self.max_drop = default if options.max_drop is None else options.max_drop
-        self._references = [utterance.reference for utterance in self.utterances]
-        words = self.metric in metrics.WORD_METRICS
-        language = self.utterances[0].language
-        self._normalizer = metrics.whisper_normalizer(language) if words else None
-        metrics.check(self._references, self._normalizer)
-        self.baseline = self._texts(original, options.original_precision)
-        self.baseline_score = metrics.score(
-            self._references, self.baseline.hypotheses, self.metric, self._normalizer,
-            options.tokenizer,
-        )  # fmt: skip
+        self.yardstick = Yardstick(self.utterances, metric, options)
+        if not options.accept_uncertain and self.max_drop < ANY_DROP:
+            self._check_size()
+
+    @cached_property
+    def baseline(self) -> Texts:
+        """Of the original."""
+        return self._texts(self._original, self.options.original_precision)
+
+    @cached_property
+    def baseline_score(self) -> metrics.Score:
+        """Of the original."""
+        return self.yardstick.score(self.baseline.hypotheses)
 
     def judge(self, bundle: Bundle, encoder: Component, decoder: Component) -> Trial:
         """Score a quantized bundle."""
+        count = len(self.utterances)
         try:
             found = self._texts(bundle, self.options.inference_precision)
         except NumericsError:  # NaN: not a text in sight, which no metric forgives
-            found = Texts([""] * len(self.utterances), {})
-        compared = (self._references, self.baseline.hypotheses, found.hypotheses, self.metric)
-        difference = metrics.bootstrap_difference(
-            *compared, normalizer=self._normalizer, tokenizer=self.options.tokenizer
-        )
-        drop, low, high = difference.difference, difference.low, difference.high
-        if self.metric not in metrics.LOWER_IS_BETTER:
-            drop, low, high = -drop, -high, -low
-        pairs = zip(self.baseline.hypotheses, found.hypotheses, strict=True)
+            found = Texts([""] * count, Faults(shorter=count), {})
+        before = self.baseline.hypotheses
+        loss = self.yardstick.loss(before, found.hypotheses)
+        excess = found.faults.beyond(self.baseline.faults)
+        verdict = REFUSED if excess else loss.verdict(self.max_drop)
+        if self.max_drop >= ANY_DROP:
+            verdict = PASSED
         return Trial(
-            encoder, decoder, self.baseline_score.value + difference.difference, drop, low, high,
-            sum(a != b for a, b in pairs), drop <= self.max_drop, found.precision,
+            encoder, decoder, self.yardstick.score(found.hypotheses).value, loss,
+            sum(a != b for a, b in zip(before, found.hypotheses, strict=True)), found.faults, excess,
+            verdict, found.precision,
         )  # fmt: skip
+
+    def accepts(self, trial: Trial) -> bool:
+        """Whether it is published."""
+        return trial.passed or (trial.verdict == UNCERTAIN and self.options.accept_uncertain)
+
+    def _check_size(self) -> None:
+        """Nothing was decoded yet: the references tell what equal texts would prove."""
+        measured, words = self.yardstick, self.yardstick.words
+        least = measured.loss(measured.references, measured.references).high
+        if least > self.max_drop:
+            about = math.ceil(words * least / self.max_drop) if self.max_drop else math.inf
+            raise failure(
+                QualityError, ACTION, f"{len(self.utterances)} utterances to validate",
+                f"enough to tell a loss of {self.max_drop:g} points {measured.metric} (about {about:,} "
+                f"words or more)", f"{words:,}, on which even equal texts may hide {least:.2f}", TOO_FEW,
+            )  # fmt: skip
 
     def _texts(self, bundle: Bundle, precision: str) -> Texts:
         options = self.options
         threads = options.threads or machine.threads()
         recognizer = load_model(bundle, precision=precision, threads=threads)
-        texts: list[str] = []
-        with bar("decoding", len(self.utterances)) as shown:
+        transcripts: list[Transcript] = []
+        with self._progress.stage("decoding") as step:
             for batch in _batches(self.utterances, options.batch_size):
                 clips = [recognizer.read(utterance.path) for utterance in batch]
                 search = search_options(recognizer, batch[0], options.beam, options.language)
-                found = recognizer.family.decode(recognizer.model, clips, search)
-                texts += [transcript.text for transcript in found]
-                shown.update(len(batch))
+                transcripts += recognizer.family.decode(recognizer.model, clips, search)
+                step(len(batch))
         stated = recognizer.model.properties(STATED)
-        return Texts(texts, {STATED[name]: value for name, value in stated.items()})
+        return Texts(
+            [transcript.text for transcript in transcripts],
+            Faults.of(self.yardstick.references, transcripts, bundle.manifest.tokens.eos),
+            {STATED[name]: value for name, value in stated.items()},
+        )
 
 
 def search_options(
@@ -168,10 +223,10 @@ def search_options(
 def climb(
     gate: Gate, components: Components, announce: Callable[[str], None]
 ) -> tuple[Bundle, list[Trial]]:
-    """Relax until a trial passes; its bundle lies in the scratch directory.
+    """Relax until a trial is accepted; its bundle lies in the scratch directory.
 
     Raises:
-        QualityError: none did; it carries the trials.
+        QualityError: none was; it carries the trials.
     """
     trials: list[Trial] = []
     for encoder_form, decoder_form in LADDERS[gate.options.mode]:
@@ -180,22 +235,48 @@ def climb(
         bundle = components.bundle_with(encoder, decoder)
         trial = gate.judge(bundle, encoder, decoder)
         trials.append(trial)
-        verdict = "passed" if trial.passed else f"more than {gate.max_drop:g} points worse"
-        announce(f"{describe(encoder)}; {describe(decoder)}: {trial.score:.2f} - {verdict}")
-        if trial.passed:
+        announce(f"{describe(encoder)}; {describe(decoder)}: {trial.score:.2f} - {reason(trial)}")
+        if gate.accepts(trial):
             return bundle, trials
-    raise QualityError(
-        f"The quality gate failed in {gate.metric} of {len(gate.utterances)} utterances: expected at "
-        f"most {gate.max_drop:g} points worse than {gate.baseline_score.value:.2f}, got "
-        f"{', '.join(f'{trial.drop:.2f}' for trial in trials)}. Nothing was published; check the "
-        "calibration audio, quantize less (--mode int8-weights) or raise --max-drop.",
-        tuple(trials),
+    raise _none_accepted(gate, trials)
+
+
+def reason(trial: Trial) -> str:
+    """The verdict, and what more of the texts are than of the original's."""
+    more = ", ".join(f"{count} more {name}" for name, count in trial.excess.items())
+    return f"{trial.verdict} ({more})" if more else trial.verdict
+
+
+def _none_accepted(gate: Gate, trials: Sequence[Trial]) -> QualityError:
+    """Each is refused, or it cannot be told of some."""
+    limit, words = gate.max_drop, gate.yardstick.words
+    where = f"{gate.yardstick.metric} of {len(gate.utterances)} utterances ({words} words)"
+    expected = f"at most {limit:g} points worse than {gate.baseline_score.value:.2f}"
+    losses = ", ".join(
+        f"{trial.loss.points:+.2f} ({trial.loss.low:+.2f} to {trial.loss.high:+.2f}; {reason(trial)})"
+        for trial in trials
     )
+    open_ones = [trial.loss for trial in trials if trial.verdict == UNCERTAIN]
+    advice = (
+        "Nothing was published; check the calibration audio, quantize less (--mode int8-weights) or "
+        "raise --max-drop"
+    )
+    if open_ones:
+        needed = [loss.words_needed(limit, words) for loss in open_ones]
+        about = min((count for count in needed if count is not None), default=None)
+        told = ""
+        if about is not None:
+            clips = math.ceil(about * len(gate.utterances) / words)
+            told = f"; about {about:,} words ({clips:,} utterances) would tell of the likeliest"
+        advice = f"Nothing was published{told}. {TOO_FEW}"
+    error = failure(QualityError, "The quality gate", where, expected, losses, advice)
+    error.trials = tuple(trials)
+    return error
 
 
 def describe(component: Component) -> str:
     """For a table: `encoder int8, alpha 0.5, 3 layers f32`."""
-    parts = [f"{component.name} {component.form.kind}"]
+    parts = [f"{component.name} {component.kind}"]
     if component.alpha is not None:
         parts.append(f"alpha {component.alpha:g}" if component.alpha >= 0 else "no smoothing")
     if component.excluded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +23,10 @@ from fairseq_openvino.errors import ModelError, QualityError, failure, invalid
 from fairseq_openvino.loading import find_bundle, load_model
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
-from fairseq_openvino.quantize.gate import Gate, Trial, climb, search_options
+from fairseq_openvino.quantize.gate import LADDERS, Gate, Trial, climb, search_options
 from fairseq_openvino.quantize.material import Material, draw
 from fairseq_openvino.quantize.options import ACTION, Options
-from fairseq_openvino.quantize.progress import bar
+from fairseq_openvino.quantize.progress import Progress
 from fairseq_openvino.runtime.engine import compile_properties
 from fairseq_openvino.speech.corpus import Utterance
 
@@ -61,7 +62,7 @@ def quantize_bundle(
         announce: receives a line about each decision.
 
     Raises:
-        QualityError: every trial was worse than allowed; nothing is published.
+        QualityError: every trial was worse than allowed, or it cannot be told; nothing is published.
         OptionError: the output exists, or the corpus is too small.
         ModelError, AudioError: the bundle, a corpus or a clip cannot be used.
         MissingDependencyError: NNCF or the package of the metric is missing.
@@ -78,38 +79,62 @@ def quantize_bundle(
         expected, got = "another directory than the bundle", repr(str(output))
         raise invalid(ACTION, "output", expected, got, "Give a new name")
     material = draw(calibration, options)
+    announce(report.parting(material))
+    progress = Progress(*_plan(material, options), announce)
     work = options.work_dir or output.absolute().with_name(f".{output.name}.work")
-    with staged_directory(output, options.overwrite) as stage:
+    with closing(progress), staged_directory(output, options.overwrite) as stage:
+        gate = Gate(bundle, material, options, progress)
         spoken = (*material.calibration, *material.held_out)
-        paths = _record(bundle, spoken, work, options)
+        paths = _record(bundle, spoken, work, options, progress)
         with TemporaryDirectory(prefix=SCRATCH, dir=_created(work)) as scratch:
-            gate = Gate(bundle, material, options)
-            announce(f"original: {gate.metric} {gate.baseline_score.value:.2f}")
+            announce(f"original: {gate.yardstick.metric} {gate.baseline_score.value:.2f}")
             size = len(material.calibration)
             components = Components(
-                bundle, paths[:size], paths[size:], options, Path(scratch), announce
+                bundle, paths[:size], paths[size:], options, Path(scratch), announce, progress
             )
-            found, trials = _climb(gate, components, announce)
+            found, trials = _climb(gate, components, material, announce)
             for name in found.manifest.files:
                 if (found.directory / name).is_file():  # the ONNX graphs are left behind
                     shutil.copyfile(found.directory / name, stage / name)
         write_manifest(stage, _manifest(bundle, gate, trials, material))
     if options.work_dir is None:
         shutil.rmtree(work, ignore_errors=True)
-    return Result(open_bundle(output), tuple(trials), report.table(gate, trials))
+    return Result(open_bundle(output), tuple(trials), report.table(gate, trials, material))
+
+
+def _plan(material: Material, options: Options) -> tuple[int, str]:
+    """Most steps, and what they are."""
+    spoken, count = len(material.calibration) + len(material.held_out), len(material.validation)
+    each = [
+        len(material.calibration) * compress.passes(alpha) + len(material.held_out)
+        for alpha in options.alphas * 2  # of the encoder, of the decoder
+    ]
+    trials, steps, said = len(LADDERS[options.mode]), 0, ""
+    if options.calibrated:
+        steps, said = spoken + sum(each), f"{spoken} recordings, {len(each)} quantizations, "
+    said += f"{count} texts of the original and of each of at most {trials} trials"
+    return steps + count * (1 + trials), said
 
 
 def _climb(
-    gate: Gate, components: Components, announce: Callable[[str], None]
+    gate: Gate,
+    components: Components,
+    material: Material,
+    announce: Callable[[str], None],
 ) -> tuple[Bundle, list[Trial]]:
     try:
         return climb(gate, components, announce)
     except QualityError as error:
-        raise QualityError(f"{error}\n{report.table(gate, error.trials)}", error.trials) from None
+        table = report.table(gate, error.trials, material)
+        raise QualityError(f"{error}\n{table}", error.trials) from None
 
 
 def _record(
-    bundle: Bundle, utterances: Sequence[Utterance], work: Path, options: Options
+    bundle: Bundle,
+    utterances: Sequence[Utterance],
+    work: Path,
+    options: Options,
+    progress: Progress,
 ) -> list[Path]:
     """Recordings of the utterances, made at f32 by greedy decoding."""
     if not utterances:
@@ -123,10 +148,10 @@ def _record(
         return model.take()
 
     def shown(items: Iterable[Utterance]) -> Iterator[Utterance]:
-        with bar("recording", len(utterances)) as progress:
+        with progress.stage("recording") as step:
             for item in items:
                 yield item
-                progress.update()
+                step()
 
     directory = work / recording.directory_name(bundle, options.language)
     paths = recording.collect(utterances, directory, decode, shown)

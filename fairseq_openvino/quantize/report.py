@@ -3,35 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from fairseq_openvino.quantize.gate import Gate, Trial, describe
+from fairseq_openvino.quantize.gate import Gate, Trial, describe, reason
 from fairseq_openvino.quantize.material import Material
+from fairseq_openvino.speech.corpus import Utterance
 from fairseq_openvino.tables import markdown_table
 
 
-def table(gate: Gate, trials: Sequence[Trial]) -> str:
-    """Markdown table of all trials and the verdict."""
-    count, name = len(gate.utterances), gate.metric.upper()
+def table(gate: Gate, trials: Sequence[Trial], material: Material) -> str:
+    """Markdown table of all trials, what they were judged by, and what is said of each."""
+    count, name = len(gate.utterances), gate.yardstick.metric.upper()
     original = f"{gate.baseline_score.value:.2f}"
-    rows = [["original", "original", original, "-", "-", "-", "-"]]
+    rows = [["original", "original", original, "-", "-", "-", "-", "-"]]
     for trial in trials:
         parts = (trial.encoder, trial.decoder)
-        interval = f"{_points(trial.low)} to {_points(trial.high)}"
-        changed, passed = f"{trial.changed} of {count}", "yes" if trial.passed else "no"
-        figures = [f"{trial.score:.2f}", _points(trial.drop), interval, changed, passed]
+        interval = f"{_points(trial.loss.low)} to {_points(trial.loss.high)}"
+        eight, every = trial.encoder.products
+        figures = [
+            f"{eight / every:.0%}", f"{trial.score:.2f}", _points(trial.loss.points), interval,
+            f"{trial.changed} of {count}", reason(trial),
+        ]  # fmt: skip
         rows.append([*(describe(part).partition(" ")[2] for part in parts), *figures])
-    header = ("encoder", "decoder", name, "worse by", "95 %", "other texts", "passed")
+    header = (
+        "encoder", "decoder", "encoder in 8 bits", name, "worse by", "95 %", "other texts", "verdict",
+    )  # fmt: skip
+    return "\n".join([*markdown_table(header, rows), _conditions(gate), parting(material)])
+
+
+def parting(material: Material) -> str:
+    """Who calibrated and who validated."""
+    fit, validation = (*material.calibration, *material.held_out), material.validation
+    if not fit:
+        return f"validated on {_people(validation)}; nothing to calibrate"
+    return (
+        f"calibrated on {_people(fit)}, validated on {_people(validation)}; "
+        f"no {material.disjoint_by} in both"
+    )
+
+
+def _people(utterances: Sequence[Utterance]) -> str:
+    speakers = {utterance.speaker for utterance in utterances}
+    known = f" of {len(speakers)} speakers" if None not in speakers else ""
+    return f"{len(utterances)} utterances{known}"
+
+
+def _conditions(gate: Gate) -> str:
+    """Limits, beam, precisions and signature of the metric."""
     options, precision = gate.options, gate.baseline.precision
     stated = f"inference {precision.get('inference', '?')}, cache {precision.get('kv_cache', '?')}"
     if options.inference_precision != options.original_precision:
         stated += f", quantized at {options.inference_precision} (activations as they come)"
-    return "\n".join(
-        [
-            *markdown_table(header, rows),
-            f"{count} utterances, beam {options.beam}, at most {gate.max_drop:g} points worse; "
-            f"{stated}; {gate.baseline_score.signature}",
-        ]
+    return (
+        f"{len(gate.utterances)} utterances, {gate.yardstick.words} words, beam {options.beam}, at most "
+        f"{gate.max_drop:g} points worse with 95 % certainty ({gate.yardstick.drawn} drawn); {stated}; "
+        f"{gate.baseline_score.signature}"
     )
 
 
@@ -46,13 +73,18 @@ def to_json(gate: Gate, trials: Sequence[Trial], material: Material) -> dict[str
         "calibration": [utterance.id for utterance in material.calibration],
         "held_out": [utterance.id for utterance in material.held_out],
         "gate": {
-            "metric": gate.metric,
+            "metric": gate.yardstick.metric,
             "signature": gate.baseline_score.signature,
             "utterances": len(gate.utterances),
+            "words": gate.yardstick.words,
+            "drawn": gate.yardstick.drawn,
+            "disjoint_by": material.disjoint_by,
+            "verdict": trials[-1].verdict,
             "beam": options.beam,
             "max_drop": gate.max_drop,
             "original": {
                 "score": gate.baseline_score.value,
+                "faults": asdict(gate.baseline.faults),
                 "precision": gate.baseline.precision,
             },
             "trials": [trial.to_json() for trial in trials],

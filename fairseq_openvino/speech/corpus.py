@@ -36,6 +36,8 @@ LANGUAGE_COLUMNS = {"tgt_text": "tgt_lang", "src_text": "src_lang", "sentence": 
 """Column that names the language of a column of texts; of any other one: `language`."""
 SOURCE_LANGUAGE_COLUMN = "src_lang"
 TRANSCRIPTS = "*.trans.txt"
+SPEAKER_COLUMNS = {COMMON_VOICE: "client_id"}
+"""Of any other layout: `speaker`."""
 LIBRISPEECH_LANGUAGE = "en"
 CLIPS = "clips"
 SLICE_PARTS, ZIP = 3, ".zip"
@@ -57,6 +59,8 @@ class Utterance:
     """Code of the reference's language, where the corpus states it."""
     source_language: str | None = None
     """Code of the spoken language, where the corpus states it."""
+    speaker: str | None = None
+    """Who speaks, where the corpus states it."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,7 @@ def _table(
             reference=_filled(row, column),
             language=values.get(language) or None,
             source_language=values.get(SOURCE_LANGUAGE_COLUMN) or None,
+            speaker=values.get(SPEAKER_COLUMNS.get(kind, "speaker")) or None,
         )
 
 
@@ -207,6 +212,7 @@ def _librispeech(root: Path) -> Iterator[Utterance]:
                         reference=_filled(row, "text"),
                         language=LIBRISPEECH_LANGUAGE,
                         source_language=LIBRISPEECH_LANGUAGE,
+                        speaker=name.partition("-")[0],  # <reader>-<chapter>-<number>
                     )
         except (OSError, UnicodeError) as error:
             raise _fail(str(path), "readable UTF-8 text", str(error), "Check the file") from error
