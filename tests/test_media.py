@@ -155,6 +155,17 @@ def test_what_is_cut_or_damaged_is_told(container: str) -> None:
     assert damage
 
 
+@pytest.mark.parametrize(("container", "codec"), [("matroska", "pcm_s16le"), ("avi", "pcm_s16le")])
+def test_a_missing_end_is_told_by_the_size_of_the_file(container: str, codec: str) -> None:
+    """Where nothing declares the duration, or too little is missing for it to tell."""
+    content = encoded(speech(), container, codec)
+    assert not read(content)[1]
+    found, damage = read(content[:-5000])
+    assert "bytes are declared" in damage and len(found) < 2 * RATE_HZ
+    open_end = encoded(speech(), "webm", "libopus", 48_000, live="1")
+    assert not read(open_end)[1]
+
+
 def test_what_holds_no_audio_is_refused_in_one_line(tmp_path: Path) -> None:
     secret = tmp_path / "other.wav"
     soundfile.write(secret, speech()[:, 0], RATE_HZ)

@@ -132,6 +132,7 @@ def blocks(source: Source, sample_rate_hz: int, channel: str | int = MIX) -> Ite
     """What `read_audio` gives, of any length, in the memory that a block takes.
 
     Several channels are decoded twice, as only the end shows whether they cancel each other out.
+    MP3 and Ogg are held as they are stored, at most `containers.MAX_SCANNED_BYTES`.
 
     Args:
         source: as in `read_audio`.

@@ -1,6 +1,7 @@
 """What a file should hold, against what it holds: libsndfile reads what is there and says nothing.
 
-Sources: EBU Tech 3306 (RF64), RFC 3533 (Ogg), RFC 7845 4 and Vorbis I A.2 (granule positions).
+Sources: EBU Tech 3306 (RF64), RFC 3533 (Ogg), RFC 7845 4 and Vorbis I A.2 (granule positions), RFC 8794
+4 to 6 and RFC 9559 (Matroska).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ UNKNOWN_BYTES = 2_000_000_000
 """Whoever writes to a pipe declares 0, -1, or a number from here on."""
 MAX_CHUNKS = 1000
 OGG_MAGIC, OGG_HEADER_BYTES, OGG_BEGIN, OGG_END = b"OggS", 27, 2, 4
+EBML_MAGIC, EBML_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 OPUS_RATE_HZ = 48_000
 BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -132,6 +134,10 @@ def inspect(file: BinaryIO) -> Inspection:
     if head[:4] == b".snd" and len(head) == 12:  # noqa: PLR2004  AU, a header and samples
         begin, declared = struct.unpack(">4xII", head)
         return _inspect_samples(file, head[:4], _Samples(declared, begin, 8, ">I"))
+    if head[:4] == EBML_MAGIC:
+        return _inspect_matroska(file)
+    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
+        return _inspect_avi(file, head)
     if head[:4] in LAYOUTS:
         samples = _find_samples(file, LAYOUTS[head[:4]])
         return Inspection() if samples is None else _inspect_samples(file, head[:4], samples)
@@ -179,10 +185,7 @@ def _find_samples(file: BinaryIO, layout: Layout) -> _Samples | None:
 def _inspect_samples(file: BinaryIO, magic: bytes, samples: _Samples) -> Inspection:
     present = file.seek(0, io.SEEK_END) - samples.begin
     if 0 < samples.declared < UNKNOWN_BYTES:
-        if present >= samples.declared:
-            return Inspection()
-        problem = f"{samples.declared} bytes of samples are declared, {present} are there"
-        return Inspection(problem, share=max(present, 0) / samples.declared)
+        return _compared(samples.declared, max(present, 0), "bytes of samples")
     if present <= 0 or magic not in (b"RIFF", b"RIFX", b"RF64", b"caff"):
         return Inspection()  # libsndfile reads the others to their ends
     if samples.declared > 0 and magic != b"RF64":
@@ -192,6 +195,37 @@ def _inspect_samples(file: BinaryIO, magic: bytes, samples: _Samples) -> Inspect
     largest = 256 ** struct.calcsize(samples.format) - 1
     declaration = struct.pack(samples.format, min(present, largest))
     return Inspection(content=cast(BinaryIO, _Patched(file, samples.place, declaration)))
+
+
+def _inspect_avi(file: BinaryIO, head: bytes) -> Inspection:
+    size = int.from_bytes(head[4:8], "little")
+    return _compared(size if size < UNKNOWN_BYTES else 0, file.seek(0, io.SEEK_END) - 8, "bytes")
+
+
+def _inspect_matroska(file: BinaryIO) -> Inspection:
+    """The segment, which holds everything, against the file; whoever streams leaves its size open."""
+    begin, size = _ebml_size(file, len(EBML_MAGIC))
+    if _at(file, begin + size, 4) != EBML_SEGMENT:
+        return Inspection()
+    begin, size = _ebml_size(file, begin + size + 4)
+    return _compared(size, file.seek(0, io.SEEK_END) - begin, "bytes")
+
+
+def _ebml_size(file: BinaryIO, position: int) -> tuple[int, int]:
+    """Where an element's content begins, and its size; 0 if it is open or no size stands there."""
+    stored = _at(file, position, 8)
+    count = 9 - stored[0].bit_length() if stored else 9
+    unknown = (1 << 7 * count) - 1
+    size = int.from_bytes(stored[:count], "big") & unknown
+    return position + count, 0 if size == unknown or count > len(stored) else size
+
+
+def _compared(declared: int, present: int, what: str) -> Inspection:
+    """What a size tells that is declared; 0 tells nothing."""
+    if present >= declared:
+        return Inspection()
+    problem = f"{declared} {what} are declared, {present} are there"
+    return Inspection(problem, share=present / declared)
 
 
 def _are_chunks(file: BinaryIO, position: int, end: int) -> bool:

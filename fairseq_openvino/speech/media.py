@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -81,7 +82,7 @@ def decoder(name: str, file: BinaryIO, inspection: Inspection, refusal: str) -> 
         return MediaDecoder(name, file, inspection)
     except av.error.FFmpegError as error:
         expected = "audio that libsndfile or FFmpeg can read"
-        got = f"{known} ({_reason(error)})" if known else refusal
+        got = f"{known}: {_reason(error)}" if known else refusal
         raise unusable(name, expected, got, "Check that it is a whole audio file") from error
 
 
@@ -148,14 +149,12 @@ class MediaDecoder:
 
     def inspection(self) -> Inspection:
         """What is missing, once all blocks were read."""
-        if self._inspection.problem:
-            return self._inspection
-        heard, declared = self._samples / self.rate_hz, self._declared
-        problem = self._problem()
-        is_short = declared is not None and declared - heard > MIN_MISSING_SECONDS
-        if is_short:
-            problem = problem or f"{declared:.2f} s are declared, {heard:.2f} s are there"
-        return Inspection(problem, declared if is_short else None)
+        found, declared = self._inspection, self._declared
+        problem, heard = found.problem or self._problem(), self._samples / self.rate_hz
+        if declared is None or declared - heard <= MIN_MISSING_SECONDS:
+            return replace(found, problem=problem)
+        problem = problem or f"{declared:.2f} s are declared, {heard:.2f} s are there"
+        return Inspection(problem, declared)
 
     def _audio_stream(self, name: str) -> Any:
         """The first audio stream.
