@@ -64,6 +64,7 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",
+            "av",
             "ctranslate2",
             "numba",
             "tiktoken",

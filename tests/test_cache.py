@@ -131,7 +131,7 @@ def test_an_unwritable_cache_is_one_warning(
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     (line,) = [text for text in warnings if "nothing is kept for the next run" in text]
     assert str(tmp_path / "file") in line and not [x for x in warnings if "without the cache" in x]
-    exported = [record for record in caplog.records if "on first use into" in record.message]
+    exported = [record for record in caplog.records if "for the first use" in record.message]
     assert len(exported) == 1
 
 

@@ -44,7 +44,7 @@ def announced(make: Make, name: str, weights_bytes: int, announce: Callable[[str
         started, seconds = time.monotonic(), FIXED_SECONDS + weights_bytes / BYTES_PER_SECOND
         announce(f"exporting {name} for the first use (about {seconds:.0f} s) ...")
         made = make(target)
-        announce(f"... took {time.monotonic() - started:.0f} s, kept in {target}")
+        announce(f"... took {time.monotonic() - started:.0f} s, in {target}")
         return made
 
     return make_and_tell
