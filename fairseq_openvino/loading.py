@@ -15,7 +15,8 @@ from fairseq_openvino.bundle import ENCODER_IR, Bundle, is_bundle, open_bundle
 from fairseq_openvino.errors import MissingDependencyError, failure, invalid
 from fairseq_openvino.export.cache import cached, default_cache_dir
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
-from fairseq_openvino.export.sources import Place, locate
+from fairseq_openvino.export.options import ExportOptions
+from fairseq_openvino.export.sources import SPEECH2TEXT, Place, locate
 from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.runtime.options import EngineOptions
 
@@ -40,9 +41,9 @@ def load_model(
     """Verify a model and prepare it for inference; graphs are compiled at their first use.
 
     Args:
-        source: a bundle; a Whisper model as `export.sources` lists them, such as "base" or a Hugging
-            Face directory; or with `data` a Fairseq checkpoint. All but bundles are exported on first
-            use, which needs an extra of this package.
+        source: a bundle; a model as `export.sources` lists them, such as "base" or a Hugging Face
+            directory of Whisper or Speech2Text; or with `data` a Fairseq checkpoint. All but bundles are
+            exported on first use, which needs an extra of this package.
         data: the data directory of a Fairseq checkpoint.
         config_yaml: the YAML in it; default: config.yaml, or the only one.
         device: OpenVINO device.
@@ -82,10 +83,10 @@ def find_bundle(
             raise invalid(ACTION, field, expected, repr(str(source)), advice)
     if is_bundle(path) or (path / ENCODER_IR).exists():
         return open_bundle(path)
-    return _of_whisper(locate(str(source)), cache)
+    return _of_place(locate(str(source)), cache)
 
 
-def _of_whisper(place: Place, cache_dir: Path) -> Bundle:
+def _of_place(place: Place, cache_dir: Path) -> Bundle:
     content = {
         "form": place.form,
         "files": [[path.name, remembered_sha256(path, cache_dir)] for path in place.files],
@@ -93,17 +94,32 @@ def _of_whisper(place: Place, cache_dir: Path) -> Bundle:
     }
 
     def make(target: Path) -> tuple[Bundle, Report]:
-        try:
-            from fairseq_openvino.export.options import ExportOptions
-            from fairseq_openvino.export.whisper import export_whisper
-        except ImportError as error:
-            raise _missing(place.name, "whisper-export", error) from error
-        return export_whisper(place, target, ExportOptions(overwrite=True))
+        return export_place(place, target, ExportOptions(overwrite=True))
 
     size = sum(path.stat().st_size for path in place.weights)
     (origin,) = place.origin.values()
     name = Path(origin).name
     return cached(name, content, cache_dir, announced(make, name, size, _tell))
+
+
+def export_place(
+    place: Place, output: Path, options: ExportOptions, tokenizer: Path | None = None
+) -> tuple[Bundle, Report]:
+    """Export what `export.sources.locate` found, by the exporter of its form.
+
+    Raises:
+        MissingDependencyError: a package that this needs is not installed.
+        FairseqOpenVINOError: as `export.whisper.export_whisper` and `export.speech2text`.
+    """
+    try:
+        if place.form == SPEECH2TEXT:
+            from fairseq_openvino.export.speech2text import export_speech2text
+
+            return export_speech2text(place.path, output, options)
+        from fairseq_openvino.export.whisper import export_whisper
+    except ImportError as error:
+        raise _missing(place.name, "whisper-export", error) from error
+    return export_whisper(place, output, options, tokenizer)
 
 
 def _of_fairseq(checkpoint: Path, data: Path, config_yaml: str | None, cache_dir: Path) -> Bundle:

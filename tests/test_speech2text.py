@@ -23,7 +23,7 @@ from fairseq_openvino.errors import (
     OptionError,
     UnsafeCheckpointError,
 )
-from fairseq_openvino.export.speech2text import export_speech2text, is_speech2text
+from fairseq_openvino.export.speech2text import export_speech2text
 from fairseq_openvino.speech.audio import read_audio
 
 SMALL = {
@@ -248,12 +248,18 @@ REFUSED: dict[str, tuple[Any, type[FairseqOpenVINOError], str]] = {
 }  # fmt: skip
 
 
+def test_a_directory_of_transformers_is_a_model(speech2text: Any, tmp_path: Path) -> None:
+    made = speech2text("multilingual")
+    model = load_model(made.source, cache_dir=tmp_path)
+    assert model.bundle.directory.parent.parent == tmp_path
+    assert model.manifest.source["directory"] == made.source.name
+
+
 @pytest.mark.parametrize(("change", "kind", "named"), REFUSED.values(), ids=REFUSED)
 def test_what_does_not_fit_is_named(
     speech2text: Any, tmp_path: Path, change: Any, kind: type[FairseqOpenVINOError], named: str
 ) -> None:
     source = shutil.copytree(speech2text("multilingual").source, tmp_path / "source")
-    assert is_speech2text(source) and not is_speech2text(MINI)
     change(source)
     with pytest.raises(kind, match=named):
         export_speech2text(source, tmp_path / "bundle")

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.errors import EXIT_OK, MissingDependencyError, failure, invalid
+from fairseq_openvino.errors import EXIT_OK, invalid
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.flags import add_flags, given
 
@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--path", type=Path, metavar="CKPT", help="Fairseq checkpoint")
     source.add_argument(
-        "--whisper", metavar="SOURCE",
+        "--source", "--whisper", metavar="SOURCE",
         help="Whisper: directory of Hugging Face, PEFT or CTranslate2, OpenAI .pt file, or a name such as "
-        "base, turbo, openai/whisper-small",
+        "base, turbo, openai/whisper-small; Speech2Text: directory of Hugging Face, or a name",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, required=True, metavar="BUNDLE", help="directory to create"
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
     warnings.filterwarnings("ignore")  # of Fairseq's and Hydra's own code
     logging.getLogger("fairseq").setLevel(logging.ERROR)
     options = ExportOptions(**given(arguments, ExportOptions))
-    export = _export_checkpoint if arguments.whisper is None else _export_whisper
+    export = _export_checkpoint if arguments.source is None else _export_source
     bundle, report = export(arguments, options)
     print(report.table())
     print(f"\n{bundle.manifest.architecture} exported to {bundle.directory}")
@@ -80,15 +80,11 @@ def _export_checkpoint(arguments: argparse.Namespace, options: ExportOptions) ->
     return export_checkpoint(arguments.path, data, arguments.output, options, overrides)
 
 
-def _export_whisper(arguments: argparse.Namespace, options: ExportOptions) -> tuple[Any, Any]:
-    try:
-        from fairseq_openvino.export.whisper import export_whisper
-    except ImportError as error:
-        raise failure(
-            MissingDependencyError, ACTION, "--whisper", "the package transformers", error,
-            "Install fairseq-openvino[whisper-export]",
-        ) from error  # fmt: skip
-    return export_whisper(arguments.whisper, arguments.output, options, arguments.tokenizer)
+def _export_source(arguments: argparse.Namespace, options: ExportOptions) -> tuple[Any, Any]:
+    from fairseq_openvino.export.sources import locate
+    from fairseq_openvino.loading import export_place
+
+    return export_place(locate(arguments.source), arguments.output, options, arguments.tokenizer)
 
 
 def _overrides(text: str) -> dict[str, Any]:

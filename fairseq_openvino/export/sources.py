@@ -5,6 +5,7 @@
 | directory with `adapter_config.json`, its base model named in it       | `ADAPTER`      |
 | directory with `model.bin`                                             | `CTRANSLATE2`  |
 | directory with `config.json` or weights; one of its weight files       | `HUGGING_FACE` |
+| the same, of the model type `speech_to_text`                           | `SPEECH2TEXT`  |
 | any other file                                                         | `OPENAI`       |
 | a name: `base`, `turbo`, `distil-large-v3`, `owner/repository`         | as downloaded  |
 """
@@ -23,6 +24,7 @@ _fail = partial(failure, CheckpointError, "Loading a model")
 
 ADAPTER, CTRANSLATE2 = "PEFT adapter", "CTranslate2 directory"
 HUGGING_FACE, OPENAI = "Hugging Face directory", "OpenAI checkpoint"
+SPEECH2TEXT, SPEECH2TEXT_TYPE = "Speech2Text directory", "speech_to_text"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CTRANSLATE2_WEIGHTS = "model.bin"
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -44,7 +46,7 @@ FOREIGN = (
 """Forms that nothing reads, and what they are: the model they were made from is to be passed."""
 WEIGHTS_OF_A_DIRECTORY = (".safetensors", ".bin")
 TOKENIZERS = ("tokenizer.json", "*.tiktoken", "vocab.json", "merges.txt", "added_tokens.json")
-DESCRIPTIONS = ("config.json", "*_config.json", *TOKENIZERS)
+DESCRIPTIONS = ("config.json", "*_config.json", "*.model", *TOKENIZERS)
 WEIGHTS = {
     ADAPTER: ((ADAPTER_WEIGHTS,),),
     CTRANSLATE2: ((CTRANSLATE2_WEIGHTS,),),
@@ -54,6 +56,8 @@ WEIGHTS = {
     ),
 }
 """File patterns by form; the first group of which there is a file holds the weights."""
+
+WEIGHTS[SPEECH2TEXT] = WEIGHTS[HUGGING_FACE]
 
 HUB_NAMES = {
     **{
@@ -111,7 +115,7 @@ class Place:
 
 
 def locate(source: str | Path) -> Place:
-    """Find a Whisper model.
+    """Find a model of transformers, OpenAI or CTranslate2.
 
     Args:
         source: a path, or a name on the hub, long or short; see the table above.
@@ -135,7 +139,7 @@ def locate(source: str | Path) -> Place:
         or name.count("/") != 1
     ):
         raise _fail(
-            repr(name), "a bundle, a Whisper model or a hub name", "no such file",
+            repr(name), "a bundle, a model or a hub name", "no such file",
             f"Check the path; short names are {', '.join(HUB_NAMES)}",
         )  # fmt: skip
     repository = HUB_NAMES.get(name, name)
@@ -148,6 +152,10 @@ def _directory(path: Path, name: str, origin: dict[str, str]) -> Place:
     if form is None:
         _refuse_foreign(path.iterdir(), name)
         raise _lacking("manifest.json of a bundle or config.json of a model", path, name)
+    config = path / "config.json"
+    if form == HUGGING_FACE and config.is_file():
+        is_speech2text = read_json(config, name).get("model_type") == SPEECH2TEXT_TYPE
+        form = SPEECH2TEXT if is_speech2text else form
     place = Place(form, path, name, origin, _base(path, name) if form == ADAPTER else None)
     if not place.weights:
         _refuse_foreign(path.iterdir(), name)
@@ -212,7 +220,7 @@ def _lacking(wanted: str, path: Path, name: str) -> CheckpointError:
 
 
 HUB_FILES = (
-    "*.json", "merges.txt", "vocabulary.txt", "model.safetensors", "model-*-of-*.safetensors",
+    "*.json", "*.model", "merges.txt", "vocabulary.txt", "model.safetensors", "model-*-of-*.safetensors",
     ADAPTER_WEIGHTS,
 )  # fmt: skip
 HUB_PICKLES = (CTRANSLATE2_WEIGHTS, "pytorch_model.bin", "pytorch_model-*-of-*.bin")

@@ -5,7 +5,6 @@ The modules are Fairseq's under almost the same names, so the graphs are too.
 
 from __future__ import annotations
 
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -42,8 +41,6 @@ from fairseq_openvino.s2t.vocabulary import (
     load_dictionary,
 )
 
-MODEL_TYPE = "speech_to_text"
-"""In `config.json`."""
 DICTIONARY, SENTENCEPIECE = "dict.txt", "spm.model"
 SAFETENSORS = "model*.safetensors"
 PICKLES = "pytorch_model*.bin"
@@ -60,15 +57,6 @@ _fail = partial(
     failure, ModelError, "Loading a Speech2Text checkpoint",
     advice="Use the files of the checkpoint as it was published",
 )  # fmt: skip
-
-
-def is_speech2text(source: str | Path) -> bool:
-    """Whether a directory holds such a checkpoint, by its `config.json`."""
-    try:
-        config = json.loads((Path(source) / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
 def export_speech2text(
