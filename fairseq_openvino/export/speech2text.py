@@ -5,7 +5,6 @@ The modules are Fairseq's under almost the same names, so the graphs are too.
 
 from __future__ import annotations
 
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from fairseq_openvino.bundle import (
 )
 from fairseq_openvino.checkpoint import load_object
 from fairseq_openvino.compat.transformers import transformers
-from fairseq_openvino.errors import CheckpointError, ModelError, failure
+from fairseq_openvino.errors import ModelError, failure
 from fairseq_openvino.export.fairseq.s2t_transformer import graphs
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.options import ExportOptions
@@ -62,15 +61,6 @@ _fail = partial(
 )  # fmt: skip
 
 
-def is_speech2text(source: str | Path) -> bool:
-    """Whether a directory holds such a checkpoint, by its `config.json`."""
-    try:
-        config = json.loads((Path(source) / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
-
-
 def export_speech2text(
     source: str | Path, output: Path, options: ExportOptions | None = None
 ) -> tuple[Bundle, Report]:
@@ -87,7 +77,7 @@ def export_speech2text(
 
     Raises:
         UnsafeCheckpointError: a pickle would run code.
-        CheckpointError, ModelError: a file is missing, damaged or does not fit the others.
+        ModelError: a file is missing, damaged or does not fit the others.
         ParityError: a graph does not reproduce the model; nothing is published.
         StorageError: the bundle could not be written; nothing is left behind.
     """
@@ -127,13 +117,13 @@ def _load(path: Path) -> tuple[Any, list[Path]]:
         found = ", ".join(sorted(each.name for each in path.glob("*"))) or "nothing"
         raise _fail(path, "model.safetensors or pytorch_model.bin", found)
     try:
-        config = transformers.Speech2TextConfig.from_pretrained(path)
+        config = _config(path)
         weights = {name: value for file in files for name, value in _weights(file).items()}
         model = transformers.Speech2TextForConditionalGeneration._from_config(
             config, attn_implementation="eager"
         )
         missing, unexpected = model.load_state_dict(weights, strict=False)
-    except CheckpointError:
+    except ModelError:
         raise
     except Exception as error:  # transformers, safetensors and torch raise many kinds
         raise _fail(path, "a complete checkpoint", _reason(error)) from error
@@ -144,6 +134,14 @@ def _load(path: Path) -> tuple[Any, list[Path]]:
         raise _fail(path, "the weights of the model in config.json", got, advice=advice)
     model.tie_weights()
     return model.float().eval(), files
+
+
+def _config(path: Path) -> Any:
+    stated, _ = transformers.Speech2TextConfig.get_config_dict(path)
+    kind = stated.get("model_type")
+    if kind != MODEL_TYPE:
+        raise _fail(path / "config.json", f"model_type {MODEL_TYPE!r}", repr(kind))
+    return transformers.Speech2TextConfig.from_dict(stated)
 
 
 def _weights(file: Path) -> dict[str, torch.Tensor]:
