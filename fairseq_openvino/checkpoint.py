@@ -12,12 +12,13 @@ import hashlib
 import importlib
 import io
 import logging
+import mmap
 import os
 import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -267,15 +268,15 @@ def _inspect(name: str) -> tuple[set[str], int]:
     return found - torch._weights_only_unpickler._get_allowed_globals().keys(), protocol
 
 
-def _pickled(name: str) -> tuple[BinaryIO, int]:
-    """Where the pickles of a file are, and how many."""
+def _pickled(name: str) -> tuple[Any, int]:
+    """Where the pickles of a file are, as a file that has no more than there is, and how many."""
     if tarfile.is_tarfile(name):
         raise ValueError("a tar archive")
-    file = open(name, "rb")  # noqa: SIM115
-    if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
-        file.seek(0)
-        return file, LEGACY_PICKLES
-    file.close()
+    with open(name, "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if content[: len(ZIP_MAGIC)] != ZIP_MAGIC:
+        return content, LEGACY_PICKLES
+    content.close()
     reader = torch._C.PyTorchFileReader(name)
     if reader.has_record(TORCHSCRIPT):
         raise ValueError("a TorchScript archive")

@@ -141,7 +141,11 @@ def _config(path: Path) -> Any:
     kind = stated.get("model_type")
     if kind != MODEL_TYPE:
         raise _fail(path / "config.json", f"model_type {MODEL_TYPE!r}", repr(kind))
-    return transformers.Speech2TextConfig.from_dict(stated)
+    config = transformers.Speech2TextConfig.from_dict(stated)
+    if (config.pad_token_id, config.eos_token_id) != (PAD, EOS):
+        got = f"{config.pad_token_id} and {config.eos_token_id}"
+        raise _fail(path / "config.json", f"pad_token_id {PAD} and eos_token_id {EOS}", got)
+    return config
 
 
 def _weights(file: Path) -> dict[str, torch.Tensor]:
