@@ -140,7 +140,8 @@ def load_checkpoint(path: str | os.PathLike[str], key: str = "model") -> dict[st
     """
     state = load_object(path)
     if not isinstance(state, dict) or key not in state:
-        got = f"the keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state)
+        keys = sorted(map(str, state))[:MAX_NAMES_IN_MESSAGE] if isinstance(state, dict) else None
+        got = f"{type(state).__name__}" if keys is None else f"{len(state)} keys, as {keys}"
         raise CheckpointError(
             f"Loading a checkpoint failed in {os.fspath(path)!r}: expected a dict with the key {key!r}, "
             f"got {got}. Pass a checkpoint of the kind named."
