@@ -132,13 +132,16 @@ def load_checkpoint(path: str | os.PathLike[str], key: str = "model") -> dict[st
         key: where the weights are: `model`, or `model_state_dict` in OpenAI's files.
 
     Returns:
-        The stored dict, with at least the key `key`: parameter name to tensor.
+        The stored dict, with at least the key `key`: parameter name to tensor. A file of weights alone
+        (`torch.save(model.state_dict())`) gives a dict with that key only.
 
     Raises:
         UnsafeCheckpointError: the file needs globals outside `ALLOWED_GLOBALS`.
         CheckpointError: the file is missing, damaged or not a Fairseq checkpoint.
     """
     state = load_object(path)
+    if isinstance(state, dict) and state and all(map(torch.is_tensor, state.values())):
+        return {key: state}
     if not isinstance(state, dict) or key not in state:
         keys = sorted(map(str, state))[:MAX_NAMES_IN_MESSAGE] if isinstance(state, dict) else None
         got = f"{type(state).__name__}" if keys is None else f"{len(state)} keys, as {keys}"
