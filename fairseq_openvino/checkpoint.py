@@ -12,13 +12,14 @@ import hashlib
 import importlib
 import io
 import logging
+import mmap
 import os
 import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,15 +133,19 @@ def load_checkpoint(path: str | os.PathLike[str], key: str = "model") -> dict[st
         key: where the weights are.
 
     Returns:
-        The stored dict, with at least the key `key`: parameter name to tensor.
+        The stored dict, with at least the key `key`: parameter name to tensor. A file of weights alone
+        (`torch.save(model.state_dict())`) gives a dict with that key only.
 
     Raises:
         UnsafeCheckpointError: the file needs globals outside `ALLOWED_GLOBALS`.
         CheckpointError: the file is missing, damaged or not a Fairseq checkpoint.
     """
     state = load_object(path)
+    if isinstance(state, dict) and state and all(map(torch.is_tensor, state.values())):
+        return {key: state}
     if not isinstance(state, dict) or key not in state:
-        got = f"the keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state)
+        keys = sorted(map(str, state))[:MAX_NAMES_IN_MESSAGE] if isinstance(state, dict) else None
+        got = f"{type(state).__name__}" if keys is None else f"{len(state)} keys, as {keys}"
         raise CheckpointError(
             f"Loading a checkpoint failed in {os.fspath(path)!r}: expected a dict with the key {key!r}, "
             f"got {got}. Pass a checkpoint of the kind named."
@@ -271,15 +276,15 @@ def _inspect(name: str) -> tuple[set[str], int]:
     return found - torch._weights_only_unpickler._get_allowed_globals().keys(), protocol
 
 
-def _pickled(name: str) -> tuple[BinaryIO, int]:
-    """Where the pickles of a file are, and how many."""
+def _pickled(name: str) -> tuple[Any, int]:
+    """Where the pickles of a file are, as a file that has no more than there is, and how many."""
     if tarfile.is_tarfile(name):
         raise ValueError("a tar archive")
-    file = open(name, "rb")  # noqa: SIM115
-    if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
-        file.seek(0)
-        return file, LEGACY_PICKLES
-    file.close()
+    with open(name, "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if content[: len(ZIP_MAGIC)] != ZIP_MAGIC:
+        return content, LEGACY_PICKLES
+    content.close()
     reader = torch._C.PyTorchFileReader(name)
     if reader.has_record(TORCHSCRIPT):
         raise ValueError("a TorchScript archive")

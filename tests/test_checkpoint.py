@@ -290,11 +290,12 @@ def test_trust_is_silent_where_it_is_not_needed(tmp_path, monkeypatch, caplog):
 
 
 @FORMATS
-def test_truncated_files_are_damaged_at_every_length(tmp_path, zipped):
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_truncated_files_are_damaged_at_every_length(tmp_path, zipped, protocol):
     whole, part = tmp_path / "whole.pt", tmp_path / "part.pt"
     torch.save(
         {"args": Namespace(a=np.float64(1)), "model": weights()}, whole,
-        _use_new_zipfile_serialization=zipped,
+        _use_new_zipfile_serialization=zipped, pickle_protocol=protocol,
     )  # fmt: skip
     data = whole.read_bytes()
     for length in [1, 2, 3, *range(4, len(data), 13), len(data) - 1]:
@@ -304,11 +305,12 @@ def test_truncated_files_are_damaged_at_every_length(tmp_path, zipped):
 
 
 @FORMATS
-def test_flipped_bytes_never_raise_anything_else(tmp_path, zipped):
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_flipped_bytes_never_raise_anything_else(tmp_path, zipped, protocol):
     path = tmp_path / "model.pt"
     torch.save(
-        {"args": Namespace(a=1, b="text"), "model": weights()}, path,
-        _use_new_zipfile_serialization=zipped,
+        {"args": Namespace(a=1, b="text", c=np.ones(2)), "model": weights()}, path,
+        _use_new_zipfile_serialization=zipped, pickle_protocol=protocol,
     )  # fmt: skip
     data = path.read_bytes()
     rng = np.random.default_rng(0)

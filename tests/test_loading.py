@@ -111,13 +111,15 @@ def test_files_of_every_layout_and_precision(
 
 
 def test_weights_alone_need_the_name_of_the_architecture(data: Path, tmp_path: Path) -> None:
-    path = changed(data, tmp_path, lambda s: [s.pop(key) for key in set(s) - {"model"}])
-    with pytest.raises(CheckpointError, match=r"--model-overrides .*'arch': 's2t_tr"):
-        loaded(data, path)
-    found = loaded(data, path, arch="s2t_transformer_s", **TINY)
+    weights = torch.load(data / "checkpoint.pt", weights_only=False)["model"]
     expected = loaded(data, data / "checkpoint.pt")
-    assert str(found.model) == str(expected.model)
-    assert found.source["arch"] == "s2t_transformer_s"
+    for name, content in (("model.pt", {"model": weights}), ("bare.pt", weights)):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(CheckpointError, match=r"--model-overrides .*'arch': 's2t_tr"):
+            loaded(data, tmp_path / name)
+        found = loaded(data, tmp_path / name, arch="s2t_transformer_s", **TINY)
+        assert str(found.model) == str(expected.model)
+        assert found.source["arch"] == "s2t_transformer_s"
 
 
 def test_the_model_is_the_one_fairseq_loads(data: Path) -> None:

@@ -232,6 +232,7 @@ REFUSED: dict[str, tuple[Any, type[FairseqOpenVINOError], str]] = {
     "other-layers": (
         changed("config.json", decoder_layers=3), ModelError, "none for .*model.decoder.layers.2"
     ),
+    "other-model": (changed("config.json", model_type="whisper"), ModelError, "'speech_to_text', got"),
     "fewer-layers": (
         changed("config.json", decoder_layers=1), ModelError, "others as .*model.decoder.layers.1"
     ),

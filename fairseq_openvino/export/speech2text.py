@@ -24,7 +24,7 @@ from fairseq_openvino.bundle import (
 )
 from fairseq_openvino.checkpoint import load_object
 from fairseq_openvino.compat.transformers import transformers
-from fairseq_openvino.errors import CheckpointError, ModelError, failure
+from fairseq_openvino.errors import ModelError, failure
 from fairseq_openvino.export.fairseq.s2t_transformer import graphs
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.options import ExportOptions
@@ -75,7 +75,7 @@ def export_speech2text(
 
     Raises:
         UnsafeCheckpointError: a pickle would run code.
-        CheckpointError, ModelError: a file is missing, damaged or does not fit the others.
+        ModelError: a file is missing, damaged or does not fit the others.
         ParityError: a graph does not reproduce the model; nothing is published.
         StorageError: the bundle could not be written; nothing is left behind.
     """
@@ -115,13 +115,13 @@ def _load(path: Path) -> tuple[Any, list[Path]]:
         found = ", ".join(sorted(each.name for each in path.glob("*"))) or "nothing"
         raise _fail(path, "model.safetensors or pytorch_model.bin", found)
     try:
-        config = transformers.Speech2TextConfig.from_pretrained(path)
+        config = _config(path)
         weights = {name: value for file in files for name, value in _weights(file).items()}
         model = transformers.Speech2TextForConditionalGeneration._from_config(
             config, attn_implementation="eager"
         )
         missing, unexpected = model.load_state_dict(weights, strict=False)
-    except CheckpointError:
+    except ModelError:
         raise
     except Exception as error:  # transformers, safetensors and torch raise many kinds
         raise _fail(path, "a complete checkpoint", _reason(error)) from error
@@ -132,6 +132,18 @@ def _load(path: Path) -> tuple[Any, list[Path]]:
         raise _fail(path, "the weights of the model in config.json", got, advice=advice)
     model.tie_weights()
     return model.float().eval(), files
+
+
+def _config(path: Path) -> Any:
+    stated, _ = transformers.Speech2TextConfig.get_config_dict(path)
+    kind = stated.get("model_type")
+    if kind != MODEL_TYPE:
+        raise _fail(path / "config.json", f"model_type {MODEL_TYPE!r}", repr(kind))
+    config = transformers.Speech2TextConfig.from_dict(stated)
+    if (config.pad_token_id, config.eos_token_id) != (PAD, EOS):
+        got = f"{config.pad_token_id} and {config.eos_token_id}"
+        raise _fail(path / "config.json", f"pad_token_id {PAD} and eos_token_id {EOS}", got)
+    return config
 
 
 def _weights(file: Path) -> dict[str, torch.Tensor]:
