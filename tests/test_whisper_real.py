@@ -186,16 +186,15 @@ def torch_features(clip: Clip) -> Any:
 
 
 def test_rules_lose_no_speech_and_invent_little(real: Real) -> None:
-    """Of real clips nothing is left out; rhythmic noise, which may be speech to the gate, seldom has text."""
+    """Of real clips nothing is left out; noise that swells as speech does is left to the model."""
     options: dict[str, Any] = {"beam": 1, "language": "en"}
     for start in range(0, len(real.clips), 8):
         for each in real.model.transcribe_clips(real.clips[start : start + 8], **options):
             assert each.skipped is None and each.text, each.path
-    signals = (*non_speech(10.0), *rhythmic(10.0))
-    found = [(name, real.model.transcribe(wave, **options).text) for name, wave in signals]
-    invented = {name: text for name, text in found if text}
-    print(f"text for {len(invented)} of {len(signals)}: {invented}")
-    assert len(invented) <= 1
+    for name, wave in non_speech(10.0):
+        assert real.model.transcribe(wave, **options).text == "", name
+    for name, wave in rhythmic(10.0):
+        print(f"{name}: {real.model.transcribe(wave, **options).text[:60]!r}")
 
 
 def test_silence_in_front_changes_no_text(real: Real) -> None:
