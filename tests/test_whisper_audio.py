@@ -75,7 +75,8 @@ def test_unusual_audio_is_transcribed_and_broken_audio_is_named(
                 multilingual.model.transcribe(path, beam=1)
         else:
             found = multilingual.model.transcribe(path, beam=1, max_tokens=5)
-            assert found.seconds == pytest.approx(1.0) and found.no_speech_probability < 1
+            assert found.seconds == pytest.approx(1.0)
+            assert (found.skipped is not None) == (name == "silence")
     one, eight, rate = (
         multilingual.model.read(tmp_path / f"{name}.wav").features
         for name in ("stereo", "eight", "8k")

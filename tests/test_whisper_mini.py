@@ -86,7 +86,10 @@ def test_tokens_and_segments_equal_transformers(
             features, num_beams=beam, return_timestamps=timestamps, language=language,
             task="transcribe", return_segments=True,
         )  # fmt: skip
-    found = model.transcribe_clips(clips, beam=beam, timestamps=timestamps, language=language)
+    found = model.transcribe_clips(
+        clips, beam=beam, timestamps=timestamps, language=language, no_speech_threshold=None,
+        skip_silence=False,
+    )  # fmt: skip
     end = model.manifest.tokens.eos
     for transcript, sequence, segments in zip(
         found, expected["sequences"], expected["segments"], strict=True
@@ -145,14 +148,20 @@ def test_low_precision_keeps_the_texts(english: list[str], bundle: Path, precisi
 
 
 def test_silence_is_not_speech(model: Any) -> None:
-    """Documented result: the model's own text, with a high no-speech probability beside it."""
+    """The model alone gives a text with a high no-speech probability; by default there is none."""
     random = np.random.default_rng(0)
     silence = model.clip(np.zeros(48000, np.float32), 16000)
     noise = model.clip(random.normal(0, 0.003, 48000).astype(np.float32), 16000)
     speech = model.read(MINI / rows("en")[0]["path"])
-    quiet, hiss, spoken = model.transcribe_clips([silence, noise, speech], beam=1, language="en")
+    clips, options = [silence, noise, speech], {"beam": 1, "language": "en"}
+    quiet, hiss, spoken = model.transcribe_clips(
+        clips, skip_silence=False, no_speech_threshold=None, **options
+    )
     assert spoken.no_speech_probability < 0.2
     assert quiet.no_speech_probability > 0.5 and hiss.no_speech_probability > 0.5
+    assert quiet.text and hiss.text
+    found = model.transcribe_clips(clips, **options)
+    assert [each.text for each in found] == ["", "", spoken.text]
 
 
 TRANSCRIBE = """

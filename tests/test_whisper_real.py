@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import write_table
+from test_whisper_silence import non_speech, rhythmic
+from whisper_models import openai_model
 
 from fairseq_openvino import load_model
 from fairseq_openvino.metrics import bootstrap_difference, whisper_normalizer
@@ -25,6 +27,7 @@ from fairseq_openvino.model import Clip
 from fairseq_openvino.quantize.faults import Faults
 from fairseq_openvino.quantize.options import INT8, MAX_DROP, MIXED, Options
 from fairseq_openvino.quantize.procedure import quantize_bundle
+from fairseq_openvino.speech.audio import read_audio
 
 WEIGHTS = os.environ.get("FAIRSEQ_OPENVINO_WHISPER", "")
 SPEECH = os.environ.get("FAIRSEQ_OPENVINO_SPEECH", "")
@@ -84,7 +87,9 @@ def test_tokens_equal_transformers(real: Real, beam: int) -> None:
     ).eval()
     end, found = real.model.manifest.tokens.eos, []
     for start in range(0, len(real.clips), 8):
-        found += real.model.transcribe_clips(real.clips[start : start + 8], beam=beam)
+        found += real.model.transcribe_clips(
+            real.clips[start : start + 8], beam=beam, no_speech_threshold=None, skip_silence=False
+        )
     for row, clip, transcript in zip(real.rows, real.clips, found, strict=True):
         named = {"language": transcript.language, "task": "transcribe"} if real.many else {}
         with torch.inference_mode():
@@ -266,3 +271,91 @@ def test_adapters_give_the_texts_of_the_merged_model(real: Real, tmp_path: Path)
         differing += transcript.text != before.text
     print(f"{real.source.name} | LoRA adapter | loads | {len(clips)} of {len(clips)} texts equal")
     assert differing  # the adapter does something
+
+
+@pytest.fixture(scope="module")
+def openai(real: Real) -> Any:
+    """openai-whisper's own model with the same weights."""
+    import torch
+
+    from fairseq_openvino.compat.transformers import transformers
+
+    return openai_model(
+        transformers.WhisperForConditionalGeneration.from_pretrained(
+            real.source, dtype=torch.float32
+        )
+    )
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_windows_equal_openai_whisper(real: Real, openai: Any, timestamps: bool) -> None:
+    """On the same features: texts, and how sure the model is."""
+    import whisper
+
+    options = whisper.DecodingOptions(
+        "transcribe", "en", without_timestamps=not timestamps, fp16=False
+    )
+    english = [i for i, row in enumerate(real.rows) if row["language"] == "en"][:30]
+    for i in english:
+        clip = real.clips[i]
+        expected = whisper.decode(openai, torch_features(clip), options)
+        found = real.model.transcribe_clips(
+            [clip], beam=1, language="en", timestamps=timestamps, max_tokens=224,
+            no_speech_threshold=None, skip_silence=False,
+        )[0]  # fmt: skip
+        assert found.no_speech_probability == pytest.approx(expected.no_speech_prob, abs=1e-3)
+        if timestamps:
+            first = found.segments[0]
+            for name in ("avg_logprob", "compression_ratio", "no_speech_prob"):
+                assert getattr(first, name) == pytest.approx(getattr(expected, name), abs=1e-3)
+        else:
+            average = found.hypotheses[0][1].average_log_probability
+            assert found.text == expected.text
+            assert average == pytest.approx(expected.avg_logprob, abs=1e-3)
+
+
+def test_languages_equal_openai_whisper(real: Real, openai: Any) -> None:
+    if not real.many:
+        pytest.skip("English only")
+    for row, clip in [*zip(real.rows, real.clips, strict=True)][-12:]:
+        _, expected = openai.detect_language(torch_features(clip))
+        found = real.model.detect_language(Path(SPEECH).parent / row["path"])
+        assert found == pytest.approx(expected, abs=1e-4), row["path"]
+
+
+def torch_features(clip: Clip) -> Any:
+    """Shape (F, T), as openai-whisper has them."""
+    import torch
+
+    return torch.from_numpy(clip.features.T.copy())
+
+
+def test_rules_lose_no_speech_and_invent_little(real: Real) -> None:
+    """Of real clips nothing is left out; noise that swells as speech does is left to the model."""
+    options: dict[str, Any] = {"beam": 1, "language": "en"}
+    for start in range(0, len(real.clips), 8):
+        for each in real.model.transcribe_clips(real.clips[start : start + 8], **options):
+            assert each.skipped is None and each.text, each.path
+    for name, wave in non_speech(10.0):
+        assert real.model.transcribe(wave, **options).text == "", name
+    for name, wave in rhythmic(10.0):
+        print(f"{name}: {real.model.transcribe(wave, **options).text[:60]!r}")
+
+
+def test_silence_in_front_changes_no_text(real: Real) -> None:
+    """10 s of it: the words are those of the clip alone, but for what the model mishears."""
+    english = [
+        clip for row, clip in zip(real.rows, real.clips, strict=True)
+        if row["language"] == "en" and clip.seconds < 15
+    ][:20]  # fmt: skip
+    normalizer, pairs = whisper_normalizer("en"), []
+    for clip in english:
+        waveform, rate_hz = read_audio(clip.path, 16_000)
+        late = np.concatenate([np.zeros(10 * rate_hz, np.float32), waveform])
+        alone = real.model.transcribe(clip.path, beam=1, language="en", timestamps=True)
+        found = real.model.transcribe(late, beam=1, language="en", timestamps=True)
+        assert all(each.end <= len(late) / rate_hz + 1e-6 for each in found.segments)
+        pairs.append((normalizer(alone.text), normalizer(found.text)))
+    same = sum(alone == found for alone, found in pairs)
+    print(f"behind 10 s of silence: {same} of {len(pairs)} texts the same")
+    assert same >= 0.7 * len(pairs)

@@ -87,6 +87,15 @@ def non_speech(seconds: float) -> Iterator[tuple[str, np.ndarray]]:
         yield name, scaled(wave, -20)
 
 
+def rhythmic(seconds: float) -> Iterator[tuple[str, np.ndarray]]:
+    """Noise that swells as syllables do: the gate leaves it to the model."""
+    samples = int(seconds * RATE_HZ)
+    time, hiss = np.arange(samples) / RATE_HZ, noise(samples, 0)
+    yield "syllables", scaled(hiss * (1 + np.sin(2 * np.pi * 4 * time)), -20)
+    yield "surf", scaled(noise(samples, 1) * (1.1 + np.sin(2 * np.pi * 0.2 * time)), -20)
+    yield "steps", scaled(hiss * (np.exp(-64 * (time % 0.55)) * (time % 0.55 < 0.1) + 0.01), -30)
+
+
 def frames(waveform: np.ndarray, bins: int = 80) -> np.ndarray:
     return log_mel(waveform, bins, 3000)[: len(waveform) // 160]
 

@@ -30,6 +30,7 @@ from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report, at_nodes
 from fairseq_openvino.export.procedure import Original, export
+from fairseq_openvino.export.sources import SPEECH2TEXT_TYPE
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.vocabulary import (
     BOS,
@@ -137,8 +138,8 @@ def _load(path: Path) -> tuple[Any, list[Path]]:
 def _config(path: Path) -> Any:
     stated, _ = transformers.Speech2TextConfig.get_config_dict(path)
     kind = stated.get("model_type")
-    if kind != MODEL_TYPE:
-        raise _fail(path / "config.json", f"model_type {MODEL_TYPE!r}", repr(kind))
+    if kind != SPEECH2TEXT_TYPE:
+        raise _fail(path / "config.json", f"model_type {SPEECH2TEXT_TYPE!r}", repr(kind))
     config = transformers.Speech2TextConfig.from_dict(stated)
     if (config.pad_token_id, config.eos_token_id) != (PAD, EOS):
         got = f"{config.pad_token_id} and {config.eos_token_id}"

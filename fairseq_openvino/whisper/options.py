@@ -59,11 +59,11 @@ class WhisperOptions:
     max_tokens: int | None = None
     """Most tokens of the output (default: what the model has positions for)."""
     no_speech_threshold: float | None = field(default=0.6, metadata=THRESHOLD)
-    """A window is left out if nobody speaks in it with more than this probability, none: never; but
-    see `logprob_threshold`."""
+    """Leave out a window if the probability that nobody speaks in it is above this, unless
+    `logprob_threshold` keeps it; none: leave out none."""
     logprob_threshold: float | None = field(default=-1.0, metadata=THRESHOLD)
-    """With an average log-probability of its tokens above this, a window is kept in any case; none:
-    `no_speech_threshold` alone decides."""
+    """Keep a window if the average log-probability of its tokens is above this; none: keep none for
+    that."""
     skip_silence: bool = True
     """Do not decode clips that cannot be speech: silence, steady noise, hum, tones."""
     audio_context: str | int = field(
