@@ -142,7 +142,7 @@ def test_int8_holds_for_people_it_has_not_heard(real: Real, tmp_path: Path) -> N
     lost = words = 0.0
     for fit, rest in (halves, halves[::-1]):
         options = Options(MIXED, validation=rest, alphas=(0.5,), max_drop=100)
-        result = quantize_bundle(real.bundle, fit, tmp_path / fit.stem, options)
+        result = quantize_bundle(real.bundle.directory, fit, tmp_path / fit.stem, options)
         judged, (trial,) = result.bundle.manifest.quantization["gate"], result.trials
         assert trial.encoder.kind == INT8 and judged["disjoint_by"] == "speaker"
         assert not trial.faults.beyond(Faults(**judged["original"]["faults"]))
