@@ -26,9 +26,11 @@ from fairseq_openvino.errors import (
 )
 from fairseq_openvino.model import Ask, Head
 from fairseq_openvino.quantize import compress, recording
+from fairseq_openvino.quantize.components import ENCODER, Components, Form
 from fairseq_openvino.quantize.divergence import divergence
 from fairseq_openvino.quantize.material import SPEAKER, UTTERANCE, draw
-from fairseq_openvino.quantize.options import INT8_WEIGHTS, Options
+from fairseq_openvino.quantize.options import INT8, INT8_WEIGHTS, MIXED, Options
+from fairseq_openvino.quantize.progress import Progress
 from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples
 from fairseq_openvino.runtime.engine import Engine, Variant, compile_properties
 from fairseq_openvino.runtime.model import CompiledModel
@@ -196,6 +198,21 @@ def test_layers_left_in_f32_stay_so_at_every_precision(
         return str(node.input_value(1).get_node().get_type_name())
 
     assert weights({}) == "Multiply" and weights({"mode": "int8"}) == "Constant"
+
+
+def test_the_worst_layers_stay_in_f32(source: Bundle, recorded: list[Path], tmp_path: Path) -> None:
+    """Then the encoder is no longer called int8."""
+    components = Components(
+        source, recorded[:2], recorded[3:], Options(alphas=(-1.0,)), tmp_path, lambda line: None,
+        Progress(1, "", lambda line: None),
+    )  # fmt: skip
+    whole, relaxed = (components.make(ENCODER, Form(INT8, share)) for share in (0.0, 0.1))
+    assert (whole.kind, whole.products) == (INT8, (21, 22))
+    eight, every = relaxed.products
+    assert relaxed.excluded and every == 22 and eight == 21 - len(relaxed.excluded)
+    assert relaxed.kind == (MIXED if eight < 0.9 * 22 else INT8)
+    assert relaxed.to_json()["layers_in_f32"] == list(relaxed.excluded)
+    assert replace(relaxed, products=(19, 22)).kind == MIXED
 
 
 def test_draws_are_disjoint_and_repeatable(tmp_path: Path) -> None:
