@@ -100,7 +100,7 @@ def _of_whisper(place: Place, cache_dir: Path) -> Bundle:
             raise _missing(place.name, "whisper-export", error) from error
         return export_whisper(place, target, ExportOptions(overwrite=True), keep_onnx=False)
 
-    size = sum(path.stat().st_size for path in place.weights)
+    size = sum(path.stat().st_size for path in (place.base or place).weights)
     (origin,) = place.origin.values()
     name = Path(origin).name
     return cached(name, content, cache_dir, announced(make, name, size, _tell))
