@@ -96,7 +96,7 @@ def _of_place(place: Place, cache_dir: Path) -> Bundle:
     def make(target: Path) -> tuple[Bundle, Report]:
         return export_place(place, target, ExportOptions(overwrite=True))
 
-    size = sum(path.stat().st_size for path in place.weights)
+    size = sum(path.stat().st_size for path in (place.base or place).weights)
     (origin,) = place.origin.values()
     name = Path(origin).name
     return cached(name, content, cache_dir, announced(make, name, size, _tell))

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,30 @@ FORMS: dict[str, Callable[[Path, Path], Path]] = {
 }
 DIFFERING = {"CTranslate2 int8": 0.35}
 """Share of texts that may differ, where the weights do."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.parent.name)
+def test_every_form_holds_the_same_model(path: Path, form: str, tmp_path: Path) -> None:
+    """Weights bit for bit, and rules that only the Hugging Face directory states."""
+    import torch
+
+    from fairseq_openvino.export.whisper.source import load_source
+
+    original, found = load_source(path.parent), load_source(FORMS[form](path.parent, tmp_path))
+    heads = found.whisper.alignment_heads  # only openai-whisper's program knows those of a `.pt`
+    assert replace(original.whisper, alignment_heads=heads) == found.whisper
+    assert heads == ("OpenAI" not in form) * original.whisper.alignment_heads
+    assert (found.eos, found.pad) == (original.eos, original.pad)
+    for text in ("Hello, it's 3 o'clock!", " für Ælfred 平凡 ♪♪ (2)", "สวัสดี\n\n  é"):
+        tokens = [
+            each.tokenizer.encode(text, add_special_tokens=False) for each in (original, found)
+        ]
+        assert tokens[0].ids == tokens[1].ids
+    if form not in DIFFERING:
+        pairs = zip(original.model.parameters(), found.model.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        assert found.stored_precision == original.stored_precision
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
+from fairseq_openvino.bundle import open_bundle
 from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search, samples
 from fairseq_openvino.model import Clip
 
@@ -30,7 +31,7 @@ class BundleEngine:
         self.spec = spec
         started = time.perf_counter()
         self.recognizer = load_model(
-            spec.bundle,
+            open_bundle(spec.bundle),  # nothing is exported while measuring
             precision=spec.precision,
             threads=spec.threads,
             cache_dir=spec.cache_dir,
