@@ -47,17 +47,16 @@ def save(model: ov.Model, path: Path, precision: str) -> None:
     as it is for a checkpoint of 16-bit numbers. `model` is changed.
     """
     _compute_positions(model)
-    if precision == "f32":
-        _store_exactly(model)
-    ov.save_model(model, path, compress_to_fp16=precision == "f16")
+    _store_in_16_bits(model, rounded=precision == "f16")
+    ov.save_model(model, path, compress_to_fp16=False)
 
 
-def _store_exactly(model: ov.Model) -> None:
-    """Replace f32 constants by f16 or bf16 ones of the same values, where there are any."""
+def _store_in_16_bits(model: ov.Model, rounded: bool) -> None:
+    """Replace f32 constants by f16 or bf16 ones: of the same values, or the next in f16."""
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32:
             continue
-        tensor = _in_16_bits(node.data) if node.data.size >= MIN_WEIGHTS else None
+        tensor = _in_16_bits(node.data, rounded) if node.data.size >= MIN_WEIGHTS else None
         if tensor is None:
             continue
         constant = op.Constant(tensor)
@@ -106,11 +105,11 @@ def _sinusoids(scales: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
     return torch.cat([torch.sin(angles), torch.cos(angles)], 1).numpy()
 
 
-def _in_16_bits(values: np.ndarray) -> ov.Tensor | None:
-    """The same numbers in f16 or bf16; None if either would round one of them."""
+def _in_16_bits(values: np.ndarray, rounded: bool) -> ov.Tensor | None:
+    """The same numbers in f16 or bf16, or rounded to f16; None if there are none."""
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
-    if np.array_equal(half, values):
+    if np.isfinite(half).all() if rounded else np.array_equal(half, values):
         return ov.Tensor(half)
     bits = np.ascontiguousarray(values).view(np.uint32)
     if not (bits & 0xFFFF).any():

@@ -66,8 +66,12 @@ def keep_16_bits(model: ov.Model) -> None:
     Unmarked they are widened in the graph first, and both forms stay in memory.
     """
     for node in model.get_ordered_ops():
-        source = node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
-        if source is not node and _is_constant(source) and source.get_element_type() in HALVES:
+        if node.get_type_name() != "Convert" or DECOMPRESSION in node.get_rt_info():
+            continue
+        weights = node.input_value(0).get_node()
+        readers = {each.get_node().get_type_name() for each in node.output(0).get_target_inputs()}
+        is_half = _is_constant(weights) and weights.get_element_type() in HALVES
+        if is_half and readers <= {"MatMul", "Gather", "Convolution"}:
             node.get_rt_info()[DECOMPRESSION] = ""
 
 
