@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,30 @@ def test_windows_equal_openai_whisper(real: Real, openai: Any, timestamps: bool)
             average = found.hypotheses[0][1].average_log_probability
             assert found.text == expected.text
             assert average == pytest.approx(expected.avg_logprob, abs=1e-3)
+
+
+def test_texts_with_the_rules_equal_openai_whisper(real: Real, openai: Any) -> None:
+    """Of its `transcribe`, which pads a window's log-mel values with 0.0 instead of the audio with
+    silence: given the same, texts are the same.
+    """
+    english = [i for i, row in enumerate(real.rows) if row["language"] == "en"][:40]
+    changed = 0
+    for i in english:
+        clip, path = real.clips[i], Path(SPEECH).parent / real.rows[i]["path"]
+        waveform, _ = read_audio(path, 16_000)
+        expected = openai.transcribe(
+            waveform, language="en", temperature=0.0, condition_on_previous_text=False, fp16=False
+        )
+        features = clip.features.copy()
+        features[len(waveform) // 160 :] = 0.0
+        clips = [replace(clip, features=features), clip]
+        same, ours = real.model.transcribe_clips(clips, beam=1, language="en", timestamps=True)
+        assert same.text == expected["text"].strip(), path
+        changed += ours.text != same.text
+        for segment, theirs in zip(same.segments, expected["segments"], strict=True):
+            for name in ("avg_logprob", "compression_ratio", "no_speech_prob", "temperature"):
+                assert getattr(segment, name) == pytest.approx(theirs[name], abs=1e-3), path
+    print(f"padded with silence, {changed} of {len(english)} texts differ")
 
 
 def test_languages_equal_openai_whisper(real: Real, openai: Any) -> None:
