@@ -38,6 +38,8 @@ class Example:
     on two lines."""
     timestamps: bool = False
     """Find `segments`."""
+    careful: bool = True
+    """Look twice."""
     alphas: tuple[float, ...] = (-1.0, 0.5)
     """Some numbers."""
     mode: str = field(default="int8", metadata=flag(choices=("int8", "int4")))
@@ -65,10 +67,10 @@ def parsed(parser: argparse.ArgumentParser, text: str) -> dict[str, Any]:
 
 def test_values_have_the_types_of_their_fields(parser: argparse.ArgumentParser) -> None:
     words = "--beam 3 --lenpen 1 --timestamps --alphas=-1,0.25 --mode int4 --cores 2 --context 60"
-    found = parsed(parser, words + " --output a/b")
+    found = parsed(parser, words + " --output a/b --no-careful")
     assert found == {
         "beam": 3, "lenpen": 1.0, "timestamps": True, "alphas": (-1.0, 0.25), "mode": "int4",
-        "threads": 2, "context": 60, "output": Path("a/b"),
+        "threads": 2, "context": 60, "output": Path("a/b"), "careful": False,
     }  # fmt: skip
     assert type(found["lenpen"]) is float
     assert parsed(parser, "--context auto") == {"context": "auto"}

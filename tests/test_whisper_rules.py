@@ -115,5 +115,7 @@ def test_english_models_refuse_other_languages(pairs: Callable[[str], Pair]) -> 
     for options in ({"language": "de"}, {"task": "translate"}):
         with pytest.raises(OptionError, match=f"in {next(iter(options))}: .*English-only"):
             english.model.transcribe_clips(english.clips[:1], **options)
+    with pytest.raises(OptionError, match="expected a multilingual model"):
+        english.model.detect_language(english.waveforms[0])
     assert english.model.transcribe_clips(english.clips[:1])[0].language == "en"
     assert english.model.transcribe_clips(english.clips[:1])[0].language_probabilities == {}

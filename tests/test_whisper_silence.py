@@ -137,7 +137,7 @@ def dropped(paths: list[Path]) -> list[tuple[str, str]]:
 
 
 def test_speech_is_never_taken_for_silence() -> None:
-    assert not dropped(sorted((MINI / "clips").glob("*.mp3"))[::20])
+    assert not dropped(sorted((MINI / "clips").glob("*.mp3"))[::40])
     assert is_speech(frames(noise(RATE_HZ, 0).astype(np.float32)))  # too short to be judged
 
 
@@ -295,14 +295,6 @@ def test_detect_language_command(
     assert main([*words[:-1], "0", *options]) == 2
     assert "in --windows: expected at least 1" in capsys.readouterr().err
     assert main(["detect-language", files[0], "--model", str(mini_bundle)]) == 2
-
-
-def test_english_only_models_detect_nothing(
-    pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    english = pairs("english")
-    with pytest.raises(OptionError, match="expected a multilingual model"):
-        english.model.detect_language(english.waveforms[0])
 
 
 def test_empty_results_are_lines(
