@@ -119,6 +119,7 @@ def test_a_failing_engine_keeps_its_row(results: Results) -> None:
     assert f"| `{FAILING.name}` | failed: KeyError: 'no such / thing' |" in markdown(results)
 
 
+@pytest.mark.soak
 def test_the_shipped_model_is_scored_in_fairseqs_batches(tmp_path: Path) -> None:
     options = BenchmarkOptions(
         models=("mini",), trained=MINI, engines=("eager", "ours-f32"), rounds=1, threads=1,

@@ -200,6 +200,7 @@ def test_layers_left_in_f32_stay_so_at_every_precision(
     assert weights({}) == "Multiply" and weights({"mode": "int8"}) == "Constant"
 
 
+@pytest.mark.soak
 def test_the_worst_layers_stay_in_f32(source: Bundle, recorded: list[Path], tmp_path: Path) -> None:
     """Then the encoder is no longer called int8."""
     components = Components(

@@ -22,6 +22,7 @@ from conftest import MINI, PACKAGE, ROOT, Shared, child_environment
 from fairseq_openvino import __version__
 from fairseq_openvino.commands.doctor import EXTRAS
 
+WHISPER = MINI.parent / "whisper" / "mini"
 CLIP = MINI / "clips" / "common_voice_en_00004101.mp3"
 WITHOUT = """
 import sys
@@ -33,7 +34,7 @@ for line in sys.stdin:
 """
 NEEDING = {
     "export --path x --data y --output z": "fairseq",
-    "export --whisper x --output z": "whisper-export",
+    f"export --source {WHISPER} --output z": "whisper-export",
     "quantize x --calibration y --output z": "quantize",
     f"verify x --path {CLIP}": "fairseq",
 }

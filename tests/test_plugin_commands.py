@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 from conftest import (
     MINI,
@@ -63,6 +64,7 @@ def test_unreadable_clip_loses_only_itself(tiny: Path, cache_dir: Path, tmp_path
     assert "broken.wav" in output and "1 utterances were skipped" in output
 
 
+@pytest.mark.fault
 def test_several_processes_share_one_export(tiny: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     runs = [run("generate", tiny, "--ov-cache-dir", str(cache)) for _ in range(2)]

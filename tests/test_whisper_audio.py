@@ -154,6 +154,7 @@ def test_fairseq_generate_reads_a_manifest_of_audio_files(
         )  # fmt: skip
 
 
+@pytest.mark.soak
 def test_fairseqs_default_does_not_cut_the_text(
     pairs: Callable[[str], Pair], tmp_path: Path
 ) -> None:
