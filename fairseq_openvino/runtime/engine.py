@@ -87,6 +87,7 @@ class Engine:
         self._core = ov.Core()
         self._lock = threading.Lock()
         self._compiled: dict[Variant, ov.CompiledModel] = {}
+        self._unused: set[Variant] = set()
         self._idle: dict[Variant, list[ov.InferRequest]] = defaultdict(list)
 
     @property
@@ -111,14 +112,13 @@ class Engine:
         """
         with self._lock:
             idle = self._idle[variant]
-            if idle:
-                return Lease(idle.pop(), idle)
-            settle = None
             if variant not in self._compiled:
                 self._compiled[variant] = self._compile(variant)
                 self._let_go()
-                settle = partial(self._settle, variant)
-            return Lease(self._compiled[variant].create_infer_request(), idle, settle)
+                self._unused.add(variant)
+            request = idle.pop() if idle else self._compiled[variant].create_infer_request()
+            settle = partial(self._settle, variant) if variant in self._unused else None
+            return Lease(request, idle, settle)
 
     def _let_go(self) -> None:
         """Pages of files that have been read: the device stores weights anew, in a form of its own."""
@@ -128,6 +128,7 @@ class Engine:
 
     def _settle(self, variant: Variant) -> None:
         """Behind the first inference, which stores most of the weights."""
+        self._unused.discard(variant)
         self._let_go()
         if variant.graph == "encoder":
             with suppress(RuntimeError):  # another request is at work
