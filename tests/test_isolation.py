@@ -85,8 +85,14 @@ def test_a_child_is_exchanged_after_some_files(decoder: Decoder) -> None:
 
 def test_a_child_that_crashes_costs_one_file(decoder: Decoder, endless: Path) -> None:
     isolation.decode(CLIPS[0])
-    killer = threading.Timer(0.3, os.kill, (decoder.pid, signal.SIGSEGV))
-    killer.start()
+    child = decoder.pid
+
+    def crash() -> None:
+        os.kill(child, signal.SIGSEGV)
+        os.kill(child, signal.SIGCONT)
+
+    os.kill(child, signal.SIGSTOP)  # it crashes with the file in its hands, however fast it is
+    threading.Timer(0.3, crash).start()
     with pytest.raises(
         AudioError, match=r"noise.flac': expected an answer .* got signal 11 \(Segm"
     ):

@@ -157,11 +157,11 @@ class Engine:
         try:
             return self._core.compile_model(model, options.device, properties)
         except RuntimeError as error:
-            first_line = str(error).strip().splitlines()[-1]
+            last_line = str(error).strip().splitlines()[-1].rstrip(".")
             raise DeviceError(
                 f"Compiling failed on device {options.device!r}: expected one of "
-                f"{', '.join(self._core.available_devices)} with {properties}, "
-                f"got {first_line}. Choose another device or precision."
+                f"{', '.join(self._core.available_devices)}, got {last_line}. Choose another device or "
+                "precision."
             ) from error
 
     def _compile_cached(

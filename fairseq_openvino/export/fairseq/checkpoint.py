@@ -22,7 +22,8 @@ from fairseq_openvino.s2t.vocabulary import check_size
 
 _fail = partial(
     failure, CheckpointError, "Loading a checkpoint",
-    advice="Give a checkpoint written by fairseq-train, with --model-overrides that fit it",
+    advice="Give a checkpoint written by fairseq-train, or correct its arguments with --model-overrides of "
+    "export or fairseq-generate",
 )  # fmt: skip
 
 EMBEDDING = "decoder.embed_tokens.weight"
@@ -114,8 +115,8 @@ def _model_arguments(
             CheckpointError, "Loading a checkpoint", checkpoint,
             "model arguments with 'arch' as 'args' or 'cfg.model'",
             f"{'none' if stored is None else got} and the keys {sorted(map(str, state))}",
-            "State it, and what differs from its defaults, with --model-overrides \"{'arch': "
-            "'s2t_transformer_s'}\"",
+            "State it, and what differs from its defaults, to export or fairseq-generate with "
+            "--model-overrides \"{'arch': 's2t_transformer_s'}\"",
         )  # fmt: skip
     if "arch" in overrides:
         values = {key: value for key, value in values.items() if key != "_name"}
