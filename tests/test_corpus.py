@@ -113,6 +113,16 @@ def test_a_plain_table(tmp_path: Path) -> None:
     assert kind_of(table) == "plain"
 
 
+def test_the_text_column_may_have_any_name(tmp_path: Path) -> None:
+    table = tmp_path / "table.tsv"
+    tone(tmp_path / "a.wav")
+    table.write_text("path\tseconds\ttranscript\na.wav\t1.0\thello there\n")
+    with pytest.raises(ModelError, match="or that of the texts with --text-column"):
+        next(read(table))
+    (found,) = read(table, text_column="transcript")
+    assert (found.reference, Path(found.path).name) == ("hello there", "a.wav")
+
+
 def test_a_librispeech_folder(tmp_path: Path) -> None:
     for speaker, number in (("84", 0), ("84", 1), ("61", 0)):
         folder = tmp_path / speaker / "1"

@@ -122,7 +122,7 @@ def look(options: EvaluationOptions) -> dict[str, Any]:
     if first is None:
         raise invalid(ACTION, "shard", "a share with utterances", share)
     metrics = options.metrics or default_metrics(
-        corpus.kind_of(options.corpus), first, options.text_column
+        corpus.kind_of(options.corpus, options.text_column), first, options.text_column
     )
     if options.search.task == TRANSLATE and not options.metrics:
         metrics = TRANSLATION_METRICS

@@ -75,7 +75,7 @@ def draw(manifest: Path, options: Options) -> Material:
     chosen = sorted(random.Random(options.seed).sample(range(len(pool)), size))
     return Material(
         calibration, held_out, tuple(pool[i] for i in chosen),
-        corpus.kind_of(options.validation or manifest), disjoint_by,
+        corpus.kind_of(options.validation or manifest, options.text_column), disjoint_by,
     )  # fmt: skip
 
 

@@ -72,8 +72,8 @@ class _Row:
     values: dict[str, str]
 
 
-def kind_of(path: str | PathLike[str]) -> str:
-    """FAIRSEQ, COMMON_VOICE, PLAIN or LIBRISPEECH.
+def kind_of(path: str | PathLike[str], text_column: str | None = None) -> str:
+    """FAIRSEQ, COMMON_VOICE, PLAIN or LIBRISPEECH; a named text column may replace the layout's own.
 
     Raises:
         ModelError: the path is missing or none of the four.
@@ -89,8 +89,15 @@ def kind_of(path: str | PathLike[str]) -> str:
     for kind in (COMMON_VOICE, PLAIN):
         if "path" in columns and TEXT_COLUMNS[kind] in columns:
             return kind
+    if "path" in columns and text_column in columns:
+        return PLAIN
     expected = "tab-separated columns id, audio, tgt_text or path, sentence or path, text"
-    raise _fail(str(root), expected, ", ".join(columns) or "none", "Name the columns in line 1")
+    raise _fail(
+        str(root),
+        expected,
+        ", ".join(columns) or "none",
+        "Name the columns in line 1, or that of the texts with --text-column",
+    )
 
 
 def read(
@@ -119,7 +126,7 @@ def read(
     number, count = shard
     if not 1 <= number <= count:
         raise invalid(ACTION, "shard", "i/n with 1 <= i <= n", f"{number}/{count}")
-    kind, root = kind_of(path), Path(path)
+    kind, root = kind_of(path, text_column), Path(path)
     if kind == LIBRISPEECH:
         if text_column is not None:
             expected = f"it unset for the folder {str(root)!r}"
