@@ -92,12 +92,8 @@ def kind_of(path: str | PathLike[str], text_column: str | None = None) -> str:
     if "path" in columns and text_column in columns:
         return PLAIN
     expected = "tab-separated columns id, audio, tgt_text or path, sentence or path, text"
-    raise _fail(
-        str(root),
-        expected,
-        ", ".join(columns) or "none",
-        "Name the columns in line 1, or that of the texts with --text-column",
-    )
+    advice = "Name the columns in line 1, or that of the texts with --text-column"
+    raise _fail(str(root), expected, ", ".join(columns) or "none", advice)
 
 
 def read(
