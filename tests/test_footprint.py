@@ -61,6 +61,7 @@ def test_transcribing_holds_the_weights_once(half: Path, precision: str) -> None
     command = [sys.executable, "-c", TRANSCRIBE, str(half / "bundle"), precision, str(CLIP)]
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     assert done.returncode == 0, done.stderr
+    print(f"{precision}: {float(done.stdout):.0f} MB")
     halves = (half / "source" / "model.safetensors").stat().st_size / 1e6
     table = 2 * BASE.width * 51_865 / 1e6  # rows of the embedding are looked up in 16 bits
     made = 2 * halves / 2  # 8-bit weights stay as they were made beside the device's form of them

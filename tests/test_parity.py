@@ -369,4 +369,5 @@ def test_the_gate_needs_little_memory(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     original, files = map(float, done.stdout.split())
+    print(f"export: {original:.1f}, then {files:.1f} times the weights")
     assert original < 2.5 and files < 2.5
