@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fairseq_openvino.bundle import Manifest, TensorSpec
+from fairseq_openvino.errors import FairseqOpenVINOError
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,21 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word and when it is said."""
+
+    start: float
+    """Seconds from the start of the audio."""
+    end: float
+    word: str
+    """With the blank in front of it, where the language has blanks, and its punctuation."""
+    probability: float
+    """Mean of its tokens'."""
+
+
+@dataclass(frozen=True)
 class Segment:
-    """A stretch of speech between two timestamps."""
+    """A stretch of speech between two timestamps, with the fields of openai-whisper's."""
 
     start: float
     """Seconds from the start of the audio."""
@@ -186,6 +200,12 @@ class Segment:
     """Bytes of the window's text by bytes of it compressed; above 2.4 it repeats itself."""
     no_speech_prob: float
     """Probability that nobody speaks in the window."""
+    seek: int = 0
+    """First frame of the window, of 10 ms."""
+    tokens: tuple[int, ...] = ()
+    """Timestamps included."""
+    words: tuple[Word, ...] | None = None
+    """Where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +241,21 @@ class Transcript:
         """Of the n best hypotheses of a clip."""
         pairs = tuple(zip(texts, found, strict=True))
         return cls(clip.path, texts[0], found[0].score, clip.seconds, pairs, damage=clip.damage)
+
+
+@dataclass(frozen=True)
+class News:
+    """How far the transcription of a recording has come."""
+
+    path: str
+    seconds: float
+    """Of its audio that are done."""
+    duration: float
+    """Of its audio in seconds."""
+    segments: tuple[Segment, ...] = ()
+    """Found since the last news of this recording."""
+    result: Transcript | FairseqOpenVINOError | None = None
+    """Once it is done."""
 
 
 class Session(Protocol):

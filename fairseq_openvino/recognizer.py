@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ from fairseq_openvino.errors import (
     invalid,
     named,
 )
-from fairseq_openvino.model import Clip, Head, Model, Transcript
+from fairseq_openvino.model import Clip, Head, Model, News, Transcript
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.family import S2T
@@ -259,6 +260,27 @@ class Recognizer:
         for i, result in zip(places, decoded, strict=True):
             results[i] = result
         return results
+
+    def follow(self, audios: Iterable[Any], batch_size: int = 8, **options: Any) -> Iterator[News]:
+        """Files of any length, several at a time; news of each, its result last, in the order given.
+
+        Args:
+            audios: as in `transcribe`; they are opened as they are needed.
+            batch_size: windows decoded together.
+            options: as in `transcribe`.
+
+        Raises:
+            OptionError: the options contradict each other or the model.
+            FairseqOpenVINOError: the model or the machine is at fault, not a file.
+        """
+        waiting = iter(audios)
+        while batch := list(islice(waiting, batch_size)):
+            for result in self.transcribe_each(batch, **options):
+                if isinstance(result, Transcript):
+                    seconds, segments = result.seconds, result.segments
+                    yield News(result.path, seconds, seconds, segments, result)
+                else:
+                    yield News(source_name(batch[0]), 0.0, 0.0, (), result)
 
     def detect_language(
         self, audio: Any, sample_rate_hz: int | None = None, windows: int = 1
