@@ -29,6 +29,8 @@ class Memory:
     """By `TensorSpec.name`, leading axis N."""
     streams: int = 1
     """Batches in flight when this one is decoded."""
+    together: int = 0
+    """Utterances of a full batch, which decides precisions; 0: N."""
 
     @property
     def utterances(self) -> int:
@@ -40,7 +42,7 @@ class Memory:
         tensors = {
             name: np.ascontiguousarray(tensor[utterances]) for name, tensor in self.tensors.items()
         }
-        return Memory(self.lengths[utterances], tensors, self.streams)
+        return Memory(self.lengths[utterances], tensors, self.streams, self.together)
 
     @staticmethod
     def join(parts: Sequence[Memory], specs: Sequence[TensorSpec]) -> Memory:
@@ -50,7 +52,8 @@ class Memory:
         tensors = {
             spec.name: _padded([part.tensors[spec.name] for part in parts], spec) for spec in specs
         }
-        return Memory(np.concatenate([part.lengths for part in parts]), tensors)
+        lengths = np.concatenate([part.lengths for part in parts])
+        return Memory(lengths, tensors, together=parts[0].together)
 
 
 def _padded(parts: Sequence[np.ndarray], spec: TensorSpec) -> np.ndarray:
@@ -296,10 +299,14 @@ class Model(Protocol):
         """Do one-time work, as compiling, before the first batches of these numbers of utterances."""
         ...
 
-    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> Memory:
+    def encode(
+        self, features: np.ndarray, lengths: np.ndarray, streams: int = 1, together: int = 0
+    ) -> Memory:
         """Features (N, T, F), zero-padded, and their lengths (N,) in frames.
 
         `streams` is the number of batches in flight; sessions opened on the result expect the same.
+        Precisions are chosen for `together` utterances (0: N), so that a last, smaller batch is
+        computed as the others are.
         """
         ...
 

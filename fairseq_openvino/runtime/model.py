@@ -40,7 +40,9 @@ class CompiledModel:
         """See `model.Model.streams`."""
         return self.plan(utterances).streams
 
-    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> Memory:
+    def encode(
+        self, features: np.ndarray, lengths: np.ndarray, streams: int = 1, together: int = 0
+    ) -> Memory:
         """See `model.Model.encode`.
 
         The tensors stay in the request's own memory: the request returns to its pool when the result
@@ -52,7 +54,7 @@ class CompiledModel:
                 ModelError, "Encoding", self.bundle.directory, f"features (N, T, {bins})",
                 features.shape, "Use the feature configuration the model was trained with",
             )  # fmt: skip
-        precision = self.plan(len(features) * streams).encoder
+        precision = self.plan(together or len(features) * streams).encoder
         lease = self.engine.lease(Variant("encoder", precision, streams))
         request = lease.request
         request.set_tensor("features", _tensor(features, np.float32))
@@ -60,13 +62,13 @@ class CompiledModel:
         lease.infer()
         tensors = {spec.name: request.get_tensor(spec.name).data for spec in self.manifest.memory}
         lengths = request.get_tensor("encoder_lengths").data.copy()
-        memory = Memory(lengths, tensors, streams)
+        memory = Memory(lengths, tensors, streams, together)
         weakref.finalize(memory, lease.release)
         return memory
 
     def open(self, memory: Memory, beam: int, head: Head) -> Session:
         """See `model.Model.open`."""
-        variant = self._decoder(memory.utterances, memory.streams, beam, head)
+        variant = self._decoder(memory.utterances, memory.streams, beam, head, memory.together)
         return Session(self.engine, variant, memory)
 
     def prepare(self, sizes: Collection[int], beam: int, head: Head) -> None:
@@ -85,8 +87,10 @@ class CompiledModel:
                 return read_back(compiled, names)
         return {}
 
-    def _decoder(self, utterances: int, streams: int, beam: int, head: Head) -> Variant:
-        precision = self.plan(utterances * streams).decoder
+    def _decoder(
+        self, utterances: int, streams: int, beam: int, head: Head, together: int = 0
+    ) -> Variant:
+        precision = self.plan(together or utterances * streams).decoder
         static = beam if head.candidates and utterances == 1 and self.engine.on_cpu else 0
         return Variant("decoder", precision, streams, static, head)
 

@@ -139,12 +139,15 @@ class Request:
         start = len(previous) + 1 + len(_after_start(options, config, language, prefix))
         return cls(options, language, previous, prefix, _limit(options, config, positions, start))
 
-    def after_start(self, language: str | None, config: WhisperConfig) -> tuple[int, ...]:
+    def after_start(
+        self, language: str | None, config: WhisperConfig, with_prefix: bool = True
+    ) -> tuple[int, ...]:
         """Tokens between <|startoftranscript|> and the first one generated.
 
         While the language is None the model's first one stands for it: their number is the same.
         """
-        return _after_start(self.options, config, language, self.prefix)
+        prefix = self.prefix if with_prefix else ()
+        return _after_start(self.options, config, language, prefix)
 
 
 def _after_start(

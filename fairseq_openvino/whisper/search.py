@@ -102,10 +102,11 @@ class Greedy(_Search):
         return step.tokens[:, 0], scores, scores - step.left[:, 0]
 
 
-class Sampling(Greedy):
-    """Tokens drawn from the distribution at a temperature; the session reports all log-probabilities.
+class Sampling(_Search):
+    """K samples of each utterance, drawn at a temperature; the session reports all log-probabilities.
 
-    Each utterance has its own generator, so that its text does not depend on the batch.
+    Each row has its own generator, so that its text does not depend on the batch. Best first by the mean
+    log-probability after the rules (openai-whisper `decoding.py:MaximumLikelihoodRanker`).
     """
 
     def __init__(
@@ -113,25 +114,55 @@ class Sampling(Greedy):
         prompt: np.ndarray,
         rules: Rules,
         limits: np.ndarray,
+        beam: int,
         lenpen: float,
         temperature: float,
         randoms: Sequence[np.random.Generator],
     ) -> None:
-        super().__init__(prompt, rules, limits, lenpen)
+        super().__init__(prompt, rules, limits, beam, lenpen)
         self.temperature, self.randoms = temperature, randoms
+        self.lengths = np.zeros(len(self._new), np.int64)
+        """Tokens of each row that has ended, else 0."""
 
     def ask(self) -> Ask | None:
         """See `model.Search`; the rules are applied here."""
         return Ask(self._new, self._beam_idx) if len(self.slots) else None
 
+    def take(self, step: Step) -> np.ndarray | None:
+        """See `model.Search`; rows that have ended go on unseen until all K have."""
+        last = self.generated
+        self.tokens[:, last], self.scores[:, last], self.after[:, last] = self._choose(step)
+        self.generated += 1
+        ended = self.tokens[:, last] == self.rules.eos
+        ended |= self.limits[self.owners] == self.generated
+        self.lengths[ended & (self.lengths == 0)] = self.generated
+        is_open = (self.lengths == 0).reshape(-1, self.beam).any(axis=1)
+        for place in np.flatnonzero(~is_open):
+            rows = range(place * self.beam, (place + 1) * self.beam)
+            found = [self._hypothesis(row) for row in rows]
+            found.sort(key=lambda each: -each.average_log_probability)  # stable
+            self._found[self.slots[place]] = found
+        self.lengths = self.lengths[np.repeat(is_open, self.beam)]
+        return self._go_on(np.arange(len(self.tokens)), is_open)
+
+    def _hypothesis(self, row: int) -> Hypothesis:
+        length = int(self.lengths[row])
+        tokens, positional, after = (
+            values[row, :length].copy() for values in (self.tokens, self.scores, self.after)
+        )
+        score = float(positional.sum() / length**self.lenpen)
+        return Hypothesis(tokens, score, positional, after)
+
     def _choose(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token of each row, and its log-probability before and after the rules."""
         log_probs = step.scores[:, -1]
         allowed = log_probs + self.rules.bias(self.generated)
         if self.rules.mask is not None:
             bounds = self.rules.bounds(self.tokens[:, : self.generated])
             allowed = self.rules.mask.apply(allowed, np.asarray(bounds))
         width = allowed.shape[1]
-        noise = np.stack([self.randoms[int(slot)].gumbel(size=width) for slot in self.slots])
+        rows = (self.slots[:, None] * self.beam + np.arange(self.beam)).reshape(-1)
+        noise = np.stack([self.randoms[row].gumbel(size=width) for row in rows])
         chosen = np.argmax(allowed / self.temperature + noise, axis=1)
         left = np.logaddexp.reduce(allowed, axis=1)
         scores = np.take_along_axis(log_probs, chosen[:, None], 1)[:, 0]

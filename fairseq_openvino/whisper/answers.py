@@ -1,0 +1,144 @@
+"""What a Whisper model answers to the questions of drivers, for windows of many recordings together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fairseq_openvino.decoding import drive
+from fairseq_openvino.model import Ask, Head, Hypothesis, Memory, Model, Session
+from fairseq_openvino.whisper.job import Job
+from fairseq_openvino.whisper.options import Request
+from fairseq_openvino.whisper.questions import Heard, Window
+from fairseq_openvino.whisper.search import BeamSearch, Greedy, Sampling
+from fairseq_openvino.whisper.windows import Outcome
+
+if TYPE_CHECKING:
+    from fairseq_openvino.whisper.family import Whisper
+
+
+class Answers:
+    """Of one model to one request.
+
+    Args:
+        family: of the model.
+        model: compiled.
+        request: options in terms of the model.
+        together: windows that are decoded together when there are enough; it decides precisions.
+    """
+
+    def __init__(self, family: Whisper, model: Model, request: Request, together: int) -> None:
+        self.family, self.model, self.request, self.together = family, model, request, together
+        self.options, self.config = request.options, family.config
+        self.rules, self.head = family.rules(request.options), family.head(request.options)
+
+    def encode(self, windows: np.ndarray) -> Memory:
+        """Windows (N, T, F)."""
+        lengths = np.full(len(windows), windows.shape[1])
+        return self.model.encode(windows, lengths, together=self.together)
+
+    def hear(self, jobs: Sequence[Job], questions: Sequence[Window]) -> list[Heard]:
+        """One window of each job; temperatures and numbers of tokens before the text are equal."""
+        memory = self._memory(jobs)
+        temperature = questions[0].temperature
+        beam = self.options.best_of if temperature > 0 else self.options.beam
+        start = self.config.start
+        before = np.array([(*self._previous(each), start) for each in questions])
+        behind = self._behind(questions[0], None)
+        if before.shape[1] > 1 and any(job.language is None for job in jobs):
+            self._detect(jobs, self.watch_alone(memory, np.full((len(jobs), 1), start)))
+        with self.model.open(memory, beam, Head() if temperature > 0 else self.head) as session:
+            if behind:
+                watched = self._watch(session, np.repeat(before, beam, axis=0))[::beam]
+                self._detect(jobs, watched)
+            else:
+                watched = self.watch_alone(memory, before)
+            prompt = np.array(
+                [
+                    (*(() if behind else tokens), *self._behind(question, job.language))
+                    for tokens, question, job in zip(before, questions, jobs, strict=True)
+                ]
+            )
+            search = self._search(jobs, questions, prompt, beam)
+            drive(session, search)
+        no_speech = np.exp(watched[:, 0]).tolist()
+        return [
+            self._heard(hypotheses, temperature, probability)
+            for hypotheses, probability in zip(search.found(), no_speech, strict=True)
+        ]
+
+    def watch_alone(self, memory: Memory, tokens: np.ndarray) -> np.ndarray:
+        """See `_watch`, in a session of its own; tokens (N, l), result (N, G)."""
+        with self.model.open(memory, 1, Head(1, self.family.watched)) as session:
+            return self._watch(session, tokens)
+
+    def _memory(self, jobs: Sequence[Job]) -> Memory:
+        """Of the windows that the jobs heard last."""
+        first = jobs[0].memory
+        assert first is not None
+        if len(jobs) == first.utterances and all(
+            job.memory is first and job.row == i for i, job in enumerate(jobs)
+        ):
+            return first
+        parts = [job.memory.take(np.array([job.row])) for job in jobs if job.memory is not None]
+        return Memory.join(parts, self.model.manifest.memory)
+
+    def _previous(self, question: Window) -> tuple[int, ...]:
+        return (
+            (int(self.config.previous or 0), *question.previous) if question.previous else ()
+        )
+
+    def _behind(self, question: Window, language: str | None) -> tuple[int, ...]:
+        """Tokens behind <|startoftranscript|>; a prefix begins the recording only."""
+        return self.request.after_start(language, self.config, with_prefix=question.seek == 0)
+
+    def _search(
+        self, jobs: Sequence[Job], questions: Sequence[Window], prompt: np.ndarray, beam: int
+    ) -> Greedy | BeamSearch | Sampling:
+        lenpen, temperature = self.options.lenpen, questions[0].temperature
+        room = self.family.manifest.limits.max_target_tokens - prompt.shape[1]
+        room -= 1 + len(self._previous(questions[0])) if self._behind(questions[0], None) else 0
+        limits = np.minimum([job.limit for job in jobs], room)
+        if temperature > 0:
+            randoms = [
+                np.random.default_rng((self.options.seed, each.seek, each.attempt, row))
+                for each in questions
+                for row in range(beam)
+            ]
+            return Sampling(prompt, self.rules, limits, beam, lenpen, temperature, randoms)
+        if beam == 1:
+            return Greedy(prompt, self.rules, limits, lenpen)
+        return BeamSearch(prompt, self.rules, limits, beam, lenpen)
+
+    def _heard(
+        self, hypotheses: list[Hypothesis], temperature: float, no_speech_prob: float
+    ) -> Heard:
+        text = self.family.vocabulary.text(hypotheses[0].tokens)
+        outcome = Outcome.of(hypotheses[0], text, self.family.eos, temperature, no_speech_prob)
+        return Heard(tuple(hypotheses[: self.options.nbest]), text, outcome)
+
+    def _watch(self, session: Session, tokens: np.ndarray) -> np.ndarray:
+        """Feed tokens (R, l) that end with <|startoftranscript|>; log-probabilities (R, G) behind them.
+
+        Source: openai-whisper `decoding.py:detect_language, DecodingTask._main_loop`.
+        """
+        order = np.arange(len(tokens), dtype=np.int32)
+        bounds = self.rules.bounds(tokens[:, :0])
+        step = session.step(Ask(tokens, order, self.rules.bias(1), bounds))
+        if step.watched is None:  # as in sampling
+            return np.asarray(step.scores[:, -1, list(self.family.watched)])
+        return step.watched.copy()
+
+    def _detect(self, jobs: Sequence[Job], watched: np.ndarray) -> None:
+        """Fill in languages that are not known."""
+        for job, log_probs in zip(jobs, watched, strict=True):
+            if job.language is None:
+                job.detected(self.family.ranked(language_shares(log_probs)))
+
+
+def language_shares(watched: np.ndarray) -> np.ndarray:
+    """Probabilities among the languages from log-probabilities (G,) behind <|startoftranscript|>."""
+    shares = np.exp(watched[1:] - watched[1:].max())
+    return np.asarray(shares / shares.sum())
