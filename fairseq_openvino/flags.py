@@ -62,8 +62,8 @@ def add_flags(
         given["help"] = _help(texts.get(field.name, help_texts[field.name]), field.default)
         kind, many = _value_type(hints[field.name])
         if kind is bool:
-            on = field.default is True
-            given["action"] = argparse.BooleanOptionalAction if on else "store_true"
+            can_be_off = field.default is not False
+            given["action"] = argparse.BooleanOptionalAction if can_be_off else "store_true"
         elif parse is not None:
             given["type"] = _checked(parse)
         elif many:

@@ -159,7 +159,7 @@ def test_flags_mean_what_they_meant(command: str) -> None:
 
 DEFAULTS = {
     "transcribe": {"--beam": 5, "--nbest": 1, "--lenpen": 1, "--max-len-a": 0, "--max-len-b": 200,
-                   "--task": "transcribe", "--temperature": 0, "--seed": 1, "--device": "CPU",
+                   "--task": "transcribe", "--seed": 1, "--device": "CPU",
                    "--audio-context": "full", "--timestamps": False, "--max-tokens": None,
                    "--prompt": None, "--prefix": None, "--language": None, "--threads": None},
     "quantize": {"--mode": "auto", "--calibration-size": 32, "--validation-size": 200,

@@ -70,7 +70,7 @@ class Whisper:
 
     def head(self, options: WhisperOptions) -> Head:
         """What a session reports in a search."""
-        if options.temperature > 0:
+        if options.temperatures[0] > 0:
             return Head()
         count = 1 if options.beam == 1 else 2 * options.beam
         return Head(count, self.watched, self.rules(options).mask, renormalised=True)
@@ -78,7 +78,7 @@ class Whisper:
     def rules(self, options: WhisperOptions) -> Rules:
         """What may follow."""
         size = self.manifest.dimensions.vocabulary_size
-        return Rules(self.config, self.eos, size, options.timestamps, options.min_tokens)
+        return Rules(self.config, self.eos, size, options.timed, options.min_tokens)
 
     def language(self, stated: str | None, options: WhisperOptions) -> str | None:
         """See `recognizer.Family`; of a translation a corpus states the target, which is English."""
@@ -219,7 +219,8 @@ class _Job:
         """One window (T, F) of each clip, ordered by length, decoded as one batch."""
         memory = self.encode(windows)
         request, options = self.request, self.options
-        sampling = options.temperature > 0
+        temperature = options.temperatures[0]
+        sampling = temperature > 0
         beam = 1 if sampling else options.beam
         before = (*request.previous, self.config.start)
         behind = request.after_start(None, self.config)
@@ -238,9 +239,7 @@ class _Job:
             search: Greedy | BeamSearch
             if sampling:
                 randoms = [each.random for each in progress]
-                search = Sampling(
-                    prompt, self.rules, limits, options.lenpen, options.temperature, randoms
-                )
+                search = Sampling(prompt, self.rules, limits, options.lenpen, temperature, randoms)
             elif beam == 1:
                 search = Greedy(prompt, self.rules, limits, options.lenpen)
             else:
@@ -256,7 +255,7 @@ class _Job:
         """Add what was found in a window, or leave the window out."""
         options, eos, best = self.options, self.family.eos, hypotheses[0]
         text = self.family.vocabulary.text(best.tokens)
-        outcome = Outcome.of(best, text, eos, options.temperature, no_speech_prob)
+        outcome = Outcome.of(best, text, eos, options.temperatures[0], no_speech_prob)
         if outcome.is_silence(options.no_speech_threshold, options.logprob_threshold):
             progress.skip(outcome)
         else:
