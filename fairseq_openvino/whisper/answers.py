@@ -39,9 +39,13 @@ class Answers:
         lengths = np.full(len(windows), windows.shape[1])
         return self.model.encode(windows, lengths, together=self.together)
 
-    def hear(self, jobs: Sequence[Job], questions: Sequence[Window]) -> list[Heard]:
+    def hear(self, jobs: Sequence[Job]) -> list[Heard]:
         """One window of each job; temperatures and numbers of tokens before the text are equal."""
+        questions = [job.question for job in jobs if isinstance(job.question, Window)]
         memory = self._memory(jobs)
+        if self.options.multilingual and not questions[0].attempt:
+            for job in jobs:
+                job.language = None
         temperature = questions[0].temperature
         beam = self.options.best_of if temperature > 0 else self.options.beam
         start = self.config.start

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from fairseq_openvino.errors import concerns_one_clip
-from fairseq_openvino.whisper.answers import Answers
 from fairseq_openvino.whisper.job import Job
 from fairseq_openvino.whisper.questions import Alignment, Window
 
 logger = logging.getLogger(__name__)
 
 Gate = Callable[[Job, np.ndarray], bool]
-"""Whether anybody may be speaking in a window (T, F) of a job."""
+"""Whether anybody may be speaking in the frames (T, F) of a job's next window."""
 
 
-def run(jobs: Iterable[Job], answers: Answers, width: int, gate: Gate) -> Iterator[Job]:
+def run(jobs: Iterable[Job], width: int, gate: Gate) -> Iterator[Job]:
     """Answer the questions of at most `width` jobs at a time, in turn, so that none blocks another.
 
     Args:
         jobs: taken as there is room.
-        answers: of the model.
         width: windows decoded together.
         gate: windows that it does not pass are answered by None, without the model.
 
@@ -36,12 +34,10 @@ def run(jobs: Iterable[Job], answers: Answers, width: int, gate: Gate) -> Iterat
     while active := active + list(islice(waiting, width - len(active))):
         for job in active:
             _open_window(job, gate)
-        for size in sorted({job.size for job in active if job.window is not None}):
-            group = [job for job in active if job.window is not None and job.size == size]
-            _attempt(group, lambda some: _encode(some, answers))
-        for key in sorted({_key(job) for job in active if job.question is not None}):
-            group = [job for job in active if job.question is not None and _key(job) == key]
-            _attempt(group, lambda some: _answer(some, answers))
+        for group in _alike((job for job in active if job.window is not None), _length):
+            _attempt(group, _encode)
+        for group in _alike((job for job in active if job.question is not None), _kind):
+            _attempt(group, _answer)
         yield from active
         active = [job for job in active if job.question is not None]
 
@@ -50,34 +46,49 @@ def _open_window(job: Job, gate: Gate) -> None:
     """Read the next window in which somebody may speak, if the job asks for a new one."""
     try:
         while isinstance(job.question, Window) and not job.question.attempt:
-            window = job.source.window(job.question.seek, job.question.frames, job.size)
-            if gate(job, window):
-                job.window = window
+            question = job.question
+            found = job.source.window(question.seek, question.frames)[: job.size]
+            if gate(job, found[: question.frames]):
+                job.window = np.pad(found, ((0, job.size - len(found)), (0, 0)))
                 return
             job.tell(None)
     except Exception as error:
         job.fail(error)
 
 
-def _encode(jobs: Sequence[Job], answers: Answers) -> None:
-    memory = answers.encode(np.stack([job.window for job in jobs if job.window is not None]))
+def _alike(jobs: Iterable[Job], key: Callable[[Job], Hashable]) -> Iterable[list[Job]]:
+    """Jobs that are answered together."""
+    groups: dict[Hashable, list[Job]] = defaultdict(list)
+    for job in jobs:
+        groups[key(job)].append(job)
+    return groups.values()
+
+
+def _length(job: Job) -> Hashable:
+    """Windows of one length are encoded together, so no result depends on other lengths."""
+    return id(job.answers), job.size
+
+
+def _kind(job: Job) -> Hashable:
+    """Questions whose prompts are equally long are answered together."""
+    question, answers = job.question, id(job.answers)
+    if not isinstance(question, Window):
+        return answers, Alignment
+    return answers, question.temperature, len(question.previous), question.seek == 0
+
+
+def _encode(jobs: Sequence[Job]) -> None:
+    windows = np.stack([job.window for job in jobs if job.window is not None])
+    memory = jobs[0].answers.encode(windows)
     for row, job in enumerate(jobs):
         job.memory, job.row, job.window = memory, row, None
 
 
-def _answer(jobs: Sequence[Job], answers: Answers) -> None:
-    ask = answers.align if isinstance(jobs[0].question, Alignment) else answers.hear
-    found: Sequence[Any] = ask(jobs, [job.question for job in jobs])
-    for job, answer in zip(jobs, found, strict=True):
+def _answer(jobs: Sequence[Job]) -> None:
+    answers = jobs[0].answers
+    ask = answers.hear if isinstance(jobs[0].question, Window) else answers.align
+    for job, answer in zip(jobs, ask(jobs), strict=True):
         job.tell(answer)
-
-
-def _key(job: Job) -> tuple[bool, float, int, bool]:
-    """Questions with equal ones can be answered together."""
-    question = job.question
-    if not isinstance(question, Window):
-        return True, 0.0, 0, False
-    return False, question.temperature, len(question.previous), question.seek == 0
 
 
 def _attempt(jobs: Sequence[Job], work: Callable[[Sequence[Job]], None]) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fairseq_openvino.model import Memory
-from fairseq_openvino.whisper.longform import Longform
-from fairseq_openvino.whisper.questions import Alignment, Window
+from fairseq_openvino.whisper.longform import Longform, Question
+
+if TYPE_CHECKING:
+    from fairseq_openvino.whisper.answers import Answers
 
 
 class Frames(Protocol):
     """Log-mel frames of 10 ms."""
 
-    def window(self, seek: int, frames: int, size: int) -> np.ndarray:
-        """`frames` of them from `seek` on and what stands for silence behind them, (size, F), float32."""
+    def window(self, seek: int, frames: int) -> np.ndarray:
+        """At least `frames` of them from `seek` on, (T, F), float32."""
         ...
 
 
@@ -23,35 +26,43 @@ class Job:
     """What is decoded by one driver.
 
     Args:
-        path: what to call it.
+        answers: to its questions.
         source: its frames.
         driver: of its windows.
         size: T that is encoded of a window.
         limit: most tokens of a window.
-        language: code, or None if it is to be detected.
+        judge: is called when it is done and may `restart` it.
     """
 
     def __init__(
         self,
-        path: str,
+        answers: Answers,
         source: Frames,
         driver: Longform,
         size: int,
         limit: int,
-        language: str | None,
+        judge: Callable[[Job], None] = lambda job: None,
     ) -> None:
-        self.path, self.source, self.driver, self.size, self.limit = path, source, driver, size, limit
-        self.language = language
+        self.answers, self.source, self._judge = answers, source, judge
+        self.language = answers.request.language
+        """Code; None: to be detected."""
         self.language_probabilities: dict[str, float] = {}
+        self.error: Exception | None = None
+        self.decoded_again: str | None = None
+        """Why."""
+        self.restart(driver, size, limit)
+
+    def restart(self, driver: Longform, size: int, limit: int) -> None:
+        """From the beginning, with other windows."""
+        self.driver, self.size, self.limit = driver, size, limit
+        self.window: np.ndarray | None = None
+        """That is to be encoded, (T, F)."""
         self.memory: Memory | None = None
         """Of the window heard last, and of others that were encoded with it."""
         self.row = 0
         """Its place in `memory`."""
-        self.window: np.ndarray | None = None
-        """That is to be encoded, (T, F)."""
-        self.error: Exception | None = None
         self._questions = driver.run()
-        self.question: Window | Alignment | None = next(self._questions, None)
+        self.question: Question | None = next(self._questions, None)
         """That waits for its answer; None: done."""
 
     def tell(self, answer: Any) -> None:
@@ -60,6 +71,7 @@ class Job:
             self.question = self._questions.send(answer)
         except StopIteration:
             self.question = self.memory = None
+            self._judge(self)
         except Exception as error:
             self.fail(error)
 

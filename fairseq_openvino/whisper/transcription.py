@@ -1,0 +1,208 @@
+"""Recordings of any length: whole, window after window, or as pieces that are decoded together.
+
+A recording of one window is padded with silence before its features are computed, as transformers does it;
+the last window of a longer one with zeros behind its features, as openai-whisper and transformers do.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fairseq_openvino.errors import concerns_one_clip, named
+from fairseq_openvino.model import Clip, Model, News, Segment, Transcript, Word
+from fairseq_openvino.runtime.voice import load_voice
+from fairseq_openvino.speech.activity import RATE_HZ, Activity, ActivityOptions, Span, uncovered
+from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
+from fairseq_openvino.speech.pieces import Piece, pieces
+from fairseq_openvino.speech.recordings import Recording
+from fairseq_openvino.speech.spectrogram import Spectrogram
+from fairseq_openvino.whisper.batcher import run
+from fairseq_openvino.whisper.job import Job
+from fairseq_openvino.whisper.options import WhisperOptions
+
+if TYPE_CHECKING:
+    from fairseq_openvino.whisper.family import Whisper
+
+
+class Track:
+    """What is known of one recording."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.samples = 0
+        """Read so far."""
+        self.jobs: list[tuple[Job, Piece | None]] = []
+        """Of its parts, in the order of time."""
+        self.is_read = False
+        """No job follows."""
+        self.error: Exception | None = None
+        self.spans: list[Span] = []
+        """Of speech, where they are known."""
+        self.segments: list[Segment] = []
+        """Told so far."""
+        self._part = self._taken = 0
+
+    @property
+    def duration(self) -> float:
+        """Seconds read so far."""
+        return self.samples / self.recording.rate_hz
+
+    def news(self) -> Iterator[News]:
+        """What was found since the last time, in the order of time."""
+        while self._part < len(self.jobs):
+            job, piece = self.jobs[self._part]
+            if piece is None or job.question is None:  # a piece is told as a whole
+                yield self._told(job, piece)
+            if job.question is not None:
+                return
+            self.error = self.error or job.error
+            self._part, self._taken = self._part + 1, 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all parts were told."""
+        return self.is_read and self._part == len(self.jobs)
+
+    def _told(self, job: Job, piece: Piece | None) -> News:
+        found = job.driver.segments[self._taken :]
+        self._taken += len(found)
+        seconds = min(job.driver.seek / FRAMES_PER_SECOND, self.duration)
+        if piece is not None:
+            seconds, found = piece.end, [_restored(each, piece) for each in found]
+        self.segments += found
+        return News(self.recording.name, seconds, self.duration, tuple(found))
+
+
+class Transcription:
+    """Of several recordings by one model.
+
+    Args:
+        family: of the model.
+        model: compiled.
+        options: checked.
+        width: windows decoded together.
+    """
+
+    def __init__(self, family: Whisper, model: Model, options: WhisperOptions, width: int) -> None:
+        self.family, self.options, self.width = family, options, width
+        self.short = family.answers(model, options, width)
+        """Of recordings up to one window."""
+        self.long = family.answers(model, replace(options, timestamps=True), width)
+        """Windows of longer ones follow each other by timestamps."""
+        self._tracks: deque[Track | News] = deque()
+
+    def follow(self, recordings: Iterable[Recording | News]) -> Iterator[News]:
+        """News of each recording, its result last, in the order given.
+
+        Args:
+            recordings: opened as they are needed; in place of one that cannot be, its only news.
+        """
+        for _ in run(self._jobs(recordings), self.width, self.family.gate(self.options)):
+            yield from self._told()
+        yield from self._told()
+
+    def _told(self) -> Iterator[News]:
+        """News of the first recording that is not done; once it is, of the next."""
+        while self._tracks:
+            track = self._tracks[0]
+            if isinstance(track, News):
+                yield track
+            else:
+                yield from track.news()
+                if not track.is_done:
+                    return
+                yield self._result(track)
+            self._tracks.popleft()
+
+    def _jobs(self, recordings: Iterable[Recording | News]) -> Iterator[Job]:
+        """Read on as there is room for more."""
+        for recording in recordings:
+            if isinstance(recording, News):
+                self._tracks.append(recording)
+                continue
+            track = Track(recording)
+            self._tracks.append(track)
+            try:
+                for job, piece in self._parts(track):
+                    track.jobs.append((job, piece))
+                    yield job
+            except Exception as error:
+                track.error = error
+            track.is_read = True
+
+    def _parts(self, track: Track) -> Iterator[tuple[Job, Piece | None]]:
+        """The jobs of a recording."""
+        recording, front_end = track.recording, self.family.front_end
+        if self.options.chunked:
+            size = self.family.window * HOP_SAMPLES
+            for piece in pieces(_counted(track), load_voice(), ActivityOptions(), size):
+                features = front_end(piece.waveform, RATE_HZ)
+                clip = Clip(recording.name, features, piece.seconds)
+                yield self.short.job(clip, one_window=True), piece
+            return
+        waveform = _at_most(recording, self.family.window * HOP_SAMPLES)
+        if waveform is not None:
+            track.samples = len(waveform)
+            features = front_end(waveform, recording.rate_hz)
+            yield self.short.job(Clip(recording.name, features, track.duration)), None
+            return
+        activity, listener = Activity(ActivityOptions()), load_voice().listen()
+
+        def hear(block: np.ndarray) -> None:
+            track.spans += activity.hear(listener.hear(block))
+
+        source = Spectrogram(recording.blocks, self.family.manifest.features.bins, hear)
+        track.samples = source.samples
+        track.spans += [*activity.hear(listener.end()), *activity.end(source.samples)]
+        yield self.long.recorded(recording.name, source, _speech_windows(track.spans, self.family.window)), None
+
+    def _result(self, track: Track) -> News:
+        """The last news of a recording."""
+        name = track.recording.name
+        if track.error is not None:
+            if not concerns_one_clip(track.error):
+                raise track.error
+            error = named(track.error, name)
+            error.__cause__ = None if error is track.error else track.error
+            return News(name, track.duration, track.duration, (), error)
+        jobs = [job for job, _ in track.jobs]
+        answers = jobs[0].answers if jobs else self.short
+        found = answers.transcript(name, track.duration, jobs)
+        found = replace(found, segments=tuple(track.segments), damage=track.recording.damage)
+        if track.spans:
+            found = replace(found, uncovered=tuple(uncovered(track.spans, track.segments)))
+        return News(name, track.duration, track.duration, (), found)
+
+
+def _counted(track: Track) -> Iterator[np.ndarray]:
+    """The blocks of its recording."""
+    for block in track.recording.blocks():
+        track.samples += len(block)
+        yield block
+
+
+def _at_most(recording: Recording, samples: int) -> np.ndarray | None:
+    """The recording, if it is no longer."""
+    blocks, count = [], 0
+    for block in recording.blocks():
+        blocks.append(block)
+        count += len(block)
+        if count > samples:
+            return None
+    return np.concatenate(blocks)
+
+
+def _restored(segment: Segment, piece: Piece) -> Segment:
+    """With times of the recording."""
+    words = segment.words and tuple(
+        Word(*piece.restore_word(each.start, each.end), each.word, each.probability)
+        for each in segment.words
+    )
+    start, end = piece.restore(segment.start), piece.restore(segment.end, is_end=True)
+    seek = round(piece.restore(segment.seek / FRAMES_PER_SECOND) * FRAMES_PER_SECOND)
+    return replace(segment, start=start, end=end, seek=seek, words=words)
