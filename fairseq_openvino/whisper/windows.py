@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from fairseq_openvino.model import Hypothesis
+from fairseq_openvino.model import Hypothesis, Word
 from fairseq_openvino.speech.features import FRAMES_PER_SECOND
 from fairseq_openvino.whisper.rules import Rules
 
@@ -42,6 +44,26 @@ class Outcome:
         average = float(after.sum()) / (int((best.tokens != eos).sum()) + 1)
         return cls(temperature, average, compression_ratio(text), no_speech_prob)
 
+    def failed(
+        self,
+        compression_ratio_threshold: float | None,
+        no_speech_threshold: float | None,
+        logprob_threshold: float | None,
+    ) -> bool:
+        """Whether the window is to be decoded again at the next temperature, see `WhisperOptions`.
+
+        Source: openai-whisper `transcribe.py:decode_with_fallback`.
+        """
+        improbable = logprob_threshold is not None and self.avg_logprob < logprob_threshold
+        if improbable and self.is_silence(no_speech_threshold, logprob_threshold):
+            return False
+        return improbable or not self.fits(compression_ratio_threshold)
+
+    def fits(self, compression_ratio_threshold: float | None) -> bool:
+        """Whether the text does not repeat itself."""
+        limit = compression_ratio_threshold
+        return limit is None or self.compression_ratio <= limit
+
     def is_silence(
         self, no_speech_threshold: float | None, logprob_threshold: float | None
     ) -> bool:
@@ -59,7 +81,7 @@ def nothing(eos: int) -> Hypothesis:
     return Hypothesis(np.array([eos]), 0.0, np.zeros(1, np.float32))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TimedTokens:
     """Tokens of one segment, timestamps included."""
 
@@ -67,6 +89,7 @@ class TimedTokens:
     """Seconds from the start of the clip."""
     end: float
     tokens: np.ndarray
+    words: tuple[Word, ...] = ()
 
 
 class Progress:
@@ -129,39 +152,64 @@ class Progress:
             ]
         self.outcomes.append(outcome)
         used = sum(len(each.tokens) for each in segments)
-        self._windows.append(found if used == len(tokens) else [_first(best, used)])
+        self._windows.append(found if used == len(tokens) else [chosen(best, np.arange(used))])
         self.seek += max(advanced, 1)
 
     def hypotheses(self, eos: int) -> list[Hypothesis]:
-        """The n best of the clip; several windows are joined, with <|endoftext|> at the end only."""
-        if self.skipped:
-            return [nothing(eos)]
-        *before, last = self._windows
-        if not before:
-            return last
-        parts = [_first(best, int((best.tokens != eos).sum())) for best, *_ in before] + [last[0]]
-        tokens, positional, after = (
-            np.concatenate(arrays)
-            for arrays in zip(
-                *((part.tokens, part.positional_scores, part.after_rules) for part in parts),
-                strict=True,
-            )
+        """See `joined`."""
+        return joined(self._windows, eos)
+
+
+def joined(windows: Sequence[Sequence[Hypothesis]], eos: int) -> list[Hypothesis]:
+    """The n best of a recording from those of its windows.
+
+    Several windows are joined, with <|endoftext|> at the end only.
+    """
+    found = [window for window in windows if len(window[0].tokens)]
+    if not found:
+        return [nothing(eos)]
+    if len(found) == 1:
+        return list(found[0])
+    *before, last = [best for best, *_ in found]
+    parts = [*(chosen(best, np.flatnonzero(best.tokens != eos)) for best in before), last]
+    tokens, positional, after = (
+        np.concatenate(arrays)
+        for arrays in zip(
+            *((part.tokens, part.positional_scores, part.after_rules) for part in parts),
+            strict=True,
         )
-        return [Hypothesis(tokens, float(positional.mean()), positional, after)]
+    )
+    return [Hypothesis(tokens, float(positional.mean()), positional, after)]
 
 
-def _first(hypothesis: Hypothesis, count: int) -> Hypothesis:
-    """Its first tokens."""
-    parts = hypothesis.tokens, hypothesis.positional_scores, hypothesis.after_rules
-    tokens, positional, after = (None if part is None else part[:count] for part in parts)
-    assert tokens is not None and positional is not None
-    return Hypothesis(tokens, hypothesis.score, positional, after)
+def chosen(hypothesis: Hypothesis, places: np.ndarray) -> Hypothesis:
+    """Some of its tokens, in the order of these indices."""
+    after = hypothesis.after_rules
+    return Hypothesis(
+        hypothesis.tokens[places],
+        hypothesis.score,
+        hypothesis.positional_scores[places],
+        None if after is None else after[places],
+    )
+
+
+def ends_closed(tokens: np.ndarray, first_timestamp: int) -> bool:
+    """Whether text and one timestamp end the tokens: nothing is said after it."""
+    return (tokens[-2:] >= first_timestamp).tolist() == [False, True]
 
 
 def split(
-    tokens: np.ndarray, seek: int, frames: int, rules: Rules
+    tokens: np.ndarray, seek: int, frames: int, rules: Rules, whole: bool = False
 ) -> tuple[list[TimedTokens], int]:
     """Segments of a window whose clip part has `frames` frames, beginning at frame `seek`.
+
+    Args:
+        tokens: without <|endoftext|>.
+        seek: first frame of the window.
+        frames: how many hold audio.
+        rules: which tokens are timestamps.
+        whole: nothing is decoded again: what follows the last complete segment is one that ends with
+            the window.
 
     Returns:
         The segments, and the frames they cover: what follows the last complete segment is decoded
@@ -171,21 +219,25 @@ def split(
     """
     config = rules.config
     first, step = config.first_timestamp, config.timestamp_seconds
-    offset = seek / FRAMES_PER_SECOND
+    offset, length = seek / FRAMES_PER_SECOND, frames / FRAMES_PER_SECOND
     is_timestamp = tokens >= first
     ends = (np.flatnonzero(is_timestamp[:-1] & is_timestamp[1:]) + 1).tolist()
     if not ends:
-        marks, length = tokens[is_timestamp], frames / FRAMES_PER_SECOND
+        marks = tokens[is_timestamp]
         if len(marks) and marks[-1] != first:
             length = (int(marks[-1]) - first) * step
         return [TimedTokens(offset, offset + length, tokens)], frames
-    closed = is_timestamp[-2:].tolist() == [False, True]  # nothing is said after the last one
+    closed = ends_closed(tokens, first)
     if closed:
         ends.append(len(tokens))
     segments = []
-    for begin, end in zip([0, *ends], ends, strict=False):
+    for begin, end in pairwise([0, *ends]):
         start, stop = int(tokens[begin]) - first, int(tokens[end - 1]) - first
         segments.append(TimedTokens(offset + start * step, offset + stop * step, tokens[begin:end]))
     if closed:
         return segments, frames
+    if whole:
+        rest = tokens[ends[-1] :]
+        start = int(rest[0]) - first
+        return [*segments, TimedTokens(offset + start * step, offset + length, rest)], frames
     return segments, round(stop * step * FRAMES_PER_SECOND)
