@@ -250,37 +250,51 @@ class Recognizer:
             OptionError: the options contradict each other or the model.
             FairseqOpenVINOError: the model or the machine is at fault, not a clip.
         """
-        reading, searching = _divided(options)
-        wanted = self.options(**searching)
-        results: list[Any] = []
-        for audio in audios:
-            results += self._attempt(audio, sample_rate_hz, reading)
-        places = [i for i, result in enumerate(results) if isinstance(result, Clip)]
-        decoded = self._decode_each([results[i] for i in places], wanted)
-        for i, result in zip(places, decoded, strict=True):
-            results[i] = result
-        return results
+        news = self.follow(audios, sample_rate_hz, max(len(audios), 1), **options)
+        return [each.result for each in news if each.result is not None]
 
-    def follow(self, audios: Iterable[Any], batch_size: int = 8, **options: Any) -> Iterator[News]:
-        """Files of any length, several at a time; news of each, its result last, in the order given.
+    def follow(
+        self,
+        audios: Iterable[Any],
+        sample_rate_hz: int | None = None,
+        batch_size: int = 8,
+        **options: Any,
+    ) -> Iterator[News]:
+        """Audio of any length, several at a time; news of each, its result last, in the order given.
 
         Args:
             audios: as in `transcribe`; they are opened as they are needed.
+            sample_rate_hz: of arrays; default: the model's.
             batch_size: windows decoded together.
             options: as in `transcribe`.
 
         Raises:
             OptionError: the options contradict each other or the model.
-            FairseqOpenVINOError: the model or the machine is at fault, not a file.
+            FairseqOpenVINOError: the model or the machine is at fault, not a recording.
         """
-        waiting = iter(audios)
-        while batch := list(islice(waiting, batch_size)):
-            for result in self.transcribe_each(batch, **options):
-                if isinstance(result, Transcript):
-                    seconds, segments = result.seconds, result.segments
-                    yield News(result.path, seconds, seconds, segments, result)
-                else:
-                    yield News(source_name(batch[0]), 0.0, 0.0, (), result)
+        self.check_supported()
+        reading, searching = _divided(options)
+        wanted = self.options(**searching)
+        opened = self._opened(audios, sample_rate_hz, reading)
+        for news in self.family.follow(self.model, opened, wanted, batch_size):
+            yield news
+
+    def _opened(
+        self, audios: Iterable[Any], sample_rate_hz: int | None, reading: AudioOptions
+    ) -> Iterator[Recording | Clip | News]:
+        """What is to be transcribed, or the only news of what cannot be."""
+        for audio in audios:
+            is_file = is_source(audio)
+            if is_file and sample_rate_hz is not None:
+                raise OptionError(
+                    f"Transcribing failed in sample_rate_hz: expected it unset for a file, which states "
+                    f"its own, got {sample_rate_hz}. Leave it out."
+                )
+            try:
+                yield from self._read(audio, sample_rate_hz, reading)
+            except Exception as error:
+                name = source_name(audio) if is_file else "waveform"
+                yield News(name, 0.0, 0.0, (), _of_one_clip(error, name))
 
     def detect_language(
         self, audio: Any, sample_rate_hz: int | None = None, windows: int = 1
@@ -310,38 +324,6 @@ class Recognizer:
         else:
             waveform, _ = as_waveform(audio, sample_rate_hz or wanted_hz, wanted_hz, "waveform")
         return self.family.detect_language(self.model, waveform, windows)
-
-    def _attempt(
-        self, audio: Any, sample_rate_hz: int | None, reading: AudioOptions
-    ) -> list[Clip] | list[FairseqOpenVINOError]:
-        """What was read, or why it could not be."""
-        is_file = is_source(audio)
-        if is_file and sample_rate_hz is not None:
-            raise OptionError(
-                f"Transcribing failed in sample_rate_hz: expected it unset for a file, which states "
-                f"its own, got {sample_rate_hz}. Leave it out."
-            )
-        try:
-            if is_file:
-                return self._read(audio, reading)
-            return [self.clip(audio, sample_rate_hz)]
-        except Exception as error:
-            return [_of_one_clip(error, source_name(audio) if is_file else "waveform")]
-
-    def _decode_each(
-        self, clips: list[Clip], options: Any
-    ) -> list[Transcript | FairseqOpenVINOError]:
-        """All together; if that fails, in halves, down to the clips at fault."""
-        if not clips:
-            return []
-        try:
-            return [*self.family.decode(self.model, clips, options)]
-        except Exception as error:
-            if len(clips) == 1 or not concerns_one_clip(error):
-                return [_of_one_clip(error, clips[0].path)]
-            logger.debug("a batch failed; decoding its halves", exc_info=True)
-        half = len(clips) // 2
-        return self._decode_each(clips[:half], options) + self._decode_each(clips[half:], options)
 
 
 def _of_one_clip(error: Exception, path: str) -> FairseqOpenVINOError:

@@ -69,9 +69,11 @@ class RecordingModel:
         """As the model's."""
         self._model.prepare(sizes, beam, head)
 
-    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> Memory:
+    def encode(
+        self, features: np.ndarray, lengths: np.ndarray, streams: int = 1, together: int = 0
+    ) -> Memory:
         """As the model's, recorded."""
-        memory = self._model.encode(features, lengths, streams)
+        memory = self._model.encode(features, lengths, streams, together)
         self._calls.append(_Call(features.copy(), lengths.copy(), memory, []))
         return memory
 

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fairseq_openvino.decoding import drive
-from fairseq_openvino.model import Ask, Head, Hypothesis, Memory, Model, Session
+from fairseq_openvino.model import (
+    Ask,
+    Clip,
+    Head,
+    Hypothesis,
+    Memory,
+    Model,
+    Session,
+    Transcript,
+)
+from fairseq_openvino.speech.activity import Span
+from fairseq_openvino.speech.features import HOP_SAMPLES
+from fairseq_openvino.speech.spectrogram import Spectrogram
+from fairseq_openvino.whisper import context
 from fairseq_openvino.whisper.job import Job
+from fairseq_openvino.whisper.longform import Longform
 from fairseq_openvino.whisper.options import Request
 from fairseq_openvino.whisper.questions import Heard, Window
 from fairseq_openvino.whisper.search import BeamSearch, Greedy, Sampling
-from fairseq_openvino.whisper.windows import Outcome
+from fairseq_openvino.whisper.silence import is_speech
+from fairseq_openvino.whisper.windows import Outcome, joined
 
 if TYPE_CHECKING:
     from fairseq_openvino.whisper.family import Whisper
@@ -33,6 +49,74 @@ class Answers:
         self.family, self.model, self.request, self.together = family, model, request, together
         self.options, self.config = request.options, family.config
         self.rules, self.head = family.rules(request.options), family.head(request.options)
+
+    def job(self, clip: Clip, frames: int, one_window: bool = False) -> Job:
+        """Of a clip of at most one window; `frames` (T) of it are encoded.
+
+        With fewer than the window's, a text that looks wrong is decoded again with all of them.
+        """
+        full, most, source = self.family.window, self.request.max_tokens, _Whole(clip.features)
+
+        def gate(window: Window, heard: np.ndarray) -> bool:
+            if window.seek:
+                return not context.is_silent(clip, window.seek)
+            return one_window or not self.options.skip_silence or is_speech(heard)
+
+        if frames == full:
+            return Job(self, source, self._driver(clip, one_window), full, most, gate)
+
+        def judge(job: Job) -> None:
+            found = self.transcript(clip, [job])
+            reason = context.doubt(found, self.family.eos, self.options.max_tokens)
+            if job.size < full and reason is not None:
+                job.decoded_again = reason
+                job.restart(self._driver(clip, one_window), full, most)
+
+        limit = min(most, context.token_limit(clip.seconds))
+        return Job(self, source, self._driver(clip, one_window), frames, limit, gate, judge)
+
+    def recorded(self, source: Spectrogram, spans: Sequence[Span]) -> Job:
+        """Of a recording longer than a window, and where somebody speaks in it."""
+
+        def gate(window: Window, _: np.ndarray) -> bool:
+            begin, end = window.seek * HOP_SAMPLES, (window.seek + window.frames) * HOP_SAMPLES
+            speech = any(span.start < end and begin < span.end for span in spans)
+            return speech or not self.options.skip_silence
+
+        limit = min(self.request.max_tokens, self.family.manifest.limits.max_target_tokens // 2)
+        return Job(
+            self, source, self._new_driver(source.frames), self.family.window, limit, gate
+        )
+
+    def _driver(self, clip: Clip, one_window: bool) -> Longform:
+        return self._new_driver(context.frames(clip), one_window)
+
+    def _new_driver(self, frames: int, one_window: bool = False) -> Longform:
+        text = self.family.vocabulary.text
+        return Longform(frames, self.family.window, self.rules, self.request, text, one_window)
+
+    def transcript(self, clip: Clip, jobs: Sequence[Job]) -> Transcript:
+        """Of a clip or recording and the jobs of its parts; those that found nothing are silent."""
+        eos, text = self.family.eos, self.family.vocabulary.text
+        heard = [job.driver for job in jobs if not job.driver.skipped]
+        outcomes = [outcome for job in jobs for outcome in job.driver.outcomes]
+        if len(heard) == 1:
+            found = heard[0].hypotheses()
+        else:
+            found = joined([driver.hypotheses() for driver in heard], eos)
+        prefix = self.request.prefix if heard else ()
+        texts = [text((*prefix, *hypothesis.tokens)) for hypothesis in found]
+        segments = [segment for driver in heard for segment in driver.segments]
+        known = next((job for job in jobs if job.language is not None), None)
+        return replace(
+            Transcript.of(clip, texts, found),
+            language=known.language if known else None,
+            language_probabilities=known.language_probabilities if known else {},
+            no_speech_probability=outcomes[0].no_speech_prob if outcomes else None,
+            skipped=None if heard else _reason(outcomes),
+            decoded_again=next((job.decoded_again for job in jobs if job.decoded_again), None),
+            segments=tuple(segments) if self.options.timed else (),
+        )
 
     def encode(self, windows: np.ndarray) -> Memory:
         """Windows (N, T, F)."""
@@ -140,6 +224,28 @@ class Answers:
         for job, log_probs in zip(jobs, watched, strict=True):
             if job.language is None:
                 job.detected(self.family.ranked(language_shares(log_probs)))
+
+
+class _Whole:
+    """The frames of a clip, padding included."""
+
+    def __init__(self, features: np.ndarray) -> None:
+        self._features = features
+
+    def window(self, seek: int, _: int) -> np.ndarray:
+        """See `job.Frames`."""
+        return self._features[seek:]
+
+
+def _reason(outcomes: Sequence[Outcome]) -> str:
+    """Why there is no text."""
+    if not outcomes:
+        return "no speech in the signal"
+    last = outcomes[-1]
+    return (
+        f"no-speech probability {last.no_speech_prob:.2f}, average log-probability "
+        f"{last.avg_logprob:.2f}"
+    )
 
 
 def language_shares(watched: np.ndarray) -> np.ndarray:

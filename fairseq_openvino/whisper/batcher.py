@@ -15,17 +15,12 @@ from fairseq_openvino.whisper.questions import Alignment, Window
 
 logger = logging.getLogger(__name__)
 
-Gate = Callable[[Job, np.ndarray], bool]
-"""Whether anybody may be speaking in the frames (T, F) of a job's next window."""
-
-
-def run(jobs: Iterable[Job], width: int, gate: Gate) -> Iterator[Job]:
+def run(jobs: Iterable[Job], width: int) -> Iterator[Job]:
     """Answer the questions of at most `width` jobs at a time, in turn, so that none blocks another.
 
     Args:
         jobs: taken as there is room.
         width: windows decoded together.
-        gate: windows that it does not pass are answered by None, without the model.
 
     Yields:
         Each job whenever it got an answer; for the last time when it is done or has failed.
@@ -33,7 +28,7 @@ def run(jobs: Iterable[Job], width: int, gate: Gate) -> Iterator[Job]:
     waiting, active = iter(jobs), list[Job]()
     while active := active + list(islice(waiting, width - len(active))):
         for job in active:
-            _open_window(job, gate)
+            _open_window(job)
         for group in _alike((job for job in active if job.window is not None), _length):
             _attempt(group, _encode)
         for group in _alike((job for job in active if job.question is not None), _kind):
@@ -42,13 +37,13 @@ def run(jobs: Iterable[Job], width: int, gate: Gate) -> Iterator[Job]:
         active = [job for job in active if job.question is not None]
 
 
-def _open_window(job: Job, gate: Gate) -> None:
+def _open_window(job: Job) -> None:
     """Read the next window in which somebody may speak, if the job asks for a new one."""
     try:
         while isinstance(job.question, Window) and not job.question.attempt:
             question = job.question
             found = job.source.window(question.seek, question.frames)[: job.size]
-            if gate(job, found[: question.frames]):
+            if job.gate(question, found[: question.frames]):
                 job.window = np.pad(found, ((0, job.size - len(found)), (0, 0)))
                 return
             job.tell(None)

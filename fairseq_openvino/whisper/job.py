@@ -9,6 +9,7 @@ import numpy as np
 
 from fairseq_openvino.model import Memory
 from fairseq_openvino.whisper.longform import Longform, Question
+from fairseq_openvino.whisper.questions import Window
 
 if TYPE_CHECKING:
     from fairseq_openvino.whisper.answers import Answers
@@ -31,6 +32,8 @@ class Job:
         driver: of its windows.
         size: T that is encoded of a window.
         limit: most tokens of a window.
+        gate: whether anybody may be speaking in the frames (n, F) of a window; if not, it is answered
+            by None.
         judge: is called when it is done and may `restart` it.
     """
 
@@ -41,9 +44,10 @@ class Job:
         driver: Longform,
         size: int,
         limit: int,
+        gate: Callable[[Window, np.ndarray], bool],
         judge: Callable[[Job], None] = lambda job: None,
     ) -> None:
-        self.answers, self.source, self._judge = answers, source, judge
+        self.answers, self.source, self.gate, self._judge = answers, source, gate, judge
         self.language = answers.request.language
         """Code; None: to be detected."""
         self.language_probabilities: dict[str, float] = {}

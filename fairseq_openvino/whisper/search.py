@@ -162,7 +162,7 @@ class Sampling(_Search):
             allowed = self.rules.mask.apply(allowed, np.asarray(bounds))
         width = allowed.shape[1]
         rows = (self.slots[:, None] * self.beam + np.arange(self.beam)).reshape(-1)
-        noise = np.stack([self.randoms[row].gumbel(size=width) for row in rows])
+        noise = np.stack([self.randoms[row].gumbel(size=width) for row in rows.tolist()])
         chosen = np.argmax(allowed / self.temperature + noise, axis=1)
         left = np.logaddexp.reduce(allowed, axis=1)
         scores = np.take_along_axis(log_probs, chosen[:, None], 1)[:, 0]

@@ -16,7 +16,7 @@ import numpy as np
 from fairseq_openvino.errors import concerns_one_clip, named
 from fairseq_openvino.model import Clip, Model, News, Segment, Transcript, Word
 from fairseq_openvino.runtime.voice import load_voice
-from fairseq_openvino.speech.activity import RATE_HZ, Activity, ActivityOptions, Span, uncovered
+from fairseq_openvino.speech.activity import RATE_HZ, Activity, ActivityOptions, Span
 from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from fairseq_openvino.speech.pieces import Piece, pieces
 from fairseq_openvino.speech.recordings import Recording
@@ -27,6 +27,9 @@ from fairseq_openvino.whisper.options import WhisperOptions
 
 if TYPE_CHECKING:
     from fairseq_openvino.whisper.family import Whisper
+
+NO_FEATURES = np.empty((0, 0), np.float32)
+"""Of a recording whose frames are not held."""
 
 
 class Track:
@@ -102,7 +105,7 @@ class Transcription:
         Args:
             recordings: opened as they are needed; in place of one that cannot be, its only news.
         """
-        for _ in run(self._jobs(recordings), self.width, self.family.gate(self.options)):
+        for _ in run(self._jobs(recordings), self.width):
             yield from self._told()
         yield from self._told()
 
@@ -143,13 +146,14 @@ class Transcription:
             for piece in pieces(_counted(track), load_voice(), ActivityOptions(), size):
                 features = front_end(piece.waveform, RATE_HZ)
                 clip = Clip(recording.name, features, piece.seconds)
-                yield self.short.job(clip, one_window=True), piece
+                yield self.short.job(clip, self._encoded(clip), one_window=True), piece
             return
         waveform = _at_most(recording, self.family.window * HOP_SAMPLES)
         if waveform is not None:
             track.samples = len(waveform)
             features = front_end(waveform, recording.rate_hz)
-            yield self.short.job(Clip(recording.name, features, track.duration)), None
+            clip = Clip(recording.name, features, track.duration)
+            yield self.short.job(clip, self._encoded(clip)), None
             return
         activity, listener = Activity(ActivityOptions()), load_voice().listen()
 
@@ -159,7 +163,10 @@ class Transcription:
         source = Spectrogram(recording.blocks, self.family.manifest.features.bins, hear)
         track.samples = source.samples
         track.spans += [*activity.hear(listener.end()), *activity.end(source.samples)]
-        yield self.long.recorded(recording.name, source, _speech_windows(track.spans, self.family.window)), None
+        yield self.long.recorded(source, track.spans), None
+
+    def _encoded(self, clip: Clip) -> int:
+        return self.family.encoded_frames(clip, self.options)
 
     def _result(self, track: Track) -> News:
         """The last news of a recording."""
@@ -172,10 +179,10 @@ class Transcription:
             return News(name, track.duration, track.duration, (), error)
         jobs = [job for job, _ in track.jobs]
         answers = jobs[0].answers if jobs else self.short
-        found = answers.transcript(name, track.duration, jobs)
-        found = replace(found, segments=tuple(track.segments), damage=track.recording.damage)
-        if track.spans:
-            found = replace(found, uncovered=tuple(uncovered(track.spans, track.segments)))
+        clip = Clip(name, NO_FEATURES, track.duration, track.recording.damage)
+        found = answers.transcript(clip, jobs)
+        if self.options.timed or self.options.chunked or answers is self.long:
+            found = replace(found, segments=tuple(track.segments))
         return News(name, track.duration, track.duration, (), found)
 
 

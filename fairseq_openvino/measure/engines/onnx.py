@@ -50,7 +50,9 @@ class GraphModel:
     def prepare(self, sizes: Collection[int], beam: int, head: Head) -> None:
         """Nothing: both graphs are ready."""
 
-    def encode(self, features: np.ndarray, lengths: np.ndarray, streams: int = 1) -> Memory:
+    def encode(
+        self, features: np.ndarray, lengths: np.ndarray, streams: int = 1, together: int = 0
+    ) -> Memory:
         """(N, T, F), (N,) -> what the decoder attends to."""
         outputs = self.encoder({"features": features, "lengths": lengths.astype(np.int64)})
         names = (spec.name for spec in self.manifest.memory)
