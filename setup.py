@@ -23,7 +23,9 @@ setup(
     author="The fairseq_openvino authors",
     python_requires=">=3.11",
     packages=find_packages(include=["fairseq_openvino*"]),
-    package_data={"fairseq_openvino": ["py.typed", "export/whisper/vocabularies/*"]},
+    package_data={
+        "fairseq_openvino": ["py.typed", "export/whisper/vocabularies/*", "runtime/silero/*"]
+    },
     entry_points={"console_scripts": ["fairseq-openvino = fairseq_openvino.cli:main"]},
     install_requires=[
         "msgspec",

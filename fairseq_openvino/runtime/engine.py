@@ -1,4 +1,4 @@
-"""OpenVINO compilation, request pools and properties: the only file that compiles anything."""
+"""OpenVINO compilation, request pools and properties: the only file that compiles bundles."""
 
 from __future__ import annotations
 
