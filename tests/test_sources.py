@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from conftest import MINI, child_environment
+from conftest import MINI
 from media_files import encoded
 
 from fairseq_openvino.errors import AudioError, OptionError
-from fairseq_openvino.speech import audio, sndfile
-from fairseq_openvino.speech.audio import blocks, damage_collected, read_audio
+from fairseq_openvino.speech import audio
+from fairseq_openvino.speech.audio import read_audio
 from fairseq_openvino.speech.files import audio_files
 from fairseq_openvino.speech.options import AudioOptions
 from fairseq_openvino.speech.stored import read
@@ -138,27 +137,7 @@ def test_other_channels_are_wrong_usage(channel: object) -> None:
         AudioOptions(channel=channel)  # type: ignore[arg-type]
 
 
-# --- blocks -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["FLAC", "WAV", "MP3", "m4a"])
-@pytest.mark.parametrize("channels", [1, 2, "opposite"])
-def test_blocks_are_the_samples_of_the_whole(
-    kind: str, channels: int | str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rate_hz = 22_050
-    samples = speech(rate_hz, 2 if channels == 2 else 1)
-    if channels == "opposite":
-        samples = np.concatenate([samples, -samples], axis=1)
-    is_m4a = kind == "m4a"
-    content = encoded(samples, "mp4", "aac", rate_hz) if is_m4a else file(samples, rate_hz, kind)
-    expected, _ = read_audio(content, RATE_HZ)
-    for module in (audio, sndfile):
-        monkeypatch.setattr(module, "BLOCK_SAMPLES", 3000)
-    found = list(blocks(content, RATE_HZ))
-    assert {len(block) for block in found[:-1]} == {3000} and 0 < len(found[-1]) <= 3000
-    assert all(block.dtype == np.float32 and block.ndim == 1 for block in found)
-    np.testing.assert_array_equal(np.concatenate(found), expected)
+# --- resampling ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
@@ -172,46 +151,3 @@ def test_resampling_in_pieces_gives_the_same_samples(rate_hz: int) -> None:
     for channel in (0, 1):
         alone, _ = as_waveform(samples[:, channel], rate_hz, RATE_HZ)
         np.testing.assert_array_equal(alone, expected[:, channel])
-
-
-def test_blocks_tell_damage_at_their_end() -> None:
-    content = file(speech(), form="WAV")[:-8000]
-    with damage_collected() as expected:
-        read_audio(content)
-    with damage_collected() as damage:
-        assert sum(map(len, blocks(content, RATE_HZ))) == len(speech()) - 4000
-    assert damage == expected != []
-
-
-MEASURE = """
-import sys
-from fairseq_openvino.machine import peak_megabytes, resident_megabytes
-from fairseq_openvino.speech.audio import blocks
-begin = resident_megabytes()
-print(sum(map(len, blocks(sys.argv[1], 16000))), peak_megabytes() - begin)
-"""
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("kind", ["wav", "streamed.wav", "flac", "mka"])
-def test_blocks_of_hours_need_the_memory_of_one(kind: str, tmp_path: Path) -> None:
-    """Two hours; a WAV without a length too, of which only the header is replaced."""
-    path, hours = tmp_path / f"long.{kind}", 2
-    if kind.endswith("wav"):
-        head = bytearray(file(np.zeros(0), form="WAV")[:44])
-        size = hours * 3600 * RATE_HZ * 2
-        head[40:44] = (0 if kind == "streamed.wav" else size).to_bytes(4, "little")
-        with path.open("wb") as written:
-            written.write(head)
-            written.truncate(44 + size)
-    else:
-        words = ["-i", "anullsrc=r=16000:cl=mono", "-t", str(hours * 3600), "-c:a", "flac", path]
-        subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", *words], check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True,
-        env=child_environment(),
-    )  # fmt: skip
-    samples, grown = done.stdout.split()
-    print(kind, done.stdout)
-    assert int(samples) == hours * 3600 * RATE_HZ
-    assert float(grown) < 40

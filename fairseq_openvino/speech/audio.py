@@ -17,13 +17,12 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from fairseq_openvino.errors import invalid
 from fairseq_openvino.speech import media
 from fairseq_openvino.speech.containers import Inspection, inspect
 from fairseq_openvino.speech.options import MIX, SPLIT
-from fairseq_openvino.speech.sndfile import BLOCK_SAMPLES, SoundFileDecoder, reason
+from fairseq_openvino.speech.sndfile import SoundFileDecoder, reason
 from fairseq_openvino.speech.sources import Source, opened, source_name
-from fairseq_openvino.speech.waveform import check_loudness, of_equal_size, resampled, unusable
+from fairseq_openvino.speech.waveform import check_loudness, resampled, unusable
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def decode(
     """As `read_audio`, which reports what is wrong; `channel` as in `options.AudioOptions`."""
     name = source_name(source) if name is None else name
     with opened(source) as file:
-        track = _Track(name, file, channel, sample_rate_hz, MAX_AUDIO_SECONDS)
+        track = Track(name, file, channel, sample_rate_hz, MAX_AUDIO_SECONDS)
         parts = list(track.blocks())
         if (strongest := track.cancelled_by) is not None:
             track = track.again(strongest)
@@ -126,41 +125,6 @@ def decode(
         track.damage(),
         strongest is not None,
     )
-
-
-def blocks(source: Source, sample_rate_hz: int, channel: str | int = MIX) -> Iterator[np.ndarray]:
-    """What `read_audio` gives, of any length, in the memory that a block takes.
-
-    Several channels are decoded twice, as only the end shows whether they cancel each other out.
-    MP3 and Ogg are held as they are stored, at most `containers.MAX_SCANNED_BYTES`.
-
-    Args:
-        source: as in `read_audio`.
-        sample_rate_hz: resample to this rate.
-        channel: `mix`, or the number of one, from 0; not `split`.
-
-    Yields:
-        `BLOCK_SAMPLES` samples, shape (samples,), float32; the last time fewer.
-
-    Raises:
-        AudioError: as `read_audio`, but for the length; in the place where the file shows it.
-        OptionError: `split`.
-    """
-    if channel == SPLIT:
-        raise invalid("Reading audio", "channel", "mix or a number", repr(SPLIT))
-    name = source_name(source)
-    with opened(source) as file:
-        track = _Track(name, file, channel, sample_rate_hz)
-        strongest = None
-        if channel == MIX and track.channels > 1:
-            for _ in track.heard():
-                pass
-            strongest = track.cancelled_by
-            track = track.again(MIX if strongest is None else strongest)
-        yield from of_equal_size((block[:, 0] for block in track.blocks()), BLOCK_SAMPLES)
-        nothing = np.empty((1, 0), np.float32)
-        is_cancelled = strongest is not None
-        Audio(name, nothing, sample_rate_hz, track.stored_hz, track.damage(), is_cancelled).report()
 
 
 class _Decoder(Protocol):
@@ -178,8 +142,8 @@ class _Decoder(Protocol):
         ...
 
 
-class _Track:
-    """What is heard of a file in one pass."""
+class Track:
+    """What is heard of a file in one pass; `heard` or `blocks` is iterated once."""
 
     def __init__(
         self,
@@ -201,9 +165,9 @@ class _Track:
         self._samples = 0
         self._energies, self._energy = np.zeros(self.channels), 0.0
 
-    def again(self, channel: str | int) -> _Track:
+    def again(self, channel: str | int) -> Track:
         """Another pass over the same file."""
-        return _Track(
+        return Track(
             self._name, self._file, channel, self._wanted_hz, self._limit_seconds, self._inspection
         )
 
@@ -218,7 +182,12 @@ class _Track:
 
     def damage(self) -> str | None:
         """What is missing, once all blocks were read."""
-        return self._decoder.inspection().damage(self._samples / self.stored_hz)
+        return self._decoder.inspection().damage(self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Of what was heard so far."""
+        return self._samples / self.stored_hz
 
     @property
     def cancelled_by(self) -> int | None:

@@ -100,19 +100,33 @@ def log_mel(waveform: np.ndarray, bins: int, window_frames: int) -> np.ndarray:
 
     Source: openai-whisper `audio.py:log_mel_spectrogram`.
     """
-    half = FFT_SAMPLES // 2
     frames = heard_frames(len(waveform), window_frames)
     padded = np.zeros(window_frames * HOP_SAMPLES)
     padded[: len(waveform)] = waveform
-    padded = np.pad(padded, half, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, FFT_SAMPLES)[::HOP_SAMPLES][:frames]
+    padded = np.pad(padded, FFT_SAMPLES // 2, mode="reflect")
+    decades = np.full((window_frames, bins), np.log10(SMALLEST_POWER))
+    decades[:frames] = log10_mel(padded, bins, frames)
+    decades = np.maximum(decades, decades.max(initial=np.log10(SMALLEST_POWER)) - DECADES)
+    return scaled(decades).astype(np.float32)
+
+
+def log10_mel(samples: np.ndarray, bins: int, frames: int | None = None) -> np.ndarray:
+    """Logarithms of mel power, shape (frames, F), float64: the first frame sees the first 400 samples.
+
+    Args:
+        samples: shape (samples,), at 16 kHz, with whatever padding there is to be.
+        bins: F.
+        frames: the first so many; default: all that are whole.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(samples, FFT_SAMPLES)[::HOP_SAMPLES][:frames]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT_SAMPLES) / FFT_SAMPLES)
     power = np.abs(np.fft.rfft(windows * hann)) ** 2  # (frames, 201)
-    mel = np.full((window_frames, bins), SMALLEST_POWER)
-    mel[:frames] = np.maximum(power @ mel_filters(bins), SMALLEST_POWER)
-    decades = np.log10(mel)
-    decades = np.maximum(decades, decades.max(initial=np.log10(SMALLEST_POWER)) - DECADES)
-    return ((decades + 4.0) / 4.0).astype(np.float32)
+    return np.log10(np.maximum(power @ mel_filters(bins), SMALLEST_POWER))
+
+
+def scaled(decades: np.ndarray) -> np.ndarray:
+    """Logarithms of mel power as Whisper reads them."""
+    return (decades + 4.0) / 4.0
 
 
 def heard_frames(samples: int, window_frames: int) -> int:

@@ -6,9 +6,10 @@ import io
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from os import PathLike
+from threading import Lock
 from typing import Any, BinaryIO, cast
 
 from fairseq_openvino.speech.waveform import unusable
@@ -52,7 +53,7 @@ def opened(source: Source) -> Iterator[BinaryIO]:
                 is_seekable = file.seekable()
             except ValueError as error:  # a path with a null character, a closed file
                 raise OSError(str(error)) from error
-            yield file if is_seekable else stack.enter_context(_stored(name, file))
+            yield file if is_seekable else _stored(name, file)
         except OSError as error:
             is_url = isinstance(source, str) and URL.match(source) is not None
             got = "a URL" if is_url else (error.strerror or str(error)).rstrip(".")
@@ -63,22 +64,68 @@ def opened(source: Source) -> Iterator[BinaryIO]:
 def _file(name: str, source: Source, stack: ExitStack) -> BinaryIO:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source)
-    if name == STANDARD_INPUT:
-        return sys.stdin.buffer
     if isinstance(source, (str, PathLike)):
+        if name == STANDARD_INPUT:
+            return sys.stdin.buffer
         return stack.enter_context(cast(BinaryIO, open(source, "rb", buffering=0)))
     if isinstance(source, io.TextIOBase):
         raise unusable(name, "a binary file", "one of text", "Open it with the mode 'rb'")
     return source
 
 
-@contextmanager
-def _stored(name: str, pipe: BinaryIO) -> Iterator[BinaryIO]:
-    """A pipe's content as a file."""
-    with tempfile.SpooledTemporaryFile(PIPED_IN_MEMORY_BYTES) as file:
-        while content := pipe.read(PIPE_BYTES):
-            file.write(content)
-            if file.tell() > MAX_PIPED_BYTES:
-                limit = f"at most {MAX_PIPED_BYTES} bytes of a pipe"
-                raise unusable(name, limit, "more", "Store them as a file")
-        yield cast(BinaryIO, file)
+def _stored(name: str, pipe: BinaryIO) -> BinaryIO:
+    """A pipe's content as a file, which is gone when nobody refers to it any more."""
+    file = tempfile.SpooledTemporaryFile(PIPED_IN_MEMORY_BYTES)  # noqa: SIM115
+    while content := pipe.read(PIPE_BYTES):
+        file.write(content)
+        if file.tell() > MAX_PIPED_BYTES:
+            limit = f"at most {MAX_PIPED_BYTES} bytes of a pipe"
+            raise unusable(name, limit, "more", "Store them as a file")
+    return cast(BinaryIO, file)
+
+
+def lasting(source: Source) -> Callable[[], Source]:
+    """Gives the source for one more pass, also beside another one; a pipe is read and stored now.
+
+    Raises:
+        AudioError: it is missing or cannot be read.
+    """
+    name, content = source_name(source), (bytes, bytearray, memoryview)
+    is_handle = name == STANDARD_INPUT or not isinstance(source, (str, PathLike, *content))
+    with opened(source) as file:
+        if is_handle or isinstance(file, tempfile.SpooledTemporaryFile):
+            turn = Lock()
+            return lambda: cast(BinaryIO, _Reader(file, turn, name))
+    return lambda: source
+
+
+class _Reader(io.RawIOBase):
+    """A file that others read too, at a position of its own."""
+
+    def __init__(self, file: BinaryIO, turn: Lock, name: str) -> None:
+        self._file, self._turn, self._position = file, turn, 0
+        self.name = name
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_CUR:
+            offset, whence = self._position + offset, io.SEEK_SET
+        with self._turn:
+            self._position = self._file.seek(offset, whence)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        with self._turn:
+            self._file.seek(self._position)
+            content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)

@@ -45,16 +45,19 @@ def read(
         AudioError: the audio cannot be used.
     """
     options = options or AudioOptions()
-    name, content = source_name(source), None
-    if isinstance(source, (str, PathLike)):
-        content = _content(name)
+    name, content = source_name(source), content_of(source)
     if content is not None and content.startswith(NPY_MAGIC):
         return None
     decode = isolation.decode if options.isolate_audio else audio.decode
     found = decode(source if content is None else content, sample_rate_hz, options.channel, name)
-    if options.strict_audio and found.damage:
-        raise unusable(name, "undamaged audio", found.damage, "Repair it, or allow damage")
+    check_damage(found, options)
     return found.report()
+
+
+def check_damage(audio: Audio, options: AudioOptions) -> None:
+    """Raise AudioError if it is damaged and must not be."""
+    if options.strict_audio and audio.damage:
+        raise unusable(audio.name, "undamaged audio", audio.damage, "Repair it, or allow damage")
 
 
 def waveform(path: str, sample_rate_hz: int | None) -> tuple[np.ndarray, int] | None:
@@ -98,7 +101,7 @@ def frame_count(path: str) -> int | None:
     """T of a path as its header states it, without decoding; None if it does not."""
     try:
         part = Slice.parse(path)
-        content = _content(path) if part is None else None
+        content = content_of(path) if part is None else None
         if content is not None and content.startswith(NPY_MAGIC):
             return len(_array(path))
         source = io.BytesIO(content) if content is not None else path
@@ -111,7 +114,7 @@ def frame_count(path: str) -> int | None:
 
 def _array(path: str) -> np.ndarray:
     """Stored features, float32, of whatever shape."""
-    content = _content(path)
+    content = content_of(path)
     try:
         array = np.load(io.BytesIO(content or b""), allow_pickle=False)
         return np.asarray(array, np.float32)
@@ -122,8 +125,15 @@ def _array(path: str) -> np.ndarray:
         ) from error
 
 
-def _content(path: str) -> bytes | None:
-    """Bytes of a slice or of a `.npy` file; None for an audio file, which is decoded in place."""
+def content_of(source: Source) -> bytes | None:
+    """Bytes of a slice or of a `.npy` file; None for an audio file, which is decoded in place.
+
+    Raises:
+        AudioError: they cannot be read.
+    """
+    if not isinstance(source, (str, PathLike)):
+        return None
+    path = source_name(source)
     try:
         if path.endswith(FEATURES):
             return Path(path).read_bytes()

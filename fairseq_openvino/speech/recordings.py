@@ -1,0 +1,153 @@
+"""Recordings of any length: their samples in blocks, as often as they are needed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fairseq_openvino.speech import isolation, stored
+from fairseq_openvino.speech.audio import Audio, Track
+from fairseq_openvino.speech.options import MIX, SPLIT, AudioOptions
+from fairseq_openvino.speech.sndfile import BLOCK_SAMPLES
+from fairseq_openvino.speech.sources import Source, is_source, lasting, opened, source_name
+from fairseq_openvino.speech.waveform import as_waveform, of_equal_size, unusable
+
+JUDGED_SECONDS = 300.0
+"""Whether channels cancel each other out is heard in the beginning of a file."""
+
+
+class Recording(ABC):
+    """One channel of a source, or the mean of all."""
+
+    def __init__(self, name: str, rate_hz: int) -> None:
+        self.name = name
+        """Of the source; with `split`, `<source>#<channel>`."""
+        self.rate_hz = rate_hz
+        """Of the samples."""
+        self.stored_hz = rate_hz
+        """Before resampling; of a file, once it is heard."""
+        self.damage: str | None = None
+        """What is missing, in words; of a file, once it was heard to its end."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All samples, anew each time, also beside another pass.
+
+        Yields:
+            `BLOCK_SAMPLES` samples, shape (samples,), float32 in about [-1, 1]; the last time fewer.
+
+        Raises:
+            AudioError: the file is missing, not decodable, empty, not finite, or damaged where that is
+                refused; in the place where it shows.
+        """
+
+
+def recordings(
+    source: Any,
+    rate_hz: int,
+    options: AudioOptions | None = None,
+    sample_rate_hz: int | None = None,
+) -> list[Recording]:
+    """A recording, or with `split` one of each channel. What is wrong with a file is reported once.
+
+    MP3 and Ogg are held as they are stored, at most `containers.MAX_SCANNED_BYTES`.
+
+    Args:
+        source: a path as `corpus.Utterance` has it, `-` for standard input, an open binary file, the
+            content of one, or an array as `waveform.as_waveform` takes it. A pipe is stored.
+        rate_hz: resample to this rate.
+        options: how files are read.
+        sample_rate_hz: of an array; default: `rate_hz`.
+
+    Raises:
+        AudioError: the source cannot be used, or holds features.
+    """
+    options = options or AudioOptions()
+    if not is_source(source):
+        samples, _ = as_waveform(source, sample_rate_hz or rate_hz, rate_hz)
+        return _decoded(Audio("waveform", samples[np.newaxis], rate_hz, rate_hz), options)
+    name, content = source_name(source), stored.content_of(source)
+    if content is not None and content.startswith(stored.NPY_MAGIC):
+        raise unusable(name, "audio", "stored features", "Give audio files")
+    again = lasting(source if content is None else content)
+    if options.isolate_audio:
+        found = isolation.decode(again(), rate_hz, options.channel, name)
+        return _decoded(found, options)
+    if options.channel != SPLIT:
+        return [_File(name, again, rate_hz, options, options.channel)]
+    with opened(again()) as file:
+        channels = Track(name, file, SPLIT, rate_hz).channels
+    return [_File(name, again, rate_hz, options, i, f"#{i}") for i in range(channels)]
+
+
+def _decoded(audio: Audio, options: AudioOptions) -> list[Recording]:
+    stored.check_damage(audio, options)
+    audio.report()
+    is_split = options.channel == SPLIT
+    return [
+        _Decoded(f"{audio.name}#{i}" if is_split else audio.name, waveform, audio)
+        for i, waveform in enumerate(audio.waveforms)
+    ]
+
+
+class _Decoded(Recording):
+    """Samples that are there."""
+
+    def __init__(self, name: str, waveform: np.ndarray, audio: Audio) -> None:
+        super().__init__(name, audio.rate_hz)
+        self.stored_hz, self.damage = audio.stored_hz, audio.damage
+        self._waveform = waveform
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """See `Recording`."""
+        for begin in range(0, len(self._waveform), BLOCK_SAMPLES):
+            yield self._waveform[begin : begin + BLOCK_SAMPLES]
+
+
+class _File(Recording):
+    """A file that is decoded in every pass."""
+
+    def __init__(
+        self, file_name: str, again: Callable[[], Source], rate_hz: int, options: AudioOptions,
+        channel: str | int, part: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(file_name + part, rate_hz)
+        self._file_name, self._again, self._options = file_name, again, options
+        self._channel, self._is_cancelled = channel, False
+        self._is_new = True
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """See `Recording`."""
+        with opened(self._again()) as file:
+            track = Track(self._file_name, file, self._channel, self.rate_hz)
+            if self._is_new and self._channel == MIX and track.channels > 1:
+                strongest = _cancelled_by(track)
+                self._is_cancelled = strongest is not None
+                self._channel = MIX if strongest is None else strongest
+                track = track.again(self._channel)
+            self.stored_hz = track.stored_hz
+            yield from of_equal_size((block[:, 0] for block in track.blocks()), BLOCK_SAMPLES)
+            if self._is_new:
+                self._is_new, self.damage = False, track.damage()
+                self._tell()
+
+    def _tell(self) -> None:
+        """What was wrong with it in the first pass; of several channels, the first one does."""
+        nothing = np.empty((1, 0), np.float32)
+        found = Audio(
+            self._file_name, nothing, self.rate_hz, self.stored_hz, self.damage, self._is_cancelled
+        )
+        stored.check_damage(found, self._options)
+        if self._options.channel != SPLIT or self._channel == 0:
+            found.report()
+
+
+def _cancelled_by(track: Track) -> int | None:
+    """The strongest channel, if the mean of all has lost it by then."""
+    for _ in track.heard():
+        if track.seconds > JUDGED_SECONDS:
+            break
+    return track.cancelled_by
