@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -29,6 +28,7 @@ from fairseq_openvino.speech import stored
 from fairseq_openvino.speech.audio import read_audio
 from fairseq_openvino.speech.frontend import FrontEnd, heard
 from fairseq_openvino.speech.options import SPLIT, AudioOptions
+from fairseq_openvino.speech.recordings import Recording, recordings
 from fairseq_openvino.speech.sources import Source, is_source, source_name
 from fairseq_openvino.speech.waveform import as_waveform
 from fairseq_openvino.whisper.family import Whisper
@@ -57,6 +57,19 @@ class Family(Protocol):
 
     def decode(self, model: Model, clips: Sequence[Clip], options: Any) -> list[Transcript]:
         """Clips decoded together, in the order given.
+
+        Raises:
+            OptionError: the options do not fit the model.
+        """
+        ...
+
+    def follow(
+        self, model: Model, recordings: Iterable[Recording | Clip | News], options: Any, width: int
+    ) -> Iterator[News]:
+        """Recordings of any length, `width` windows at a time: news of each, in the order given.
+
+        In place of a recording there may be a clip of features, or the only news of what could not be
+        opened.
 
         Raises:
             OptionError: the options do not fit the model.
@@ -276,8 +289,7 @@ class Recognizer:
         reading, searching = _divided(options)
         wanted = self.options(**searching)
         opened = self._opened(audios, sample_rate_hz, reading)
-        for news in self.family.follow(self.model, opened, wanted, batch_size):
-            yield news
+        yield from self.family.follow(self.model, opened, wanted, batch_size)
 
     def _opened(
         self, audios: Iterable[Any], sample_rate_hz: int | None, reading: AudioOptions
@@ -291,10 +303,18 @@ class Recognizer:
                     f"its own, got {sample_rate_hz}. Leave it out."
                 )
             try:
-                yield from self._read(audio, sample_rate_hz, reading)
+                yield from self._recordings(audio, sample_rate_hz, reading)
             except Exception as error:
                 name = source_name(audio) if is_file else "waveform"
                 yield News(name, 0.0, 0.0, (), _of_one_clip(error, name))
+
+    def _recordings(
+        self, audio: Any, sample_rate_hz: int | None, reading: AudioOptions
+    ) -> Sequence[Recording | Clip]:
+        """One or several, or a clip of stored features."""
+        if is_source(audio) and stored.holds_features(audio):
+            return self._read(audio, reading)
+        return recordings(audio, self.family.front_end.rate_hz, reading, sample_rate_hz)
 
     def detect_language(
         self, audio: Any, sample_rate_hz: int | None = None, windows: int = 1

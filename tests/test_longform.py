@@ -7,7 +7,6 @@ reference returns is put right in `openai_whisper`: each place says so.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 
 from fairseq_openvino.bundle import WhisperConfig
-from fairseq_openvino.errors import OptionError
 from fairseq_openvino.model import Hypothesis
 from fairseq_openvino.whisper.longform import Longform
 from fairseq_openvino.whisper.options import Request, WhisperOptions
@@ -117,7 +115,9 @@ def case(seed: int) -> tuple[int, WhisperOptions, str, int]:
     random = np.random.default_rng([seed, 1])
     frames, room = int(random.integers(1, 20_000)), int(random.choice([31, 223]))
     words = bool(random.random() < 0.5)
-    prompt = " ".join(["so"] * int(random.choice([1, 5, room - 1]))) if random.random() < 0.5 else ""
+    prompt = (
+        " ".join(["so"] * int(random.choice([1, 5, room - 1]))) if random.random() < 0.5 else ""
+    )
     clips: tuple[float, ...] = ()
     if random.random() < 0.3:
         moments = np.unique(np.round(random.uniform(0, frames / 80, random.integers(1, 6)), 3))
@@ -144,7 +144,10 @@ def tokenizer() -> Any:
 
 
 def request_of(
-    options: WhisperOptions, prompt: tuple[int, ...] = (), room: int = 223, hotwords: tuple[int, ...] = ()
+    options: WhisperOptions,
+    prompt: tuple[int, ...] = (),
+    room: int = 223,
+    hotwords: tuple[int, ...] = (),
 ) -> Request:
     return Request(options, "en", prompt, hotwords, (), room, (), 224)
 
@@ -235,7 +238,9 @@ class Reference:
         if attempt + 1 == len(script.options.temperatures) and self.failed(found[1]):
             limit = script.options.compression_ratio_threshold
             fitting = [
-                each for each in script.attempts if limit is None or each[1].compression_ratio <= limit
+                each
+                for each in script.attempts
+                if limit is None or each[1].compression_ratio <= limit
             ]
             found = max(fitting or script.attempts, key=lambda each: each[1].avg_logprob)
         script.kept[seek] = found[1]
@@ -259,7 +264,9 @@ class Reference:
         """As `whisper.timing.find_alignment`."""
         assert frames == self.script.heard[-1].frames
         timings = self.script.timings(int(mel[0, 0]) - 1, tuple(spoken)) if spoken else []
-        return [self.timing.WordTiming(**{**vars(each), "tokens": [*each.tokens]}) for each in timings]
+        return [
+            self.timing.WordTiming(**{**vars(each), "tokens": [*each.tokens]}) for each in timings
+        ]
 
 
 def reported(segments: list[dict[str, Any]], script: Script) -> list[dict[str, Any]]:

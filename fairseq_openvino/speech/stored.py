@@ -54,6 +54,12 @@ def read(
     return found.report()
 
 
+def holds_features(source: Source) -> bool:
+    """Whether it is stored features, not audio."""
+    content = content_of(source)
+    return content is not None and content.startswith(NPY_MAGIC)
+
+
 def check_damage(audio: Audio, options: AudioOptions) -> None:
     """Raise AudioError if it is damaged and must not be."""
     if options.strict_audio and audio.damage:

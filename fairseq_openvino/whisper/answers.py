@@ -84,9 +84,7 @@ class Answers:
             return speech or not self.options.skip_silence
 
         limit = min(self.request.max_tokens, self.family.manifest.limits.max_target_tokens // 2)
-        return Job(
-            self, source, self._new_driver(source.frames), self.family.window, limit, gate
-        )
+        return Job(self, source, self._new_driver(source.frames), self.family.window, limit, gate)
 
     def _driver(self, clip: Clip, one_window: bool) -> Longform:
         return self._new_driver(context.frames(clip), one_window)
@@ -174,9 +172,7 @@ class Answers:
         return Memory.join(parts, self.model.manifest.memory)
 
     def _previous(self, question: Window) -> tuple[int, ...]:
-        return (
-            (int(self.config.previous or 0), *question.previous) if question.previous else ()
-        )
+        return (int(self.config.previous or 0), *question.previous) if question.previous else ()
 
     def _behind(self, question: Window, language: str | None) -> tuple[int, ...]:
         """Tokens behind <|startoftranscript|>; a prefix begins the recording only."""

@@ -15,6 +15,7 @@ from fairseq_openvino.whisper.questions import Alignment, Window
 
 logger = logging.getLogger(__name__)
 
+
 def run(jobs: Iterable[Job], width: int) -> Iterator[Job]:
     """Answer the questions of at most `width` jobs at a time, in turn, so that none blocks another.
 

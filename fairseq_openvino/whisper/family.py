@@ -98,7 +98,7 @@ class Whisper:
     def follow(
         self,
         model: Model,
-        recordings: Iterable[Recording | News],
+        recordings: Iterable[Recording | Clip | News],
         options: WhisperOptions,
         width: int,
     ) -> Iterator[News]:

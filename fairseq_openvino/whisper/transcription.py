@@ -7,14 +7,14 @@ the last window of a longer one with zeros behind its features, as openai-whispe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fairseq_openvino.errors import concerns_one_clip, named
-from fairseq_openvino.model import Clip, Model, News, Segment, Transcript, Word
+from fairseq_openvino.model import Clip, Model, News, Segment, Word
 from fairseq_openvino.runtime.voice import load_voice
 from fairseq_openvino.speech.activity import RATE_HZ, Activity, ActivityOptions, Span
 from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
@@ -99,7 +99,7 @@ class Transcription:
         """Windows of longer ones follow each other by timestamps."""
         self._tracks: deque[Track | News] = deque()
 
-    def follow(self, recordings: Iterable[Recording | News]) -> Iterator[News]:
+    def follow(self, recordings: Iterable[Recording | Clip | News]) -> Iterator[News]:
         """News of each recording, its result last, in the order given.
 
         Args:
@@ -122,12 +122,13 @@ class Transcription:
                 yield self._result(track)
             self._tracks.popleft()
 
-    def _jobs(self, recordings: Iterable[Recording | News]) -> Iterator[Job]:
+    def _jobs(self, recordings: Iterable[Recording | Clip | News]) -> Iterator[Job]:
         """Read on as there is room for more."""
         for recording in recordings:
             if isinstance(recording, News):
                 self._tracks.append(recording)
                 continue
+            assert isinstance(recording, Recording)  # log-mel features are never stored
             track = Track(recording)
             self._tracks.append(track)
             try:
