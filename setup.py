@@ -61,6 +61,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "hypothesis",
+            "pysubs2",
             "ruff",
             "mypy",
             "types-PyYAML",
