@@ -63,6 +63,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "hypothesis",
+            "pysubs2",
             "ruff",
             "mypy",
             "types-PyYAML",

@@ -1,6 +1,6 @@
-"""Directories that appear whole or not at all (stage, fsync, rename), and locks between processes.
+"""Directories and files that appear whole or not at all (stage, fsync, rename); locks of processes.
 
-While something is published as NAME, `.NAME.staging-XXXXXXXX` beside it holds what is written and, for a
+While a directory is published as NAME, `.NAME.staging-XXXXXXXX` beside it holds what is written and, for a
 moment, what is replaced; `.NAME.staging-XXXXXXXX.lock` is locked by the process that does it. A lock that
 nobody holds belongs to a process that died: whoever publishes there next clears up after it.
 """
@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -40,6 +41,41 @@ def sha256(path: Path) -> str:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def writable_directory(path: Path) -> Path:
+    """The directory, which is made where it is missing.
+
+    Raises:
+        StorageError: it cannot be made, or no file can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise unwritable("Writing", path, error) from error
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file that appears whole, in place of one that is there.
+
+    Raises:
+        StorageError: it could not be written; nothing is left behind.
+    """
+    part = target.parent / f".{uuid.uuid4().hex}"  # shorter than a name that just fits
+    try:
+        with open(part, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise unwritable("Writing", target, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
 
 
 @contextmanager
@@ -90,7 +126,7 @@ def _hold(path: Path, shared: bool = False, wait: bool = True) -> BinaryIO | Non
                     return file
             file.close()  # whoever held it before has removed it
     except OSError as error:
-        raise _unwritable("Locking", path.parent, error) from error
+        raise unwritable("Locking", path.parent, error) from error
 
 
 def _lock(file: BinaryIO, shared: bool, wait: bool) -> bool:
@@ -151,7 +187,7 @@ def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     except StorageError:
         raise
     except OSError as error:
-        raise _unwritable("Publishing", target, error) from error
+        raise unwritable("Publishing", target, error) from error
 
 
 def remove_directory(target: Path) -> None:
@@ -188,7 +224,8 @@ def _workspace(target: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _unwritable(action: str, where: Path, error: OSError) -> StorageError:
+def unwritable(action: str, where: Path | str, error: OSError) -> StorageError:
+    """The error of a place that files could not be written to."""
     expected = "a writable directory with free space"
     advice = "Check permissions and disk space, or choose another directory"
     return failure(StorageError, action, where, expected, error, advice)

@@ -27,6 +27,7 @@ from fairseq_openvino.commands import (
     transcribe,
     verify,
 )
+from fairseq_openvino.commands.outputs import abandon_stdout
 from fairseq_openvino.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_ENVIRONMENT,
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        abandon_stdout()
         return EXIT_BROKEN_PIPE
 
 

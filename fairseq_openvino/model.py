@@ -8,6 +8,7 @@ never touches keys and values: reordering rows is an input.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -238,6 +239,21 @@ class Transcript:
     """Why a result with a shorter audio context was given up for one with the whole window."""
     damage: str | None = None
     """What is missing of the audio, in words: the text is that of the rest."""
+    uncovered: tuple[tuple[float, float], ...] = ()
+    """Stretches of speech that no segment covers: start and end in seconds."""
+
+    @property
+    def parts(self) -> tuple[Segment, ...]:
+        """The segments; where there are none, all of the text as one."""
+        if self.segments or not self.text:
+            return self.segments
+        best, content = self.hypotheses[0][1], self.text.encode()
+        whole = Segment(
+            0.0, self.seconds, self.text, 0.0, best.average_log_probability,
+            len(content) / len(zlib.compress(content)), self.no_speech_probability or 0.0,
+            tokens=tuple(best.tokens.tolist()),
+        )  # fmt: skip
+        return (whole,)
 
     @classmethod
     def of(cls, clip: Clip, texts: Sequence[str], found: Sequence[Hypothesis]) -> Transcript:

@@ -20,7 +20,7 @@ from fairseq_openvino.errors import (
     invalid,
     named,
 )
-from fairseq_openvino.model import Clip, Head, Model, News, Transcript
+from fairseq_openvino.model import Clip, Head, Model, News, Segment, Transcript
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.family import S2T
@@ -315,6 +315,31 @@ class Recognizer:
         if is_source(audio) and stored.holds_features(audio):
             return self._read(audio, reading)
         return recordings(audio, self.family.front_end.rate_hz, reading, sample_rate_hz)
+
+    def stream(self, audio: Any, **options: Any) -> Iterator[Segment]:
+        """The segments of audio of any length, as they are found.
+
+        Args:
+            audio: as in `transcribe`.
+            options: as in `transcribe`; of a family that has the option, `timestamps` is on.
+
+        Raises:
+            AudioError: the audio cannot be used.
+            OptionError: the options contradict each other or the model.
+        """
+        _check_one_result(_divided(options)[0])
+        for news in self.follow([audio], **self.timed(options)):
+            yield from news.segments
+            if isinstance(news.result, Transcript):
+                yield from () if news.result.segments else news.result.parts
+            elif news.result is not None:
+                raise news.result
+
+    def timed(self, options: Mapping[str, Any], words: bool = False) -> dict[str, Any]:
+        """These options, and that segments are found if the family can, or words too."""
+        known = self.family.options.__dataclass_fields__
+        wanted = {"timestamps": "timestamps" in known, "word_timestamps": words}
+        return {**{name: True for name, is_wanted in wanted.items() if is_wanted}, **options}
 
     def detect_language(
         self, audio: Any, sample_rate_hz: int | None = None, windows: int = 1

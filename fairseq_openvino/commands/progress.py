@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from fairseq_openvino.model import News
+from fairseq_openvino.speech.writers import ESCAPES
 
 
 def progress_lines() -> Callable[[str], None]:
@@ -15,3 +21,74 @@ def progress_lines() -> Callable[[str], None]:
         print(f"[{time.monotonic() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
 
     return show
+
+
+def clock(seconds: float) -> str:
+    """As `00:12:34`; what is left of a second is dropped."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
+
+
+class AudioBar:
+    """How far recordings have come: a line on stderr if that is a terminal, else nothing.
+
+    A context manager; what is logged meanwhile takes the line's place.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self._places = {name: i for i, name in enumerate(files, 1)}
+        self._shown = 0
+        """Characters."""
+        self._seconds = 0.0
+        """Of audio that are done."""
+        self._open: dict[str, float] = {}
+        """Those of the recordings that are not finished."""
+        self._started = time.monotonic()
+        self._visible = sys.stderr.isatty()
+
+    def take(self, news: News) -> None:
+        """Show how far this recording is, until the next news or `clear`."""
+        self._seconds += news.seconds - self._open.get(news.path, 0.0)
+        self._open[news.path] = news.seconds
+        if news.result is not None:
+            del self._open[news.path]
+        if self._visible:
+            self.clear()
+            line = self._line(news)[: shutil.get_terminal_size().columns - 1]
+            print(line, end="", file=sys.stderr, flush=True)
+            self._shown = len(line)
+
+    def _line(self, news: News) -> str:
+        file, _, _ = news.path.rpartition("#")  # of a channel
+        place = self._places.get(news.path) or self._places.get(file, 0)
+        speed = self._seconds / max(time.monotonic() - self._started, 1e-3)
+        left = clock((news.duration - news.seconds) / speed) if speed else "?"
+        return (
+            f"{place}/{len(self._places)}  {clock(news.seconds)} of {clock(news.duration)}  "
+            f"{speed:.1f} x real time  {left} left  {news.path.translate(ESCAPES)}"
+        )
+
+    def clear(self) -> None:
+        """Make room for other output."""
+        if self._shown:
+            print(f"\r{' ' * self._shown}\r", end="", file=sys.stderr, flush=True)
+            self._shown = 0
+
+    def _make_room(self, _: logging.LogRecord) -> bool:
+        self.clear()
+        return True
+
+    def __enter__(self) -> AudioBar:
+        for handler in logging.root.handlers:
+            handler.addFilter(self._make_room)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.clear()
+        for handler in logging.root.handlers:
+            handler.removeFilter(self._make_room)

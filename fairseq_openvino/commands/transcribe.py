@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fairseq_openvino.errors import EXIT_OK, EXIT_PARTIAL, invalid
+from fairseq_openvino.atomic import writable_directory
+from fairseq_openvino.commands.delivery import Delivery
+from fairseq_openvino.commands.outputs import Files, Printed, stems
+from fairseq_openvino.commands.progress import AudioBar
+from fairseq_openvino.errors import StorageError, invalid
 from fairseq_openvino.flags import add_flags, docstrings, given
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.speech.files import audio_files
-from fairseq_openvino.speech.options import AudioOptions
-from fairseq_openvino.speech.writers import FORMATS
+from fairseq_openvino.speech.options import SPLIT, AudioOptions, SubtitleOptions
+from fairseq_openvino.speech.writers import FORMATS, TIMED
 from fairseq_openvino.whisper.options import WhisperOptions
 
+if TYPE_CHECKING:
+    from fairseq_openvino.recognizer import Recognizer
+
+TEXT = "text"
 FAMILIES = {"Fairseq S2T": S2TOptions, "Whisper": WhisperOptions}
 
 
@@ -22,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command; those left out keep the model's own defaults."""
     parser.add_argument(
         "files", nargs="+", metavar="FILE",
-        help="audio or video of any format; - for standard input; a directory: the audio files directly "
-        "in it; a quoted pattern, as 'clips/*.mp3'",
+        help="audio or video of any format and length; - for standard input; a directory: the audio files "
+        "directly in it; a quoted pattern, as 'clips/*.mp3'",
     )  # fmt: skip
     parser.add_argument(
         "--model", required=True, metavar="SOURCE",
@@ -35,9 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-yaml", metavar="NAME", help="YAML in it (default: config.yaml, or the only one)"
     )
-    parser.add_argument("--format", choices=tuple(FORMATS), default="text")
+    parser.add_argument(
+        "--format", type=_formats, action="extend", metavar="LIST",
+        help=f"one or several of {', '.join(FORMATS)} (default: {TEXT}); json, srt, vtt and tsv find "
+        "timestamps",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR",
+        help="write a file for each input and format, named as the input, instead of standard output",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, help="files decoded together")
     add_flags(parser.add_argument_group("audio"), AudioOptions)
+    add_flags(parser.add_argument_group("srt and vtt"), SubtitleOptions)
     add_flags(parser, EngineOptions, ("device", "precision", "threads", "cache_dir"))
     names = [{field.name for field in fields(options)} for options in FAMILIES.values()]
     shared = set.intersection(*names)
@@ -64,24 +83,86 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
     if arguments.batch_size < 1:
         raise invalid("Transcribing", "--batch-size", "at least 1", arguments.batch_size)
     files = audio_files(arguments.files)
+    names = tuple(dict.fromkeys(arguments.format or (TEXT,)))
+    layout = SubtitleOptions(**given(arguments, SubtitleOptions))
+    if layout.needs_words and not {"srt", "vtt"} & set(names):
+        expected, got = "a format with a layout, srt or vtt", ", ".join(names)
+        raise invalid("Transcribing", layout.needs_words, expected, got, "Leave it out")
+    several = len(files) > 1 or getattr(arguments, "channel", None) == SPLIT
+    delivery, files = _delivery(arguments.output_dir, names, layout, files, several)
     recognizer = load_model(
         arguments.model, data=arguments.data, config_yaml=arguments.config_yaml,
         **given(arguments, EngineOptions),
     )  # fmt: skip
     recognizer.check_supported()
+    options = _options(arguments, recognizer, names, layout.needs_words)
+    with AudioBar(files) as bar:
+        try:
+            for news in recognizer.follow(files, arguments.batch_size, **options):
+                bar.clear()
+                delivery.take(news)
+                bar.take(news)
+        except KeyboardInterrupt:
+            bar.clear()
+            delivery.stop()
+            raise
+    return delivery.exit_code()
+
+
+def _options(
+    arguments: argparse.Namespace, recognizer: Recognizer, names: Sequence[str], layout: str | None
+) -> dict[str, Any]:
+    """Of reading and transcribing: those given, and what the formats and the layout option need."""
     kinds = (AudioOptions, S2TOptions, WhisperOptions)
     options = {name: value for kind in kinds for name, value in given(arguments, kind).items()}
-    total, failed, damaged, size = 0, 0, 0, arguments.batch_size
-    for start in range(0, len(files), size):
-        for result in recognizer.transcribe_each(files[start : start + size], **options):
-            total += 1
-            if isinstance(result, Exception):
-                failed += 1
-                print(f"error: {result}", file=sys.stderr)
-            else:
-                damaged += result.damage is not None
-                print(FORMATS[arguments.format](result), flush=True)
-    for count, what in ((failed, "failed"), (damaged, "are damaged (see above)")):
-        if count:
-            print(f"{count} of {total} files {what}", file=sys.stderr)
-    return EXIT_PARTIAL if failed or damaged else EXIT_OK
+    if not set(TIMED) & set(names):
+        return options
+    if layout and "word_timestamps" not in recognizer.family.options.__dataclass_fields__:
+        expected = "a model that finds when words are said, as Whisper"
+        family = repr(recognizer.manifest.family)
+        raise invalid("Transcribing", layout, expected, family, "Leave it out")
+    return recognizer.timed(options, words=layout is not None)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {known})")
+    return names
+
+
+def _delivery(
+    directory: Path | None,
+    names: Sequence[str],
+    layout: SubtitleOptions,
+    files: list[str],
+    several: bool,
+) -> tuple[Delivery, list[str]]:
+    """To the outputs asked for, and the files whose outputs can be written.
+
+    Raises:
+        OptionError: outputs would get into each other's way.
+        StorageError: the directory cannot be written to.
+    """
+    if directory is None:
+        expected, advice = "one on standard output", "Give --output-dir, or one of them"
+        if len(names) > 1:
+            raise invalid("Transcribing", "format", expected, ", ".join(names), advice)
+        if several and names[0] in TIMED:
+            expected, advice = "text or jsonl for several results", "Give --output-dir"
+            raise invalid("Transcribing", "format", expected, names[0], advice)
+        return Delivery([Printed(names[0], layout)]), files
+    named = stems(files)
+    writable_directory(directory)
+    outputs = [Files(name, layout, directory, named) for name in names]
+    delivery, accepted = Delivery(outputs), []
+    for file in files:
+        try:
+            for output in outputs:
+                output.check(file)
+            accepted.append(file)
+        except StorageError as error:
+            delivery.ended([error])
+    return delivery, accepted
