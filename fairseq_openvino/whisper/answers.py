@@ -20,7 +20,7 @@ from fairseq_openvino.model import (
     Transcript,
 )
 from fairseq_openvino.speech.activity import Span
-from fairseq_openvino.speech.features import HOP_SAMPLES
+from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from fairseq_openvino.speech.spectrogram import Spectrogram
 from fairseq_openvino.whisper import context
 from fairseq_openvino.whisper.job import Job
@@ -33,6 +33,9 @@ from fairseq_openvino.whisper.windows import Outcome, joined
 
 if TYPE_CHECKING:
     from fairseq_openvino.whisper.family import Whisper
+
+UNHEARD_SECONDS = 1.0
+"""At the end of a piece there may be nothing more to say."""
 
 
 class Answers:
@@ -148,6 +151,7 @@ class Answers:
                 ]
             )
             search = self._search(jobs, questions, prompt, beam)
+            search.until = np.array([self._until(job.driver) for job in jobs])
             drive(session, search)
         no_speech = np.exp(watched[:, 0]).tolist()
         return [
@@ -195,6 +199,15 @@ class Answers:
         if beam == 1:
             return Greedy(prompt, self.rules, limits, lenpen)
         return BeamSearch(prompt, self.rules, limits, beam, lenpen)
+
+    def _until(self, driver: Longform) -> int:
+        """Timestamp up to which a piece is heard: left to itself a model ends where its last sentence does,
+        as what follows would be told by the next window.
+        """
+        if not driver.one_window:
+            return 0
+        seconds = driver.frames / FRAMES_PER_SECOND - UNHEARD_SECONDS
+        return int(seconds / self.config.timestamp_seconds)
 
     def _heard(
         self, hypotheses: list[Hypothesis], temperature: float, no_speech_prob: float

@@ -27,8 +27,14 @@ class TimestampMask:
     """<|0.00|>; every token from here on is a timestamp."""
     width: int = 3
 
-    def bounds(self, tokens: np.ndarray, eos: int, max_initial_timestamp: int | None) -> np.ndarray:
-        """For generated tokens (R, n), n >= 0."""
+    def bounds(
+        self,
+        tokens: np.ndarray,
+        eos: int,
+        max_initial_timestamp: int | None,
+        until: np.ndarray | int = 0,
+    ) -> np.ndarray:
+        """For generated tokens (R, n), n >= 0; before the timestamp `until` (R,) no text ends."""
         first = self.first
         bounds = np.tile(np.array([0, first, NOWHERE], np.int32), (len(tokens), 1))
         if tokens.shape[1] == 0:
@@ -38,7 +44,8 @@ class TimestampMask:
             return bounds
         last = tokens[:, -1] >= first
         before = tokens[:, -2] >= first if tokens.shape[1] > 1 else np.ones_like(last)
-        bounds[last & before, 2] = first  # a pair is complete: text follows
+        bounds[last & before, 2] = first  # a pair is complete: text follows, or nothing more
+        bounds[last & before & (tokens[:, -1] - first < until), 2] = eos
         bounds[last & ~before, 0] = eos  # a segment has ended: another begins, or the text ends
         newest = tokens.max(axis=1)  # timestamps never decrease
         seen = newest >= first
@@ -120,8 +127,8 @@ class Rules:
             bias[0, self.eos] = -np.inf
         return bias
 
-    def bounds(self, tokens: np.ndarray) -> np.ndarray | None:
+    def bounds(self, tokens: np.ndarray, until: np.ndarray | int = 0) -> np.ndarray | None:
         """Of the mask, for generated tokens (R, n); None without one."""
         if self.mask is None:
             return None
-        return self.mask.bounds(tokens, self.eos, self.config.max_initial_timestamp)
+        return self.mask.bounds(tokens, self.eos, self.config.max_initial_timestamp, until)

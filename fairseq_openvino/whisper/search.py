@@ -32,6 +32,8 @@ class _Search:
         self, prompt: np.ndarray, rules: Rules, limits: np.ndarray, beam: int, lenpen: float
     ) -> None:
         self.rules, self.limits, self.beam, self.lenpen = rules, limits, beam, lenpen
+        self.until = np.zeros(len(prompt), np.int64)
+        """Timestamp of each utterance, before which no text ends that has timestamps."""
         self.slots = np.arange(len(prompt))
         """Utterance of each slot of K rows."""
         self.generated = 0
@@ -53,12 +55,15 @@ class _Search:
         """See `model.Search`."""
         if not len(self.slots):
             return None
-        bounds = self.rules.bounds(self.tokens[:, : self.generated])
-        return Ask(self._new, self._beam_idx, self.rules.bias(self.generated), bounds)
+        return Ask(self._new, self._beam_idx, self.rules.bias(self.generated), self._bounds())
 
     def found(self) -> list[list[Hypothesis]]:
         """See `model.Search`; without <|endoftext|> where the limit ended a hypothesis."""
         return self._found
+
+    def _bounds(self) -> np.ndarray | None:
+        """See `Rules.bounds`."""
+        return self.rules.bounds(self.tokens[:, : self.generated], self.until[self.owners])
 
     def _go_on(self, beam_idx: np.ndarray, is_open: np.ndarray) -> np.ndarray | None:
         """Drop the slots that are done; the others' rows continue the rows `beam_idx`."""
@@ -158,8 +163,7 @@ class Sampling(_Search):
         log_probs = step.scores[:, -1]
         allowed = log_probs + self.rules.bias(self.generated)
         if self.rules.mask is not None:
-            bounds = self.rules.bounds(self.tokens[:, : self.generated])
-            allowed = self.rules.mask.apply(allowed, np.asarray(bounds))
+            allowed = self.rules.mask.apply(allowed, np.asarray(self._bounds()))
         width = allowed.shape[1]
         rows = (self.slots[:, None] * self.beam + np.arange(self.beam)).reshape(-1)
         noise = np.stack([self.randoms[row].gumbel(size=width) for row in rows.tolist()])
