@@ -263,22 +263,22 @@ class Recognizer:
             OptionError: the options contradict each other or the model.
             FairseqOpenVINOError: the model or the machine is at fault, not a clip.
         """
-        news = self.follow(audios, sample_rate_hz, max(len(audios), 1), **options)
+        news = self.follow(audios, max(len(audios), 1), sample_rate_hz, **options)
         return [each.result for each in news if each.result is not None]
 
     def follow(
         self,
         audios: Iterable[Any],
-        sample_rate_hz: int | None = None,
         batch_size: int = 8,
+        sample_rate_hz: int | None = None,
         **options: Any,
     ) -> Iterator[News]:
         """Audio of any length, several at a time; news of each, its result last, in the order given.
 
         Args:
             audios: as in `transcribe`; they are opened as they are needed.
-            sample_rate_hz: of arrays; default: the model's.
             batch_size: windows decoded together.
+            sample_rate_hz: of arrays; default: the model's.
             options: as in `transcribe`.
 
         Raises:

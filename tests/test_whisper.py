@@ -22,7 +22,8 @@ def assert_same(pair: Pair, found: list[Any], expected: dict[str, Any], timestam
     for i, transcript in enumerate(found):
         tokens = transcript.hypotheses[0][1].tokens
         if timestamps:
-            spoken, times = heard(expected["segments"][i], transcript.seconds)
+            said = [each for each in expected["segments"][i] if is_said(pair, each)]
+            spoken, times = heard(said, transcript.seconds)
             first = pair.config.first_timestamp
             assert pair.without_end(t for t in tokens if t < first) == pair.without_end(
                 t for t in spoken if t < first
@@ -31,6 +32,11 @@ def assert_same(pair: Pair, found: list[Any], expected: dict[str, Any], timestam
             np.testing.assert_allclose(ours, times, atol=1e-6)
         else:
             assert pair.without_end(tokens) == pair.without_end(expected["sequences"][i])
+
+
+def is_said(pair: Pair, segment: Any) -> bool:
+    """Whether openai-whisper keeps a segment; transformers keeps those without text or duration too."""
+    return bool(pair.vocabulary.text(segment["tokens"])) and segment["start"] != segment["end"]
 
 
 def heard(segments: Sequence[Any], seconds: float) -> tuple[list[int], list[tuple[float, float]]]:
@@ -229,7 +235,7 @@ def test_sampling_follows_the_distribution(multilingual: Pair) -> None:
     count = np.zeros(len(share))
     for seed in range(draws):
         found = multilingual.model.transcribe_clips(
-            [clip], temperature=temperature, language="en", max_tokens=1, seed=seed
+            [clip], temperature=temperature, language="en", max_tokens=1, seed=seed, best_of=1
         )[0]
         count[found.hypotheses[0][1].tokens[0]] += 1
     likely = np.argsort(-share)[:10]

@@ -12,8 +12,8 @@ from whisper_models import START, TEXT_TOKENS, Pair
 from fairseq_openvino.errors import UtteranceTooLongError
 from fairseq_openvino.model import Clip, Hypothesis, Transcript
 from fairseq_openvino.whisper import context as whisper_context
-from fairseq_openvino.whisper.family import is_done
-from fairseq_openvino.whisper.windows import Progress
+from fairseq_openvino.whisper.options import WhisperOptions
+from fairseq_openvino.whisper.questions import Window
 
 
 def test_audio_context_is_a_shorter_encoder(
@@ -61,14 +61,14 @@ def test_auto_encodes_at_least_what_keeps_the_decoder_from_looping() -> None:
 def test_silence_behind_the_last_segment_is_not_decoded(multilingual: Pair) -> None:
     tone = np.resize(multilingual.waveforms[0], 32_000)
     hushed = np.where(np.arange(32_000) < 3_200, tone, 1e-4 * tone).astype(np.float32)
+    answers = multilingual.model.family.answers(
+        multilingual.model.model, WhisperOptions(timestamps=True, skip_silence=False), 1
+    )
     for waveform, silent in ((tone, False), (hushed, True)):
         clip = multilingual.model.clip(waveform, 16000)
-        progress = Progress(200, "en", 1)
-        assert not is_done(clip, progress)  # the first window always is
-        progress.seek = 40
-        assert is_done(clip, progress) == silent
-        progress.seek = 200
-        assert is_done(clip, progress)
+        job = answers.job(clip, len(clip.features))
+        assert job.gate(Window(0, 200), clip.features)
+        assert job.gate(Window(40, 160), clip.features[40:]) != silent
 
 
 def test_what_is_doubted() -> None:

@@ -201,8 +201,9 @@ class Answers:
         return BeamSearch(prompt, self.rules, limits, beam, lenpen)
 
     def _until(self, driver: Longform) -> int:
-        """Timestamp up to which a piece is heard: left to itself a model ends where its last sentence does,
-        as what follows would be told by the next window.
+        """Timestamp up to which a piece is heard.
+
+        Left to itself a model ends where the last whole sentence does, as it expects another window.
         """
         if not driver.one_window:
             return 0

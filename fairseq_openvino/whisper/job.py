@@ -48,9 +48,6 @@ class Job:
         judge: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self.answers, self.source, self.gate, self._judge = answers, source, gate, judge
-        self.language = answers.request.language
-        """Code; None: to be detected."""
-        self.language_probabilities: dict[str, float] = {}
         self.error: Exception | None = None
         self.decoded_again: str | None = None
         """Why."""
@@ -59,6 +56,9 @@ class Job:
     def restart(self, driver: Longform, size: int, limit: int) -> None:
         """From the beginning, with other windows."""
         self.driver, self.size, self.limit = driver, size, limit
+        self.language = self.answers.request.language
+        """Code; None: to be detected."""
+        self.language_probabilities: dict[str, float] = {}
         self.window: np.ndarray | None = None
         """That is to be encoded, (T, F)."""
         self.memory: Memory | None = None
