@@ -15,7 +15,7 @@ from fairseq_openvino.flags import add_flags, given
 from fairseq_openvino.model import Hypothesis
 from fairseq_openvino.whisper.longform import Longform
 from fairseq_openvino.whisper.options import WhisperOptions
-from fairseq_openvino.whisper.questions import Heard, Window
+from fairseq_openvino.whisper.questions import Alignment, Heard, Timing, Window
 from fairseq_openvino.whisper.windows import Outcome
 
 
@@ -30,9 +30,8 @@ def ask(
     """The windows asked for; the last answer is given again and again."""
     questions, asked, answer = driver.run(), [], None
     for i in range(most):
-        try:
-            question = questions.send(answer)
-        except StopIteration:
+        question = next_question(questions, answer)
+        if question is None:
             return asked
         assert isinstance(question, Window)
         asked.append(question)
@@ -44,6 +43,15 @@ def ask(
 def recording(frames: int, one_window: bool = False, **options: Any) -> Longform:
     request = request_of(WhisperOptions(timestamps=True, **options))
     return Longform(frames, FULL, RULES, request, plain, one_window)
+
+
+def next_question(questions: Any, answer: Any) -> Window | Alignment | None:
+    """None: there are no more."""
+    try:
+        found: Window | Alignment = questions.send(answer)
+    except StopIteration:
+        return None
+    return found
 
 
 GOOD = Outcome(0.0, -0.3, 1.5, 0.1)
@@ -172,6 +180,36 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"prefix": "a", "word_timestamps": True},
     {"hallucination_silence_threshold": 0.0, "word_timestamps": True, "chunked": True},
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("frames", "first", "second", "probability", "seeks", "texts"),
+    [(4_000, 0.5, 25.0, 0.01, [0, 2500], ["x"]), (2_900, 0.5, 28.5, 0.01, [0], ["x"]),
+     (4_000, 0.5, 25.0, 0.9, [0, 3000], ["x", "x"]), (4_000, None, 25.0, 0.01, [0, 2500], [])],
+    ids=["heard again from there", "the recording ends soon", "probable", "nothing before it"],
+)  # fmt: skip
+def test_words_made_up_in_silence_are_left_out(
+    frames: int, first: float | None, second: float, probability: float,
+    seeks: list[int], texts: list[str],
+) -> None:  # fmt: skip
+    """A short and improbable word, far from others."""
+    driver = recording(frames, word_timestamps=True, hallucination_silence_threshold=2.0)
+    duration = 0.05 if probability < 0.5 else 0.4
+    tokens = [FIRST + int(50 * second), 1001, FIRST + 1480]
+    timings = [Timing(" hm", (1001,), second, second + duration, probability)]
+    if first is not None:
+        tokens = [FIRST, 1000, FIRST + 100, *tokens]
+        timings.insert(0, Timing(" so", (1000,), first, first + 0.4, 0.9))
+    questions, asked, answer = driver.run(), [], None
+    while (question := next_question(questions, answer)) is not None:
+        if isinstance(question, Window):
+            asked.append(question.seek)
+            answer = heard(driver, tokens, GOOD) if question.seek == 0 else None
+        else:
+            assert question.tokens == tuple(token for token in tokens if token < EOS)
+            answer = timings
+    assert asked == seeks and driver.seek == frames
+    assert [each.text for each in driver.segments] == texts
 
 
 @pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
