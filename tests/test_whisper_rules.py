@@ -83,7 +83,8 @@ BAD_OPTIONS: dict[str, dict[str, Any]] = {
     "language": {"language": "xx"}, "task": {"task": "sing"}, "beam": {"beam": 0},
     "nbest": {"beam": 2, "nbest": 3}, "temperature": {"temperature": -1.0},
     "max_tokens": {"max_tokens": 500}, "min_tokens": {"max_tokens": 3, "min_tokens": 4},
-    "prompt": {"prompt": "long " * 40}, "prefix": {"prefix": "a", "timestamps": True},
+    "prompt": {"prompt": "long " * 40}, "hotwords": {"hotwords": "long " * 20, "prompt": "long " * 20},
+    "prefix": {"prefix": "a", "timestamps": True},
     "audio_context": {"audio_context": 500},
 }  # fmt: skip
 
@@ -102,6 +103,14 @@ def test_options_that_cannot_work(multilingual: Pair, field: str) -> None:
 def test_numbers_that_cannot_work(multilingual: Pair, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"in {next(iter(options))}: expected"):
         multilingual.model.transcribe_clips(multilingual.clips[:1], **options)
+
+
+def test_hotwords_stand_in_front_of_the_prompt(multilingual: Pair) -> None:
+    def found(**options: Any) -> tuple[list[int], float]:
+        (best,) = multilingual.model.transcribe_clips(multilingual.clips[:1], beam=1, **options)
+        return best.hypotheses[0][1].tokens.tolist(), best.score
+
+    assert found(hotwords="hello", prompt="you") == found(prompt="hello you") != found(prompt="you")
 
 
 @pytest.mark.parametrize("context", ["half", 0, -3, 101])

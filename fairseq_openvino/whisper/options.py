@@ -197,19 +197,29 @@ class WhisperOptions:
             raise _invalid(
                 "language_windows", "at least 1", self.language_windows, "a positive number"
             )
-        detected = {
-            "multilingual": self.multilingual,
-            "language_windows": self.language_windows > 1,
-        }
-        for name in (name for name, wanted in detected.items() if wanted and self.language):
-            raise _invalid(name, "a language to be detected", repr(self.language), "one of them")
-        whole = {
-            "condition_on_previous_text": bool(self.condition_on_previous_text),
-            "clip_timestamps": bool(clips),
-            "hallucination_silence_threshold": silence is not None,
-        }
-        for name in (name for name, wanted in whole.items() if wanted and self.chunked):
-            raise _invalid(name, "recordings that are not chunked", "both", "one of them")
+        self._check_modes()
+
+    def _check_modes(self) -> None:
+        """What excludes each other; defaults exclude nothing."""
+        if self.language:
+            detected = {
+                "multilingual": self.multilingual,
+                "language_windows": self.language_windows > 1,
+            }
+            for name, is_given in detected.items():
+                if is_given:
+                    raise _invalid(
+                        name, "a language to be detected", repr(self.language), "one of them"
+                    )
+        if self.chunked:
+            sequential = {
+                "condition_on_previous_text": bool(self.condition_on_previous_text),
+                "clip_timestamps": bool(self.clip_timestamps),
+                "hallucination_silence_threshold": self.hallucination_silence_threshold is not None,
+            }
+            for name, is_given in sequential.items():
+                if is_given:
+                    raise _invalid(name, "recordings that are not chunked", "both", "one of them")
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,7 @@ class Request:
     language: str | None
     """Code, or None if it is to be detected."""
     prompt: tuple[int, ...]
+    """Its tokens; `hotwords`, `prefix` likewise."""
     hotwords: tuple[int, ...]
     previous: tuple[int, ...]
     """<|startofprev|>, hotwords and prompt, or nothing."""
@@ -246,7 +257,7 @@ class Request:
         prompt, hotwords, prefix = (
             tokenizer.tokens(text) if text else ()
             for text in (options.prompt, options.hotwords, options.prefix)
-        )  # fmt: skip
+        )
         previous = _previous(config, prompt, hotwords, positions)
         language = _language(config, options.language)
         start = len(previous) + 1 + len(_after_start(options, config, language, prefix))
