@@ -22,8 +22,7 @@ def assert_same(pair: Pair, found: list[Any], expected: dict[str, Any], timestam
     for i, transcript in enumerate(found):
         tokens = transcript.hypotheses[0][1].tokens
         if timestamps:
-            said = [each for each in expected["segments"][i] if is_said(pair, each)]
-            spoken, times = heard(said, transcript.seconds)
+            spoken, times = heard(pair, expected["segments"][i], transcript.seconds)
             first = pair.config.first_timestamp
             assert pair.without_end(t for t in tokens if t < first) == pair.without_end(
                 t for t in spoken if t < first
@@ -34,16 +33,25 @@ def assert_same(pair: Pair, found: list[Any], expected: dict[str, Any], timestam
             assert pair.without_end(tokens) == pair.without_end(expected["sequences"][i])
 
 
-def is_said(pair: Pair, segment: Any) -> bool:
-    """Whether openai-whisper keeps a segment; transformers keeps those without text or duration too."""
-    return bool(pair.vocabulary.text(segment["tokens"])) and segment["start"] != segment["end"]
+def heard(
+    pair: Pair, segments: Sequence[Any], seconds: float
+) -> tuple[list[int], list[tuple[float, float]]]:
+    """Tokens and times of transformers' segments as far as the audio goes, which it does not ask.
 
-
-def heard(segments: Sequence[Any], seconds: float) -> tuple[list[int], list[tuple[float, float]]]:
-    """Tokens and times of transformers' segments as far as the audio goes, which it does not ask."""
-    kept = [each for each in segments if float(each["start"]) < seconds] or segments[:1]
-    times = [tuple(min(float(each[end]), seconds) for end in ("start", "end")) for each in kept]
-    return [int(token) for each in kept for token in each["tokens"]], times
+    It keeps segments without text or duration, which openai-whisper leaves out.
+    """
+    has_text = [bool(pair.vocabulary.text(each["tokens"])) for each in segments]
+    inside = [float(each["start"]) < seconds for each in segments]
+    said = [
+        text and each["start"] != each["end"] for text, each in zip(has_text, segments, strict=True)
+    ]
+    kept = [i for i in range(len(segments)) if said[i] and inside[i]] or np.flatnonzero(said)[:1]
+    times = [tuple(min(float(segments[i][end]), seconds) for end in ("start", "end")) for i in kept]
+    parts = [
+        each["tokens"] for i, each in enumerate(segments)
+        if i in kept or (inside[i] and not has_text[i])
+    ]  # fmt: skip
+    return [int(token) for part in parts for token in part], times
 
 
 def test_parity_gate(pair: Pair) -> None:

@@ -255,7 +255,9 @@ class Longform:
     ) -> None:
         """The n best of a window, or the part of the best one that was reported."""
         parts = [
-            each in reported or not self.text(each.tokens)  # what has no text takes none away
+            each in reported  # what has no text takes none away
+            or (not self.text(each.tokens) and each.start < self.frames / FRAMES_PER_SECOND)
+            or self.rules.mask is None
             for each in segments
         ]
         kept = np.flatnonzero(np.repeat(parts, [len(each.tokens) for each in segments]))
