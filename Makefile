@@ -19,8 +19,8 @@ setup: ## create .venv with the tested versions (instant when up to date)
 peers: ## create .venv-peers with the other engines for Whisper (instant when up to date)
 	@.ci/install_peers.sh
 
-demo: setup ## translate the shipped clips, eagerly and with OpenVINO, and compare
-	@$(PYTHON) scripts/demo.py
+demo: setup ## translate the shipped clips with both engines; subtitle a recording (WHISPER=SOURCE AUDIO=FILE)
+	@$(PYTHON) scripts/demo.py $(if $(WHISPER),--whisper "$(WHISPER)") $(if $(AUDIO),--audio "$(AUDIO)")
 
 test: lint ## lint, type-check and run the quick tests
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -q -n auto --dist loadfile -m "not soak and not fault and not bench"
