@@ -58,14 +58,15 @@ class Margins:
 
     def __init__(self) -> None:
         self.windows: list[dict[int, float]] = []
-        self._length = sys.maxsize
+        self._before: list[int] | None = None
 
     def __call__(self, tokens: Any, scores: Any) -> Any:
-        if tokens.shape[1] <= self._length:
+        now = tokens[0].tolist()
+        if now[:-1] != self._before:
             self.windows.append({})
-        self._length = tokens.shape[1]
+        self._before = now
         first, second = scores[0].topk(2).values.tolist()
-        self.windows[-1][self._length] = first - second
+        self.windows[-1][len(now)] = first - second
         return scores
 
 
