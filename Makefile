@@ -8,7 +8,7 @@ PEERS := optimum-intel-f32:optimum_intel.py/f32 optimum-intel-bf16:optimum_intel
 	whisper.cpp-q8_0:whisper_cpp.py/q8_0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test soak lint bench bench-whisper clean
+.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,8 +19,8 @@ setup: ## create .venv with the tested versions (instant when up to date)
 peers: ## create .venv-peers with the other engines for Whisper (instant when up to date)
 	@.ci/install_peers.sh
 
-demo: setup ## translate the shipped clips, eagerly and with OpenVINO, and compare
-	@$(PYTHON) scripts/demo.py
+demo: setup ## translate the shipped clips with both engines; subtitle a recording (WHISPER=SOURCE AUDIO=FILE)
+	@$(PYTHON) scripts/demo.py $(if $(WHISPER),--whisper "$(WHISPER)") $(if $(AUDIO),--audio "$(AUDIO)")
 
 test: lint ## lint, type-check and run the quick tests
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -q -n auto --dist loadfile -m "not soak and not fault and not bench"
@@ -39,6 +39,9 @@ bench: setup ## measure Fairseq, OpenVINO and the alternatives (30 minutes; FLAG
 bench-whisper: setup peers ## measure Whisper against every other engine (20 minutes; FLAGS as for bench)
 	@.venv/bin/fairseq-openvino benchmark --whisper base --trained examples/covost/mini \
 		$(foreach peer,$(PEERS),--peer "$(subst :,=.venv-peers/bin/python scripts/peers/,$(subst /, ,$(peer)))") $(FLAGS)
+
+bench-long: setup peers ## measure long recordings (1 h): MODEL=base=DIR CORPUS=TSV OUTPUT=DIR [FLAGS]
+	@$(PYTHON) scripts/longform.py $(MODEL) --corpus $(CORPUS) --output $(OUTPUT) $(FLAGS)
 
 clean: ## remove .venv, .venv-peers, caches and build files
 	@rm -rf .venv .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -189,20 +189,23 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of speech between two timestamps, with the fields of openai-whisper's."""
+    """A stretch of speech between two timestamps, with the fields of openai-whisper's.
+
+    None is what a family does not know.
+    """
 
     start: float
     """Seconds from the start of the audio."""
     end: float
     text: str
-    temperature: float
+    temperature: float | None = None
     """At which its window was decoded; this and what follows is the same for all segments of a window,
     and as in openai-whisper."""
-    avg_logprob: float
+    avg_logprob: float | None = None
     """Of the window's tokens, after the rules."""
-    compression_ratio: float
+    compression_ratio: float | None = None
     """Bytes of the window's text by bytes of it compressed; above 2.4 it repeats itself."""
-    no_speech_prob: float
+    no_speech_prob: float | None = None
     """Probability that nobody speaks in the window."""
     seek: int = 0
     """First frame of the window, of 10 ms."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -16,8 +17,8 @@ import soundfile
 from conftest import MINI, child_environment
 from media_files import encoded
 
-from fairseq_openvino.errors import AudioError
-from fairseq_openvino.speech import audio, sndfile
+from fairseq_openvino.errors import AudioError, StorageError
+from fairseq_openvino.speech import audio, isolation, sndfile
 from fairseq_openvino.speech import recordings as module
 from fairseq_openvino.speech.audio import damage_collected, read_audio
 from fairseq_openvino.speech.options import AudioOptions
@@ -154,6 +155,28 @@ def test_damage_is_told_once_at_the_end_of_the_first_pass(isolated: bool, channe
     with pytest.raises(AudioError, match=r"expected undamaged audio, got 0\.\d\d s of"):
         for recording in recordings(content, RATE_HZ, AudioOptions(channel, True, isolated)):
             whole(recording)
+
+
+def test_a_decoder_of_its_own_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    content, options = file(speech()), AudioOptions(isolate_audio=True)
+    (recording,) = recordings(content, RATE_HZ, options)
+    expected = whole(recording)
+    monkeypatch.setattr(isolation, "MAX_STORED_BYTES", 4 * len(expected) - 1)
+    with pytest.raises(AudioError, match=r"expected at most 0 GiB of samples, got more\. Split"):
+        recordings(content, RATE_HZ, options)
+    monkeypatch.undo()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(
+            StorageError, match="expected free space, got File too large. Set TMPDIR"
+        ):
+            recordings(content, RATE_HZ, options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (recording,) = recordings(content, RATE_HZ, options)
+    np.testing.assert_array_equal(whole(recording), expected)
+    np.testing.assert_array_equal(expected, read_audio(content)[0])
 
 
 MEASURE = """

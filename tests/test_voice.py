@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import MINI, PACKAGE
+from test_whisper_silence import noise, non_speech, rhythmic, scaled, tones, variants
 
 from fairseq_openvino.errors import ModelError, OptionError
+from fairseq_openvino.model import Segment
 from fairseq_openvino.runtime import voice
 from fairseq_openvino.runtime.voice import SileroVoice, load_voice
 from fairseq_openvino.speech.activity import (
@@ -21,7 +23,9 @@ from fairseq_openvino.speech.activity import (
     Activity,
     ActivityOptions,
     Span,
+    is_speech,
     spans,
+    uncovered,
 )
 from fairseq_openvino.speech.audio import read_audio
 from fairseq_openvino.speech.pieces import Piece, pieces
@@ -68,6 +72,34 @@ def test_probabilities_equal_those_of_onnxruntime() -> None:
     found = heard(waveform)
     assert found.shape == expected.shape == (-(-len(waveform) // FRAME_SAMPLES),)
     assert np.abs(found - expected).max() < 2e-5 and found.max() > 0.99 and found.min() < 0.01
+
+
+def test_soft_recordings_are_heard_too() -> None:
+    waveform = recording()
+    expected = spans(heard(waveform), len(waveform))
+    for gain in (1e-2, 1e-3):
+        soft = heard(np.float32(gain) * waveform)
+        found = spans(soft, len(waveform))
+        assert np.abs(np.subtract(found, expected)).max() <= 4 * FRAME_SAMPLES
+    hum = scaled(tones(np.arange(32 * FRAME_SAMPLES) / RATE_HZ, 50), -60)
+    behind = heard(np.concatenate([hum, waveform]))
+    assert np.abs(behind[-300:] - heard(waveform)[-300:]).max() < 1e-3
+
+
+def test_who_speaks_is_told_from_what_does_not() -> None:
+    signals = dict([*non_speech(4.0), *rhythmic(4.0)])
+    assert len(signals) == 43
+    assert not [name for name, signal in signals.items() if is_speech(heard(signal))]
+    missed = []
+    for path in sorted((MINI / "clips").glob("*.mp3"))[::60]:
+        waveform, _ = read_audio(path, RATE_HZ)
+        power_db = 20 * np.log10(np.sqrt(np.mean(np.square(waveform))))
+        loud = scaled(noise(len(waveform), 0), power_db)
+        for name, variant in [*variants(waveform), ("0 dB", waveform + loud)]:
+            if not is_speech(heard(variant.astype(np.float32))):
+                missed.append((path.name, name))
+    assert not missed
+    assert not is_speech(np.empty(0)) and is_speech(np.full(7, 0.3))
 
 
 def test_blocks_and_threads_make_no_difference() -> None:
@@ -217,3 +249,21 @@ def test_times_of_a_piece_become_those_of_the_recording() -> None:
             assert restored == sorted(restored)
             inside = [any(s <= RATE_HZ * time <= e for s, e in piece.spans) for time in restored]
             assert all(inside)
+
+
+def test_speech_that_no_segment_covers() -> None:
+    speech = [
+        Span(16_000, 80_000),
+        Span(80_000, 160_000),
+        Span(320_000, 352_000),
+        Span(400_000, 416_000),
+    ]
+
+    def text(start: float, end: float, text: str = "a") -> Segment:
+        return Segment(start, end, text, 0.0, -0.1, 1.0, 0.0)
+
+    assert uncovered(speech, []) == [(1, 10), (20, 22)] and uncovered([], [text(0, 9)]) == []
+    assert uncovered(speech, [text(0, 30)]) == uncovered(speech, [text(8, 30), text(0, 9)]) == []
+    assert uncovered(speech, [text(3, 4), text(5.9, 30)]) == [(1, 3)]
+    assert uncovered(speech, [text(3, 4), text(5.9, 30)], 1.5) == [(1, 3), (4, 5.9)]
+    assert uncovered(speech, [text(0, 30, " ")], 1.0) == [(1, 10), (20, 22), (25, 26)]

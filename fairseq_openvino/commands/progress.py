@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from fairseq_openvino.model import News
@@ -65,7 +66,7 @@ class AudioBar:
         left = clock((news.duration - news.seconds) / speed) if speed else "?"
         return (
             f"{place}/{len(self._places)}  {clock(news.seconds)} of {clock(news.duration)}  "
-            f"{speed:.1f} x real time  {left} left  {news.path.translate(ESCAPES)}"
+            f"{speed:.1f} x real time  {left} left  {Path(news.path).name.translate(ESCAPES)}"
         )
 
     def clear(self) -> None:

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
     options = _options(arguments, recognizer, names, layout.needs_words)
     with AudioBar(files) as bar:
         try:
-            for news in recognizer.follow(files, arguments.batch_size, **options):
+            for news in recognizer.follow(files, batch_size=arguments.batch_size, **options):
                 bar.clear()
                 delivery.take(news)
                 bar.take(news)

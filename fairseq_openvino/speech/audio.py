@@ -35,6 +35,8 @@ MAX_AUDIO_SECONDS = 3_600.0
 """Of what is held in memory as a whole."""
 CANCELLED_RMS = 0.1
 """Speech on one of 8 channels is 1/8 of it in their mean; below this share they cancel out."""
+JUDGED_SECONDS = 300.0
+"""Enough of a file to hear whether its channels cancel each other out."""
 
 _damage: ContextVar[list[str] | None] = ContextVar("_damage", default=None)
 
@@ -154,7 +156,7 @@ class Track:
         limit_seconds: float = math.inf,
         inspection: Inspection | None = None,
     ) -> None:
-        self._name, self._file, self._channel, self._wanted_hz = name, file, channel, wanted_hz
+        self._name, self._file, self.channel, self._wanted_hz = name, file, channel, wanted_hz
         self._limit_seconds = limit_seconds
         self._inspection = inspect(file) if inspection is None else inspection
         self._decoder = self._opened()
@@ -171,9 +173,23 @@ class Track:
             self._name, self._file, channel, self._wanted_hz, self._limit_seconds, self._inspection
         )
 
+    def settled(self) -> tuple[Track, bool]:
+        """What is heard of it in one pass, and whether its channels cancel each other out.
+
+        Then it is the strongest one. That is judged by the first `JUDGED_SECONDS`, which are decoded for
+        this.
+        """
+        if self.channel != MIX or self.channels == 1:
+            return self, False
+        for _ in self.heard():
+            if self.seconds > JUDGED_SECONDS:
+                break
+        strongest = self.cancelled_by
+        return self.again(MIX if strongest is None else strongest), strongest is not None
+
     def blocks(self) -> Iterator[np.ndarray]:
         """Shape (samples, 1), or of `split` (samples, channels); float32, resampled."""
-        channels = self.channels if self._channel == SPLIT else 1
+        channels = self.channels if self.channel == SPLIT else 1
         yield from resampled(self.heard(), self.stored_hz, self._wanted_hz, channels)
         if not self._samples:
             problem = self._decoder.inspection().problem
@@ -209,12 +225,12 @@ class Track:
             if self._samples > self._limit_seconds * self.stored_hz:
                 limit = f"at most {self._limit_seconds:.0f} s"
                 raise unusable(self._name, limit, "more", "Split the file")
-            if self._channel == MIX and self.channels > 1:
+            if self.channel == MIX and self.channels > 1:
                 mixed = block.mean(axis=1, keepdims=True)
                 self._energies += np.square(block, dtype=np.float64).sum(axis=0)
                 self._energy += float(np.square(mixed, dtype=np.float64).sum())
-            elif isinstance(self._channel, int):
-                mixed = np.ascontiguousarray(block[:, self._channel, np.newaxis])
+            elif isinstance(self.channel, int):
+                mixed = np.ascontiguousarray(block[:, self.channel, np.newaxis])
             else:
                 mixed = block
             check_loudness(self._name, mixed)

@@ -12,6 +12,7 @@ from fairseq_openvino.bundle import Bundle, FeatureConfig
 from fairseq_openvino.errors import AudioError, ModelError, UtteranceTooLongError, failure
 from fairseq_openvino.speech.features import (
     FRAME_LENGTH_MS,
+    FRAME_SHIFT_MS,
     FRAMES_PER_SECOND,
     fbank,
     global_cmvn,
@@ -80,6 +81,12 @@ class FilterBanks:
     def rate_hz(self) -> int:
         """See `FrontEnd`."""
         return self.config.sample_rate_hz
+
+    @property
+    def max_samples(self) -> int:
+        """The most that give `max_frames`."""
+        frame, shift = (self.rate_hz * ms // 1000 for ms in (FRAME_LENGTH_MS, FRAME_SHIFT_MS))
+        return int(frame + shift * self.max_frames) - 1
 
     def __call__(self, waveform: np.ndarray, rate_hz: int) -> np.ndarray:
         """See `FrontEnd`."""

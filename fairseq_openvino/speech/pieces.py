@@ -92,7 +92,7 @@ def pieces(
     """
     spans: list[Span] = []
     parts: list[np.ndarray] = []
-    for span, part in _speech(blocks, voice, options, max_samples):
+    for span, part in speech(blocks, voice, options, max_samples):
         if spans and sum(map(len, parts)) + len(part) > max_samples:
             yield Piece(np.concatenate(parts), tuple(spans))
             spans, parts = [], []
@@ -102,7 +102,7 @@ def pieces(
         yield Piece(np.concatenate(parts), tuple(spans))
 
 
-def _speech(
+def speech(
     blocks: Iterable[np.ndarray], voice: Voice, options: ActivityOptions, max_samples: int
 ) -> Iterator[tuple[Span, np.ndarray]]:
     """The spans of a recording and their samples."""

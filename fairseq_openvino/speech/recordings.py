@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fairseq_openvino.speech import isolation, stored
 from fairseq_openvino.speech.audio import Audio, Track
-from fairseq_openvino.speech.options import MIX, SPLIT, AudioOptions
+from fairseq_openvino.speech.options import SPLIT, AudioOptions
 from fairseq_openvino.speech.sndfile import BLOCK_SAMPLES
 from fairseq_openvino.speech.sources import Source, is_source, lasting, opened, source_name
 from fairseq_openvino.speech.waveform import as_waveform, of_equal_size, unusable
-
-JUDGED_SECONDS = 300.0
-"""Whether channels cancel each other out is heard in the beginning of a file."""
 
 
 class Recording(ABC):
@@ -68,14 +66,14 @@ def recordings(
     options = options or AudioOptions()
     if not is_source(source):
         samples, _ = as_waveform(source, sample_rate_hz or rate_hz, rate_hz)
-        return _decoded(Audio("waveform", samples[np.newaxis], rate_hz, rate_hz), options)
+        audio = Audio("waveform", samples[np.newaxis], rate_hz, rate_hz)
+        return [_Samples(audio.name, audio, partial(_parts, samples))]
     name, content = source_name(source), stored.content_of(source)
     if content is not None and content.startswith(stored.NPY_MAGIC):
         raise unusable(name, "audio", "stored features", "Give audio files")
     again = lasting(source if content is None else content)
     if options.isolate_audio:
-        found = isolation.decode(again(), rate_hz, options.channel, name)
-        return _decoded(found, options)
+        return _isolated(isolation.store(again(), rate_hz, options.channel, name), options)
     if options.channel != SPLIT:
         return [_File(name, again, rate_hz, options, options.channel)]
     with opened(again()) as file:
@@ -83,28 +81,33 @@ def recordings(
     return [_File(name, again, rate_hz, options, i, f"#{i}") for i in range(channels)]
 
 
-def _decoded(audio: Audio, options: AudioOptions) -> list[Recording]:
-    stored.check_damage(audio, options)
-    audio.report()
-    is_split = options.channel == SPLIT
+def _isolated(found: isolation.Stored, options: AudioOptions) -> list[Recording]:
+    stored.check_damage(found.audio, options)
+    audio = found.audio.report()
+    if options.channel != SPLIT:
+        return [_Samples(audio.name, audio, partial(found.blocks, 0))]
     return [
-        _Decoded(f"{audio.name}#{i}" if is_split else audio.name, waveform, audio)
-        for i, waveform in enumerate(audio.waveforms)
+        _Samples(f"{audio.name}#{i}", audio, partial(found.blocks, i))
+        for i in range(len(audio.waveforms))
     ]
 
 
-class _Decoded(Recording):
-    """Samples that are there."""
+def _parts(samples: np.ndarray) -> Iterator[np.ndarray]:
+    for begin in range(0, len(samples), BLOCK_SAMPLES):
+        yield samples[begin : begin + BLOCK_SAMPLES]
 
-    def __init__(self, name: str, waveform: np.ndarray, audio: Audio) -> None:
+
+class _Samples(Recording):
+    """What is decoded already."""
+
+    def __init__(self, name: str, audio: Audio, blocks: Callable[[], Iterator[np.ndarray]]) -> None:
         super().__init__(name, audio.rate_hz)
         self.stored_hz, self.damage = audio.stored_hz, audio.damage
-        self._waveform = waveform
+        self._blocks = blocks
 
     def blocks(self) -> Iterator[np.ndarray]:
         """See `Recording`."""
-        for begin in range(0, len(self._waveform), BLOCK_SAMPLES):
-            yield self._waveform[begin : begin + BLOCK_SAMPLES]
+        return self._blocks()
 
 
 class _File(Recording):
@@ -123,11 +126,12 @@ class _File(Recording):
         """See `Recording`."""
         with opened(self._again()) as file:
             track = Track(self._file_name, file, self._channel, self.rate_hz)
-            if self._is_new and self._channel == MIX and track.channels > 1:
-                strongest = _cancelled_by(track)
-                self._is_cancelled = strongest is not None
-                self._channel = MIX if strongest is None else strongest
-                track = track.again(self._channel)
+            if self._is_new:
+                track, is_cancelled = track.settled()
+                self._channel, self._is_cancelled = (
+                    track.channel,
+                    self._is_cancelled or is_cancelled,
+                )
             self.stored_hz = track.stored_hz
             yield from of_equal_size((block[:, 0] for block in track.blocks()), BLOCK_SAMPLES)
             if self._is_new:
@@ -143,11 +147,3 @@ class _File(Recording):
         stored.check_damage(found, self._options)
         if self._options.channel != SPLIT or self._channel == 0:
             found.report()
-
-
-def _cancelled_by(track: Track) -> int | None:
-    """The strongest channel, if the mean of all has lost it by then."""
-    for _ in track.heard():
-        if track.seconds > JUDGED_SECONDS:
-            break
-    return track.cancelled_by

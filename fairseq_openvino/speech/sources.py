@@ -12,6 +12,7 @@ from os import PathLike
 from threading import Lock
 from typing import Any, BinaryIO, cast
 
+from fairseq_openvino.errors import StorageError
 from fairseq_openvino.speech.waveform import unusable
 
 Source = str | PathLike[str] | BinaryIO | bytes | bytearray | memoryview
@@ -54,6 +55,8 @@ def opened(source: Source) -> Iterator[BinaryIO]:
             except ValueError as error:  # a path with a null character, a closed file
                 raise OSError(str(error)) from error
             yield file if is_seekable else _stored(name, file)
+        except StorageError:
+            raise
         except OSError as error:
             is_url = isinstance(source, str) and URL.match(source) is not None
             got = "a URL" if is_url else (error.strerror or str(error)).rstrip(".")

@@ -1,4 +1,4 @@
-"""CTranslate2 through faster-whisper, without temperature fallback; f32 or int8 weights."""
+"""CTranslate2 through faster-whisper; f32 or int8 weights. Clips run without temperature fallback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from protocol import RATE_HZ, Peer, serve
+from protocol import BEST_OF, RATE_HZ, TEMPERATURES, Long, Peer, Segment, serve
 
 PROMPT_TOKENS = 4
 """Start, language, task, no timestamps; CTranslate2 halves prompt and limit together."""
@@ -69,6 +69,24 @@ class FasterWhisper(Peer):
         return [
             ("".join(segment.text for segment in clip), sum(map(self._count, clip)))
             for clip in found
+        ]
+
+    def hear_samples(self, samples: np.ndarray, how: Long, language: str) -> list[Segment]:
+        """Sequential, or its batched pipeline: cut by VAD, without fallback and conditioning."""
+        options: dict[str, Any] = {
+            "language": language, "beam_size": how.beam, "best_of": BEST_OF,
+            "temperature": TEMPERATURES, "condition_on_previous_text": True,
+            "without_timestamps": not how.timestamps, "word_timestamps": how.words,
+        }  # fmt: skip
+        if how.batch:
+            found, _ = self.batched.transcribe(samples, batch_size=how.batch, **options)
+        else:
+            found, _ = self.model.transcribe(samples, vad_filter=False, **options)
+        return [
+            Segment(
+                s.start, s.end, s.text, how.words and [(w.start, w.word) for w in s.words] or None
+            )
+            for s in found
         ]
 
     def _exactly(self, clips: list[np.ndarray], options: dict[str, Any]) -> list[list[Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from optimum_intel import OpenVINOPeer
-from protocol import serve
+from protocol import Long, Segment, serve
 
 
 class OpenVINOGenAI(OpenVINOPeer):
@@ -36,6 +36,15 @@ class OpenVINOGenAI(OpenVINOPeer):
             # it counts each beam, but the first step once
             outputs.append((found.texts[0], (count - 1) // beam + 1))
         return outputs
+
+    def hear_samples(self, samples: np.ndarray, how: Long, language: str) -> list[Segment]:
+        """It has neither fallback nor conditioning; the end of a last segment may be unknown."""
+        config = self.pipeline.get_generation_config()
+        if config.is_multilingual:
+            config.language, config.task = f"<|{language}|>", "transcribe"
+        config.return_timestamps, config.num_beams = True, how.beam
+        found = self.pipeline.generate(samples.tolist(), config)
+        return [Segment(each.start_ts, each.end_ts, each.text) for each in found.chunks]
 
     def summary(self) -> str:
         """The pipeline does not tell: what the CPU chooses."""

@@ -85,7 +85,9 @@ def _tokens(source: Path) -> list[bytes]:
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     values = {chr(byte): byte for byte in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
-    vocabulary = json.loads((source / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["model"][
+        "vocab"
+    ]
     ordered = sorted(vocabulary, key=lambda token: vocabulary[token])
     return [bytes(values[character] for character in token) for token in ordered]
 

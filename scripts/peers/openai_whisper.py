@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
-from protocol import Peer, serve
+from protocol import BEST_OF, TEMPERATURES, Long, Peer, Segment, serve
 
 
 class OpenAIWhisper(Peer):
@@ -57,6 +57,23 @@ class OpenAIWhisper(Peer):
             found = whisper.decode(self.model, mel, wanted)
             outputs.append((found.text, len(found.tokens)))
         return outputs
+
+    def hear_samples(self, samples: np.ndarray, how: Long, language: str) -> list[Segment]:
+        """`whisper.transcribe`."""
+        import whisper
+
+        found = whisper.transcribe(
+            self.model, samples, language=language, fp16=False, temperature=TEMPERATURES,
+            beam_size=how.beam if how.beam > 1 else None, best_of=BEST_OF,
+            condition_on_previous_text=True, word_timestamps=how.words,
+        )  # fmt: skip
+        return [
+            Segment(
+                each["start"], each["end"], each["text"],
+                [(word["start"], word["word"]) for word in each["words"]] if how.words else None,
+            )
+            for each in found["segments"]
+        ]  # fmt: skip
 
 
 if __name__ == "__main__":

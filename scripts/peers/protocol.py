@@ -1,7 +1,12 @@
 """What every peer is: a program `python <peer>.py PRECISION` with the loop of `measure.process`.
 
 Its environment needs numpy and its own packages. Clips are `.npy` files, float32 at 16 kHz; time runs
-from these samples to text, log-mel included.
+from these samples to text, log-mel included. Recordings of any length are WAV files (`scripts/longform.py`):
+
+| request     | arguments          | answer                                                        |
+|-------------|--------------------|---------------------------------------------------------------|
+| `recording` | `path`, `language`,| `seconds`; `segments`: of each `start`, `end`, `text`,        |
+|             | `how` (`Long`)     | `words`: pairs of start and text, if asked for; `peak_mb`     |
 """
 
 from __future__ import annotations
@@ -9,6 +14,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+import wave
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +29,33 @@ from fairseq_openvino.measure.process import answer_requests  # noqa: E402
 RATE_HZ = 16000
 END = 50257
 """<|endoftext|> of multilingual checkpoints: text tokens come before it."""
+
+
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+BEST_OF = 5
+"""Samples a window above temperature 0."""
+
+
+@dataclass(frozen=True)
+class Long:
+    """How recordings are transcribed; conditioned on the text before, with fallback."""
+
+    beam: int = 1
+    batch: int = 0
+    """Pieces of speech decoded together; 0: one window after the other."""
+    timestamps: bool = True
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Of a recording; seconds."""
+
+    start: float
+    end: float
+    text: str
+    words: list[tuple[float, str]] | None = None
+    """Start and text of each."""
 
 
 class Peer:
@@ -52,6 +86,14 @@ class Peer:
         self, clips: list[np.ndarray], search: dict[str, Any], language: str, tokens: int | None
     ) -> list[tuple[str, int]]:
         """Text of each clip and number of its tokens."""
+        raise NotImplementedError
+
+    def hear(self, path: Path, how: Long, language: str) -> list[Segment]:
+        """What is said in a recording."""
+        return self.hear_samples(read_wav(path), how, language)
+
+    def hear_samples(self, samples: np.ndarray, how: Long, language: str) -> list[Segment]:
+        """The same; `samples` float32 at 16 kHz."""
         raise NotImplementedError
 
     def summary(self) -> str:
@@ -107,12 +149,29 @@ class Peer:
             "peak_mb": machine.peak_megabytes(),
         }
 
+    def recording(self, path: str, how: dict[str, Any], language: str) -> dict[str, Any]:
+        """A request; the time includes reading the file."""
+        started = time.perf_counter()
+        segments = self.hear(Path(path), Long(**how), language)
+        return {
+            "seconds": time.perf_counter() - started,
+            "segments": [asdict(segment) for segment in segments],
+            "peak_mb": machine.peak_megabytes(),
+        }
+
     def describe(self) -> dict[str, Any]:
         """A request."""
         versions, summary = machine.versions(self.packages), self.summary()
         stated = {"asked": self.precision, "computes": summary, **versions}
         described = {"precision": stated, "summary": summary, "versions": versions}
         return described | {"batches": self.batches}
+
+
+def read_wav(path: Path) -> np.ndarray:
+    """Samples of a 16-bit file at 16 kHz, one channel."""
+    with wave.open(str(path)) as file:
+        content = file.readframes(file.getnframes())
+    return np.frombuffer(content, "<i2").astype(np.float32) / 32768
 
 
 def serve(kind: type[Peer]) -> None:

@@ -1,4 +1,4 @@
-"""whisper.cpp through pywhispercpp, without temperature fallback; f16 or q8_0; one clip at a time."""
+"""whisper.cpp through pywhispercpp; f16 or q8_0; one clip at a time. Clips run without fallback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import ggml
 import numpy as np
-from protocol import END, Peer, serve
+from protocol import BEST_OF, END, TEMPERATURES, Long, Peer, Segment, serve
 
 
 class WhisperCpp(Peer):
@@ -61,6 +61,22 @@ class WhisperCpp(Peer):
             text = "".join(segment.text for segment in segments)
             outputs.append((text, sum(token < END for token in found)))
         return outputs
+
+    def recording(self, **named: Any) -> dict[str, Any]:
+        """A request; a context remembers what was said before, and so is made anew for each."""
+        self.construct()
+        return super().recording(**named)
+
+    def hear_samples(self, samples: np.ndarray, how: Long, language: str) -> list[Segment]:
+        """Falls back by entropy instead of compression; conditioned as its own program is."""
+        self.model._params = self.parameters[how.beam > 1]
+        found = self.model.transcribe(
+            samples, language=language, n_threads=self.threads, print_progress=False,
+            no_timestamps=False, single_segment=False, no_context=False, max_tokens=0,
+            temperature_inc=TEMPERATURES[1], greedy={"best_of": BEST_OF},
+            beam_search={"beam_size": how.beam, "patience": -1.0},
+        )  # fmt: skip
+        return [Segment(each.t0 / 100, each.t1 / 100, f" {each.text}") for each in found]
 
     def summary(self) -> str:
         """See `Peer`."""
