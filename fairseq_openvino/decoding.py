@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from fairseq_openvino.errors import DeadlineError, NumericsError
+from fairseq_openvino.errors import DeadlineError, NumericsError, concerns_one_clip
 from fairseq_openvino.model import Search, Session
+
+logger = logging.getLogger(__name__)
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 Watcher = Callable[[Search], None]
 """Sees a search after each of its steps."""
@@ -45,3 +50,28 @@ def drive(
         if kept is not None:
             session.keep(kept)
         watch(search)
+
+
+def attempt_each(
+    items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+) -> list[Result | Exception]:
+    """Work on all together; if that fails, on halves, down to the items at fault.
+
+    Returns:
+        The result of each item, or its error.
+
+    Raises:
+        FairseqOpenVINOError: one that concerns the whole run.
+    """
+    if not items:
+        return []
+    try:
+        return [*work(items)]
+    except Exception as error:
+        if not concerns_one_clip(error):
+            raise
+        if len(items) == 1:
+            return [error]
+        logger.debug("a batch failed; its halves follow", exc_info=True)
+    half = len(items) // 2
+    return attempt_each(items[:half], work) + attempt_each(items[half:], work)

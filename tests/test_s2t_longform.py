@@ -50,7 +50,11 @@ def told(
     def decode(clips: list[Clip]) -> list[Transcript]:
         return list(recognizer.transcribe_clips(clips, **options))
 
-    return list(follow(items, family, load_voice(), decode, batch_size))
+    return list(
+        follow(
+            items, family.front_end, family.manifest.tokens.eos, load_voice(), decode, batch_size
+        )
+    )
 
 
 def transcript(news: News) -> Transcript:
@@ -110,7 +114,9 @@ def test_silence_is_not_decoded(recognizer: Any, family: Any) -> None:
     noise = 1e-3 * np.random.default_rng(0).standard_normal(20 * RATE_HZ).astype(np.float32)
     for waveform in (noise, np.zeros_like(noise)):
         (recording,) = recordings(waveform, RATE_HZ)
-        (news,) = follow([recording], family, load_voice(), _never, 8)
+        (news,) = follow(
+            [recording], family.front_end, family.manifest.tokens.eos, load_voice(), _never, 8
+        )
         found = transcript(news)
         assert (found.text, found.segments) == ("", ())
         assert (found.skipped, found.seconds) == ("no speech in the signal", 20.0)
@@ -162,6 +168,8 @@ def test_a_piece_that_fails_fails_its_recording_alone(recognizer: Any, family: A
         return [error if each.path == "waveform" else each for each in found]
 
     items = [*recordings(waveform, RATE_HZ), recognizer.clip(CLIPS[0], path="clip")]
-    first, second = follow(items, family, load_voice(), decode, 4)
+    first, second = follow(
+        items, family.front_end, family.manifest.tokens.eos, load_voice(), decode, 4
+    )
     assert isinstance(first.result, NumericsError)
     assert transcript(second).text == recognizer.transcribe(CLIPS[0], beam=1).text

@@ -12,6 +12,7 @@ from whisper_models import START, TEXT_TOKENS, Pair
 from fairseq_openvino.errors import UtteranceTooLongError
 from fairseq_openvino.model import Clip, Hypothesis, Transcript
 from fairseq_openvino.whisper import context as whisper_context
+from fairseq_openvino.whisper.answers import Answers
 from fairseq_openvino.whisper.options import WhisperOptions
 from fairseq_openvino.whisper.questions import Window
 
@@ -61,9 +62,8 @@ def test_auto_encodes_at_least_what_keeps_the_decoder_from_looping() -> None:
 def test_silence_behind_the_last_segment_is_not_decoded(multilingual: Pair) -> None:
     tone = np.resize(multilingual.waveforms[0], 32_000)
     hushed = np.where(np.arange(32_000) < 3_200, tone, 1e-4 * tone).astype(np.float32)
-    answers = multilingual.model.family.answers(
-        multilingual.model.model, WhisperOptions(timestamps=True, skip_silence=False), 1
-    )
+    options = WhisperOptions(timestamps=True, skip_silence=False)
+    answers = Answers.of(multilingual.model.family, multilingual.model.model, options, 1)
     for waveform, silent in ((tone, False), (hushed, True)):
         clip = multilingual.model.clip(waveform, 16000)
         job = answers.job(clip, len(clip.features))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fairseq_openvino.bundle import Bundle
-from fairseq_openvino.errors import invalid
-from fairseq_openvino.model import Clip, Head, Hypothesis, Memory, Model, Transcript
-from fairseq_openvino.s2t import generation
+from fairseq_openvino.decoding import attempt_each
+from fairseq_openvino.errors import FairseqOpenVINOError, invalid, named
+from fairseq_openvino.model import Clip, Head, Hypothesis, Memory, Model, News, Transcript
+from fairseq_openvino.runtime.voice import load_voice
+from fairseq_openvino.s2t import generation, longform
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.search import TokenIds, candidate_count, generate
 from fairseq_openvino.s2t.vocabulary import Vocabulary
 from fairseq_openvino.speech.frontend import FilterBanks
+from fairseq_openvino.speech.recordings import Recording
 
 
 class S2T:
@@ -61,6 +64,25 @@ class S2T:
             forced = None if prefix is None else np.repeat(prefix, len(group), axis=0)
             found += generate(model, batch, frames[group[0]], options, ids, forced)
         return self._transcripts(clips, found, options)
+
+    def follow(
+        self,
+        model: Model,
+        recordings: Iterable[Recording | Clip | News],
+        options: S2TOptions,
+        width: int,
+    ) -> Iterator[News]:
+        """See `recognizer.Family`; longer ones are cut where nobody speaks, see `s2t.longform`."""
+
+        def decode(clips: list[Clip]) -> Sequence[Transcript | FairseqOpenVINOError]:
+            found = attempt_each(clips, lambda some: self.decode(model, some, options))
+            return [
+                named(each, clip.path) if isinstance(each, Exception) else each
+                for clip, each in zip(clips, found, strict=True)
+            ]
+
+        eos = self.manifest.tokens.eos
+        yield from longform.follow(recordings, self.front_end, eos, load_voice(), decode, width)
 
     def _transcripts(
         self, clips: Sequence[Clip], found: list[list[Hypothesis]], options: S2TOptions

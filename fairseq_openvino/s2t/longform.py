@@ -20,7 +20,6 @@ from fairseq_openvino.errors import (
     named,
 )
 from fairseq_openvino.model import Clip, Hypothesis, News, Segment, Transcript
-from fairseq_openvino.s2t.family import S2T
 from fairseq_openvino.speech.activity import RATE_HZ, ActivityOptions, Span, Voice
 from fairseq_openvino.speech.features import HOP_SAMPLES
 from fairseq_openvino.speech.frontend import FilterBanks, heard
@@ -40,7 +39,8 @@ Decode = Callable[[list[Clip]], Sequence[Transcript | FairseqOpenVINOError]]
 
 def follow(
     items: Iterable[Recording | Clip | News],
-    family: S2T,
+    front_end: FilterBanks,
+    eos: int,
     voice: Voice,
     decode: Decode,
     batch_size: int,
@@ -49,7 +49,8 @@ def follow(
 
     Args:
         items: recordings; clips, which are decoded as they are; news, which are passed on.
-        family: of the model.
+        front_end: of the model.
+        eos: its token.
         voice: finds speech in what is longer than the model hears.
         decode: decodes the clips of a batch.
         batch_size: pieces decoded together, of several recordings too.
@@ -71,12 +72,12 @@ def follow(
             yield from story.take(span, answer)
         batch.clear()
         while stories and stories[0].is_done:
-            yield stories.popleft().end(family.manifest.tokens.eos)
+            yield stories.popleft().end(eos)
 
     for item in items:
         story = _Story(item)
         stories.append(story)
-        for span, clip in story.parts(family.front_end, voice):
+        for span, clip in story.parts(front_end, voice):
             batch.append((story, span, clip))
             if len(batch) == batch_size:
                 yield from told()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cached_property
 
 import numpy as np
 
@@ -23,16 +23,15 @@ from fairseq_openvino.speech.activity import Span
 from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from fairseq_openvino.speech.spectrogram import Spectrogram
 from fairseq_openvino.whisper import context
+from fairseq_openvino.whisper.alignment import Aligner
 from fairseq_openvino.whisper.job import Job
 from fairseq_openvino.whisper.longform import Longform
-from fairseq_openvino.whisper.options import Request
-from fairseq_openvino.whisper.questions import Heard, Window
+from fairseq_openvino.whisper.options import Request, WhisperOptions
+from fairseq_openvino.whisper.questions import Alignment, Heard, Timing, Window
 from fairseq_openvino.whisper.search import BeamSearch, Greedy, Sampling
 from fairseq_openvino.whisper.silence import is_speech
+from fairseq_openvino.whisper.traits import Traits
 from fairseq_openvino.whisper.windows import Outcome, joined
-
-if TYPE_CHECKING:
-    from fairseq_openvino.whisper.family import Whisper
 
 UNHEARD_SECONDS = 1.0
 """At the end of a piece there may be nothing more to say."""
@@ -42,23 +41,34 @@ class Answers:
     """Of one model to one request.
 
     Args:
-        family: of the model.
+        traits: of the model.
         model: compiled.
         request: options in terms of the model.
         together: windows that are decoded together when there are enough; it decides precisions.
     """
 
-    def __init__(self, family: Whisper, model: Model, request: Request, together: int) -> None:
-        self.family, self.model, self.request, self.together = family, model, request, together
-        self.options, self.config = request.options, family.config
-        self.rules, self.head = family.rules(request.options), family.head(request.options)
+    def __init__(self, traits: Traits, model: Model, request: Request, together: int) -> None:
+        self.traits, self.model, self.request, self.together = traits, model, request, together
+        self.options, self.config = request.options, traits.config
+        self.rules, self.head = traits.rules(request.options), traits.head(request.options)
+
+    @classmethod
+    def of(cls, traits: Traits, model: Model, options: WhisperOptions, together: int) -> Answers:
+        """To options.
+
+        Raises:
+            OptionError: they do not fit the model.
+        """
+        positions = traits.manifest.limits.max_target_tokens
+        request = Request.of(options, traits.config, positions, traits.vocabulary)
+        return cls(traits, model, request, together)
 
     def job(self, clip: Clip, frames: int, one_window: bool = False) -> Job:
         """Of a clip of at most one window; `frames` (T) of it are encoded.
 
         With fewer than the window's, a text that looks wrong is decoded again with all of them.
         """
-        full, most, source = self.family.window, self.request.max_tokens, _Whole(clip.features)
+        full, most, source = self.traits.window, self.request.max_tokens, _Whole(clip.features)
 
         def gate(window: Window, heard: np.ndarray) -> bool:
             if window.seek:
@@ -70,7 +80,7 @@ class Answers:
 
         def judge(job: Job) -> None:
             found = self.transcript(clip, [job])
-            reason = context.doubt(found, self.family.eos, self.options.max_tokens)
+            reason = context.doubt(found, self.traits.eos, self.options.max_tokens)
             if job.size < full and reason is not None:
                 job.decoded_again = reason
                 job.restart(self._driver(clip, one_window), full, most)
@@ -86,19 +96,19 @@ class Answers:
             speech = any(span.start < end and begin < span.end for span in spans)
             return speech or not self.options.skip_silence
 
-        limit = min(self.request.max_tokens, self.family.manifest.limits.max_target_tokens // 2)
-        return Job(self, source, self._new_driver(source.frames), self.family.window, limit, gate)
+        limit = min(self.request.max_tokens, self.traits.manifest.limits.max_target_tokens // 2)
+        return Job(self, source, self._new_driver(source.frames), self.traits.window, limit, gate)
 
     def _driver(self, clip: Clip, one_window: bool) -> Longform:
         return self._new_driver(context.frames(clip), one_window)
 
     def _new_driver(self, frames: int, one_window: bool = False) -> Longform:
-        text = self.family.vocabulary.text
-        return Longform(frames, self.family.window, self.rules, self.request, text, one_window)
+        text = self.traits.vocabulary.text
+        return Longform(frames, self.traits.window, self.rules, self.request, text, one_window)
 
     def transcript(self, clip: Clip, jobs: Sequence[Job]) -> Transcript:
         """Of a clip or recording and the jobs of its parts; those that found nothing are silent."""
-        eos, text = self.family.eos, self.family.vocabulary.text
+        eos, text = self.traits.eos, self.traits.vocabulary.text
         heard = [job.driver for job in jobs if not job.driver.skipped]
         outcomes = [outcome for job in jobs for outcome in job.driver.outcomes]
         if len(heard) == 1:
@@ -159,9 +169,21 @@ class Answers:
             for hypotheses, probability in zip(search.found(), no_speech, strict=True)
         ]
 
+    def align(self, jobs: Sequence[Job]) -> list[list[Timing]]:
+        """Words of the window that each job heard last."""
+        questions = [job.question for job in jobs if isinstance(job.question, Alignment)]
+        languages = [job.language for job in jobs]
+        memory, task = self._memory(jobs), self.options.task
+        return self.aligner.align(self.model, memory, questions, languages, task)
+
+    @cached_property
+    def aligner(self) -> Aligner:
+        """Of words."""
+        return Aligner(self.traits.manifest, self.traits.vocabulary)
+
     def watch_alone(self, memory: Memory, tokens: np.ndarray) -> np.ndarray:
         """See `_watch`, in a session of its own; tokens (N, l), result (N, G)."""
-        with self.model.open(memory, 1, Head(1, self.family.watched)) as session:
+        with self.model.open(memory, 1, Head(1, self.traits.watched)) as session:
             return self._watch(session, tokens)
 
     def _memory(self, jobs: Sequence[Job]) -> Memory:
@@ -186,7 +208,7 @@ class Answers:
         self, jobs: Sequence[Job], questions: Sequence[Window], prompt: np.ndarray, beam: int
     ) -> Greedy | BeamSearch | Sampling:
         lenpen, temperature = self.options.lenpen, questions[0].temperature
-        room = self.family.manifest.limits.max_target_tokens - prompt.shape[1]
+        room = self.traits.manifest.limits.max_target_tokens - prompt.shape[1]
         room -= 1 + len(self._previous(questions[0])) if self._behind(questions[0], None) else 0
         limits = np.minimum([job.limit for job in jobs], room)
         if temperature > 0:
@@ -213,8 +235,8 @@ class Answers:
     def _heard(
         self, hypotheses: list[Hypothesis], temperature: float, no_speech_prob: float
     ) -> Heard:
-        text = self.family.vocabulary.text(hypotheses[0].tokens)
-        outcome = Outcome.of(hypotheses[0], text, self.family.eos, temperature, no_speech_prob)
+        text = self.traits.vocabulary.text(hypotheses[0].tokens)
+        outcome = Outcome.of(hypotheses[0], text, self.traits.eos, temperature, no_speech_prob)
         return Heard(tuple(hypotheses[: self.options.nbest]), text, outcome)
 
     def _watch(self, session: Session, tokens: np.ndarray) -> np.ndarray:
@@ -226,14 +248,14 @@ class Answers:
         bounds = self.rules.bounds(tokens[:, :0])
         step = session.step(Ask(tokens, order, self.rules.bias(1), bounds))
         if step.watched is None:  # as in sampling
-            return np.asarray(step.scores[:, -1, list(self.family.watched)])
+            return np.asarray(step.scores[:, -1, list(self.traits.watched)])
         return step.watched.copy()
 
     def _detect(self, jobs: Sequence[Job], watched: np.ndarray) -> None:
         """Fill in languages that are not known."""
         for job, log_probs in zip(jobs, watched, strict=True):
             if job.language is None:
-                job.detected(self.family.ranked(language_shares(log_probs)))
+                job.detected(self.traits.ranked(language_shares(log_probs)))
 
 
 class _Whole:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from fairseq_openvino.errors import concerns_one_clip
+from fairseq_openvino.decoding import attempt_each
+from fairseq_openvino.model import Memory
 from fairseq_openvino.whisper.job import Job
 from fairseq_openvino.whisper.questions import Alignment, Window
-
-logger = logging.getLogger(__name__)
 
 
 def run(jobs: Iterable[Job], width: int) -> Iterator[Job]:
@@ -31,9 +30,11 @@ def run(jobs: Iterable[Job], width: int) -> Iterator[Job]:
         for job in active:
             _open_window(job)
         for group in _alike((job for job in active if job.window is not None), _length):
-            _attempt(group, _encode)
+            for job, found in zip(group, attempt_each(group, _encode), strict=True):
+                job.encoded(found)
         for group in _alike((job for job in active if job.question is not None), _kind):
-            _attempt(group, _answer)
+            for job, answer in zip(group, attempt_each(group, _answers), strict=True):
+                job.tell(answer)
         yield from active
         active = [job for job in active if job.question is not None]
 
@@ -73,32 +74,12 @@ def _kind(job: Job) -> Hashable:
     return answers, question.temperature, len(question.previous), question.seek == 0
 
 
-def _encode(jobs: Sequence[Job]) -> None:
+def _encode(jobs: Sequence[Job]) -> list[tuple[Memory, int]]:
     windows = np.stack([job.window for job in jobs if job.window is not None])
     memory = jobs[0].answers.encode(windows)
-    for row, job in enumerate(jobs):
-        job.memory, job.row, job.window = memory, row, None
+    return [(memory, row) for row in range(len(jobs))]
 
 
-def _answer(jobs: Sequence[Job]) -> None:
+def _answers(jobs: Sequence[Job]) -> Sequence[Any]:
     answers = jobs[0].answers
-    ask = answers.hear if isinstance(jobs[0].question, Window) else answers.align
-    for job, answer in zip(jobs, ask(jobs), strict=True):
-        job.tell(answer)
-
-
-def _attempt(jobs: Sequence[Job], work: Callable[[Sequence[Job]], None]) -> None:
-    """All together; if that fails, in halves, down to the jobs at fault."""
-    try:
-        if jobs:
-            work(jobs)
-    except Exception as error:
-        if not concerns_one_clip(error):
-            raise
-        if len(jobs) == 1:
-            jobs[0].fail(error)
-            return
-        logger.debug("a batch failed; its halves follow", exc_info=True)
-        half = len(jobs) // 2
-        _attempt(jobs[:half], work)
-        _attempt(jobs[half:], work)
+    return answers.hear(jobs) if isinstance(jobs[0].question, Window) else answers.align(jobs)

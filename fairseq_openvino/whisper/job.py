@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from fairseq_openvino.model import Memory
 from fairseq_openvino.whisper.longform import Longform, Question
-from fairseq_openvino.whisper.questions import Window
+from fairseq_openvino.whisper.options import Request
+from fairseq_openvino.whisper.questions import Heard, Timing, Window
 
-if TYPE_CHECKING:
-    from fairseq_openvino.whisper.answers import Answers
+
+class Answers(Protocol):
+    """What answers questions; jobs that share one are answered together."""
+
+    request: Request
+
+    def encode(self, windows: np.ndarray) -> Memory:
+        """Windows (N, T, F)."""
+        ...
+
+    def hear(self, jobs: Sequence[Job]) -> list[Heard]:
+        """Answers to `Window` of one temperature and one length of `previous`."""
+        ...
+
+    def align(self, jobs: Sequence[Job]) -> list[list[Timing]]:
+        """Answers to `Alignment`."""
+        ...
 
 
 class Frames(Protocol):
@@ -69,8 +85,18 @@ class Job:
         self.question: Question | None = next(self._questions, None)
         """That waits for its answer; None: done."""
 
+    def encoded(self, found: tuple[Memory, int] | Exception) -> None:
+        """The window as the decoder reads it, and its place in the batch; or why there is none."""
+        self.window = None
+        if isinstance(found, Exception):
+            self.fail(found)
+        else:
+            self.memory, self.row = found
+
     def tell(self, answer: Any) -> None:
-        """Answer the question."""
+        """Answer the question; with an error, give up."""
+        if isinstance(answer, Exception):
+            return self.fail(answer)
         try:
             self.question = self._questions.send(answer)
         except StopIteration:

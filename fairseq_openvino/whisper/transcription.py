@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,12 +20,11 @@ from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from fairseq_openvino.speech.pieces import Piece, pieces
 from fairseq_openvino.speech.recordings import Recording
 from fairseq_openvino.speech.spectrogram import Spectrogram
+from fairseq_openvino.whisper.answers import Answers
 from fairseq_openvino.whisper.batcher import run
 from fairseq_openvino.whisper.job import Job
 from fairseq_openvino.whisper.options import WhisperOptions
-
-if TYPE_CHECKING:
-    from fairseq_openvino.whisper.family import Whisper
+from fairseq_openvino.whisper.traits import Traits
 
 NO_FEATURES = np.empty((0, 0), np.float32)
 """Of a recording whose frames are not held."""
@@ -35,8 +33,8 @@ NO_FEATURES = np.empty((0, 0), np.float32)
 class Track:
     """What is known of one recording."""
 
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
+    def __init__(self, recording: Recording, answers: Answers) -> None:
+        self.recording, self.answers = recording, answers
         self.samples = 0
         """Read so far."""
         self.jobs: list[tuple[Job, Piece | None]] = []
@@ -85,17 +83,17 @@ class Transcription:
     """Of several recordings by one model.
 
     Args:
-        family: of the model.
+        traits: of the model.
         model: compiled.
         options: checked.
         width: windows decoded together.
     """
 
-    def __init__(self, family: Whisper, model: Model, options: WhisperOptions, width: int) -> None:
-        self.family, self.options, self.width = family, options, width
-        self.short = family.answers(model, options, width)
+    def __init__(self, traits: Traits, model: Model, options: WhisperOptions, width: int) -> None:
+        self.traits, self.options, self.width = traits, options, width
+        self.short = Answers.of(traits, model, options, width)
         """Of recordings up to one window."""
-        self.long = family.answers(model, replace(options, timestamps=True), width)
+        self.long = Answers.of(traits, model, replace(options, timestamps=True), width)
         """Windows of longer ones follow each other by timestamps."""
         self._tracks: deque[Track | News] = deque()
 
@@ -129,7 +127,7 @@ class Transcription:
                 self._tracks.append(recording)
                 continue
             assert isinstance(recording, Recording)  # log-mel features are never stored
-            track = Track(recording)
+            track = Track(recording, self.short)
             self._tracks.append(track)
             try:
                 for job, piece in self._parts(track):
@@ -141,15 +139,15 @@ class Transcription:
 
     def _parts(self, track: Track) -> Iterator[tuple[Job, Piece | None]]:
         """The jobs of a recording."""
-        recording, front_end = track.recording, self.family.front_end
+        recording, front_end = track.recording, self.traits.front_end
         if self.options.chunked:
-            size = self.family.window * HOP_SAMPLES
+            size = self.traits.window * HOP_SAMPLES
             for piece in pieces(_counted(track), load_voice(), ActivityOptions(), size):
                 features = front_end(piece.waveform, RATE_HZ)
                 clip = Clip(recording.name, features, piece.seconds)
                 yield self.short.job(clip, self._encoded(clip), one_window=True), piece
             return
-        waveform = _at_most(recording, self.family.window * HOP_SAMPLES)
+        waveform = _at_most(recording, self.traits.window * HOP_SAMPLES)
         if waveform is not None:
             track.samples = len(waveform)
             features = front_end(waveform, recording.rate_hz)
@@ -161,13 +159,14 @@ class Transcription:
         def hear(block: np.ndarray) -> None:
             track.spans += activity.hear(listener.hear(block))
 
-        source = Spectrogram(recording.blocks, self.family.manifest.features.bins, hear)
+        source = Spectrogram(recording.blocks, self.traits.manifest.features.bins, hear)
         track.samples = source.samples
         track.spans += [*activity.hear(listener.end()), *activity.end(source.samples)]
+        track.answers = self.long
         yield self.long.recorded(source, track.spans), None
 
     def _encoded(self, clip: Clip) -> int:
-        return self.family.encoded_frames(clip, self.options)
+        return self.traits.encoded_frames(clip, self.options)
 
     def _result(self, track: Track) -> News:
         """The last news of a recording."""
@@ -178,8 +177,7 @@ class Transcription:
             error = named(track.error, name)
             error.__cause__ = None if error is track.error else track.error
             return News(name, track.duration, track.duration, (), error)
-        jobs = [job for job, _ in track.jobs]
-        answers = jobs[0].answers if jobs else self.short
+        answers, jobs = track.answers, [job for job, _ in track.jobs]
         clip = Clip(name, NO_FEATURES, track.duration, track.recording.damage)
         found = answers.transcript(clip, jobs)
         if self.options.timed or self.options.chunked or answers is self.long:
