@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import MINI, PACKAGE
+from test_whisper_silence import noise, non_speech, rhythmic, scaled, tones, variants
 
 from fairseq_openvino.errors import ModelError, OptionError
+from fairseq_openvino.machine import resident_megabytes
+from fairseq_openvino.model import Segment
 from fairseq_openvino.runtime import voice
 from fairseq_openvino.runtime.voice import SileroVoice, load_voice
 from fairseq_openvino.speech.activity import (
@@ -21,7 +24,9 @@ from fairseq_openvino.speech.activity import (
     Activity,
     ActivityOptions,
     Span,
+    is_speech,
     spans,
+    uncovered,
 )
 from fairseq_openvino.speech.audio import read_audio
 from fairseq_openvino.speech.pieces import Piece, pieces
@@ -68,6 +73,34 @@ def test_probabilities_equal_those_of_onnxruntime() -> None:
     found = heard(waveform)
     assert found.shape == expected.shape == (-(-len(waveform) // FRAME_SAMPLES),)
     assert np.abs(found - expected).max() < 2e-5 and found.max() > 0.99 and found.min() < 0.01
+
+
+def test_soft_recordings_are_heard_too() -> None:
+    waveform = recording()
+    expected = spans(heard(waveform), len(waveform))
+    for gain in (1e-2, 1e-3):
+        soft = heard(np.float32(gain) * waveform)
+        found = spans(soft, len(waveform))
+        assert np.abs(np.subtract(found, expected)).max() <= 4 * FRAME_SAMPLES
+    hum = scaled(tones(np.arange(32 * FRAME_SAMPLES) / RATE_HZ, 50), -60)
+    behind = heard(np.concatenate([hum, waveform]))
+    assert np.abs(behind[-300:] - heard(waveform)[-300:]).max() < 1e-3
+
+
+def test_who_speaks_is_told_from_what_does_not() -> None:
+    signals = dict([*non_speech(4.0), *rhythmic(4.0)])
+    assert len(signals) == 43
+    assert not [name for name, signal in signals.items() if is_speech(heard(signal))]
+    missed = []
+    for path in sorted((MINI / "clips").glob("*.mp3"))[::60]:
+        waveform, _ = read_audio(path, RATE_HZ)
+        power_db = 20 * np.log10(np.sqrt(np.mean(np.square(waveform))))
+        loud = scaled(noise(len(waveform), 0), power_db)
+        for name, variant in [*variants(waveform), ("0 dB", waveform + loud)]:
+            if not is_speech(heard(variant.astype(np.float32))):
+                missed.append((path.name, name))
+    assert not missed
+    assert not is_speech(np.empty(0)) and is_speech(np.full(7, 0.3))
 
 
 def test_blocks_and_threads_make_no_difference() -> None:
@@ -203,6 +236,22 @@ def test_one_long_span_is_split_and_silence_gives_nothing() -> None:
         found_pieces(speech, 13_823)
 
 
+@pytest.mark.soak
+def test_hours_take_no_more_memory_than_minutes() -> None:
+    """Hours of speech, then silence."""
+    minute, silence = recording(), np.zeros(1 << 18, np.float32)
+
+    def blocks(count: int) -> Iterator[np.ndarray]:
+        for i in range(count):
+            yield minute if i < 6 * count // 7 else silence
+
+    def largest(count: int) -> float:
+        found = pieces(blocks(count), load_voice(), ActivityOptions(), 30 * RATE_HZ)
+        return max(resident_megabytes() or 0.0 for _ in found)
+
+    assert largest(240) - largest(8) < 10
+
+
 def test_times_of_a_piece_become_those_of_the_recording() -> None:
     piece = Piece(np.zeros(4 * RATE_HZ, np.float32), (Span(16_000, 48_000), Span(80_000, 112_000)))
     assert (piece.start, piece.end, piece.seconds) == (1.0, 7.0, 4.0)
@@ -210,6 +259,13 @@ def test_times_of_a_piece_become_those_of_the_recording() -> None:
     ends = [piece.restore(each, is_end=True) for each in (0, 1.5, 2, 3, 4, 9)]
     assert ends == [1, 2.5, 3, 6, 7, 7]
     assert piece.restore_word(1.5, 2.3) == (2.5, 3.0) and piece.restore_word(1.9, 2.3) == (5.0, 5.3)
+    rest = piece.rest(1.5)
+    assert rest is not None and rest.spans == (Span(40_000, 48_000), Span(80_000, 112_000))
+    assert rest.seconds == 2.5 and (rest.restore(0), rest.restore(0.5)) == (2.5, 5)
+    whole = piece.rest(0)
+    assert whole is not None and whole.spans == piece.spans and piece.rest(4) is None
+    rest = piece.rest(2)
+    assert rest is not None and rest.spans == (Span(80_000, 112_000),) and rest.restore(1) == 6
     for piece in found_pieces(recording(), 30 * RATE_HZ):
         times = np.linspace(0, piece.seconds, 2000)
         for is_end in (False, True):
@@ -217,3 +273,21 @@ def test_times_of_a_piece_become_those_of_the_recording() -> None:
             assert restored == sorted(restored)
             inside = [any(s <= RATE_HZ * time <= e for s, e in piece.spans) for time in restored]
             assert all(inside)
+
+
+def test_speech_that_no_segment_covers() -> None:
+    speech = [
+        Span(16_000, 80_000),
+        Span(80_000, 160_000),
+        Span(320_000, 352_000),
+        Span(400_000, 416_000),
+    ]
+
+    def text(start: float, end: float, text: str = "a") -> Segment:
+        return Segment(start, end, text, 0.0, -0.1, 1.0, 0.0)
+
+    assert uncovered(speech, []) == [(1, 10), (20, 22)] and uncovered([], [text(0, 9)]) == []
+    assert uncovered(speech, [text(0, 30)]) == uncovered(speech, [text(8, 30), text(0, 9)]) == []
+    assert uncovered(speech, [text(3, 4), text(5.9, 30)]) == [(1, 3)]
+    assert uncovered(speech, [text(3, 4), text(5.9, 30)], 1.5) == [(1, 3), (4, 5.9)]
+    assert uncovered(speech, [text(0, 30, " ")], 1.0) == [(1, 10), (20, 22), (25, 26)]

@@ -2,7 +2,8 @@
 
 The graph is upstream's `silero_vad_16k_sequence.onnx` (`silero/SOURCE`): frames (n, 64 + 512) at 16 kHz,
 each behind the last 64 samples of the one before, and the state (1, 1, 128) twice. In bf16 its
-probabilities are up to 0.3 off, so it computes in f32 whatever the device prefers.
+probabilities are up to 0.3 off, so it computes in f32 whatever the device prefers. It hears no voice that
+is recorded too softly, so a recording is amplified as long as it has been soft throughout.
 Source: silero-vad 6.2.3 `sequence_vad.py`.
 """
 
@@ -25,7 +26,10 @@ SHA256 = "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85"
 CONTEXT_SAMPLES = 64
 STATE_SHAPE = (1, 1, 128)
 CALL_FRAMES = 256
-"""Frames a call, however the samples arrive: rounding depends on it."""
+"""Frames a call, however the samples arrive: rounding and amplification depend on it."""
+SOFT_RMS = 0.03
+"""Of the loudest frame: speech below it, at -40 dB for instance, is missed unless it is amplified to it."""
+MAX_GAIN = 1000.0
 
 
 @cache
@@ -76,6 +80,8 @@ class SileroListener:
         self._state = np.zeros(STATE_SHAPE, np.float32), np.zeros(STATE_SHAPE, np.float32)
         self._samples = np.zeros(CONTEXT_SAMPLES, np.float32)
         """Those that were not heard yet, behind the context of the first one."""
+        self._loudest = SOFT_RMS / MAX_GAIN
+        """Root mean square of the loudest frame so far."""
 
     def hear(self, samples: np.ndarray) -> np.ndarray:
         """See `speech.activity.Listener`."""
@@ -99,5 +105,8 @@ class SileroListener:
         size = CONTEXT_SAMPLES + FRAME_SAMPLES
         whole = self._samples[start : start + CONTEXT_SAMPLES + count * FRAME_SAMPLES]
         frames = np.lib.stride_tricks.sliding_window_view(whole, size)[::FRAME_SAMPLES]
-        found, self._state = self._voice(np.ascontiguousarray(frames), self._state)
+        powers = np.square(frames[:, CONTEXT_SAMPLES:]).mean(axis=1)
+        self._loudest = max(self._loudest, float(np.sqrt(powers.max())))
+        gain = np.float32(max(SOFT_RMS / self._loudest, 1.0))
+        found, self._state = self._voice(gain * frames, self._state)
         return found
