@@ -15,6 +15,7 @@ from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import mp3 as audio_mp3
 from fairseq_openvino.speech import sndfile
 from fairseq_openvino.speech.audio import damage_collected, read_audio
+from fairseq_openvino.speech.content import Content
 from fairseq_openvino.speech.waveform import as_waveform
 
 RATE_HZ = 16_000
@@ -171,11 +172,22 @@ def test_a_hole_in_mp3_is_told_with_its_seconds(kind: str, fill: bytes) -> None:
         assert 0.5 < len(waveform) / len(speech()) < 1.03
 
 
+def len_of_frame(content: bytes, place: int) -> int:
+    frame = audio_mp3._parsed(content[place : place + 4])
+    assert frame is not None
+    return frame.size
+
+
 def test_mp3_cut_between_frames_lacks_frames() -> None:
     content = encoded("mp3")
-    frames = audio_mp3.scan(content)
-    assert frames is not None and frames.declared == len(frames.places)
-    _, damage = read(content[: frames.places[-10][0]])
+    frames = audio_mp3.scan(Content(io.BytesIO(content)))
+    assert frames is not None and frames.declared == frames.count
+    ((place, end),) = frames.runs
+    begins = [place]
+    while (place := place + len_of_frame(content, place)) < end:
+        begins.append(place)
+    assert len(begins) == frames.count
+    _, damage = read(content[: begins[-10]])
     assert damage.startswith("0.43 s of 6.08 s") and f"of {frames.declared} frames" in damage
 
 
@@ -221,9 +233,9 @@ def quiet_then_loud() -> np.ndarray:
 def test_variable_mp3_without_a_count_is_read_to_its_end() -> None:
     """libsndfile estimates the length from the first frames and stops there."""
     content = encoded("mp3", quiet_then_loud()[::-1].copy())
-    frames = audio_mp3.scan(content)
+    frames = audio_mp3.scan(Content(io.BytesIO(content)))
     assert frames is not None and frames.varies and frames.tag
-    waveform, damage = read(content[frames.places[0][0] :])
+    waveform, damage = read(content[frames.runs[0][0] :])
     assert not damage
     assert len(waveform) > 9 * RATE_HZ - 1200
 
@@ -247,9 +259,9 @@ def test_layer_2_and_free_format_raise_no_alarm() -> None:
     layer_2 = b"\xff\xfd\x44\xc0"
     frame = audio_mp3._parsed(layer_2)
     assert frame is not None and frame.kind == (3, 2, 48_000) and frame.size == 192
-    found = audio_mp3.scan((layer_2 + bytes(frame.size - 4)) * 5)
-    assert found is not None and found.problem is None and len(found.places) == 5
-    assert audio_mp3.scan(b"\xff\xfb\x00\xc4" + bytes(400)) is None
+    found = audio_mp3.scan(Content(io.BytesIO((layer_2 + bytes(frame.size - 4)) * 5)))
+    assert found is not None and found.problem is None and found.count == 5
+    assert audio_mp3.scan(Content(io.BytesIO(b"\xff\xfb\x00\xc4" + bytes(400)))) is None
 
 
 @pytest.mark.parametrize("share", [1.0, 0.999, 0.9])

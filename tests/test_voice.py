@@ -14,6 +14,7 @@ from conftest import MINI, PACKAGE
 from test_whisper_silence import noise, non_speech, rhythmic, scaled, tones, variants
 
 from fairseq_openvino.errors import ModelError, OptionError
+from fairseq_openvino.machine import resident_megabytes
 from fairseq_openvino.model import Segment
 from fairseq_openvino.runtime import voice
 from fairseq_openvino.runtime.voice import SileroVoice, load_voice
@@ -235,6 +236,22 @@ def test_one_long_span_is_split_and_silence_gives_nothing() -> None:
         found_pieces(speech, 13_823)
 
 
+@pytest.mark.soak
+def test_hours_take_no_more_memory_than_minutes() -> None:
+    """Hours of speech, then silence."""
+    minute, silence = recording(), np.zeros(1 << 18, np.float32)
+
+    def blocks(count: int) -> Iterator[np.ndarray]:
+        for i in range(count):
+            yield minute if i < 6 * count // 7 else silence
+
+    def largest(count: int) -> float:
+        found = pieces(blocks(count), load_voice(), ActivityOptions(), 30 * RATE_HZ)
+        return max(resident_megabytes() or 0.0 for _ in found)
+
+    assert largest(240) - largest(8) < 10
+
+
 def test_times_of_a_piece_become_those_of_the_recording() -> None:
     piece = Piece(np.zeros(4 * RATE_HZ, np.float32), (Span(16_000, 48_000), Span(80_000, 112_000)))
     assert (piece.start, piece.end, piece.seconds) == (1.0, 7.0, 4.0)
@@ -242,6 +259,13 @@ def test_times_of_a_piece_become_those_of_the_recording() -> None:
     ends = [piece.restore(each, is_end=True) for each in (0, 1.5, 2, 3, 4, 9)]
     assert ends == [1, 2.5, 3, 6, 7, 7]
     assert piece.restore_word(1.5, 2.3) == (2.5, 3.0) and piece.restore_word(1.9, 2.3) == (5.0, 5.3)
+    rest = piece.rest(1.5)
+    assert rest is not None and rest.spans == (Span(40_000, 48_000), Span(80_000, 112_000))
+    assert rest.seconds == 2.5 and (rest.restore(0), rest.restore(0.5)) == (2.5, 5)
+    whole = piece.rest(0)
+    assert whole is not None and whole.spans == piece.spans and piece.rest(4) is None
+    rest = piece.rest(2)
+    assert rest is not None and rest.spans == (Span(80_000, 112_000),) and rest.restore(1) == 6
     for piece in found_pieces(recording(), 30 * RATE_HZ):
         times = np.linspace(0, piece.seconds, 2000)
         for is_end in (False, True):

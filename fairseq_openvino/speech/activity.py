@@ -193,7 +193,7 @@ def spans(
 
 
 def is_speech(probabilities: np.ndarray) -> bool:
-    """Whether anybody may be speaking in a stretch of a recording.
+    """Whether anybody may be speaking in a stretch of a recording; who sings does not.
 
     Args:
         probabilities: of its frames, (n,); a few on both sides do no harm.

@@ -158,7 +158,7 @@ class Track:
     ) -> None:
         self._name, self._file, self.channel, self._wanted_hz = name, file, channel, wanted_hz
         self._limit_seconds = limit_seconds
-        self._inspection = inspect(file) if inspection is None else inspection
+        self.inspection = inspect(file) if inspection is None else inspection
         self._decoder = self._opened()
         self.stored_hz, self.channels = self._decoder.rate_hz, self._decoder.channels
         if isinstance(channel, int) and channel >= self.channels:
@@ -170,7 +170,7 @@ class Track:
     def again(self, channel: str | int) -> Track:
         """Another pass over the same file."""
         return Track(
-            self._name, self._file, channel, self._wanted_hz, self._limit_seconds, self._inspection
+            self._name, self._file, channel, self._wanted_hz, self._limit_seconds, self.inspection
         )
 
     def settled(self) -> tuple[Track, bool]:
@@ -214,9 +214,9 @@ class Track:
 
     def _opened(self) -> _Decoder:
         try:
-            return SoundFileDecoder(self._name, self._file, self._inspection)
+            return SoundFileDecoder(self._name, self._file, self.inspection)
         except RuntimeError as error:  # soundfile's
-            return media.decoder(self._name, self._file, self._inspection, reason(error))
+            return media.decoder(self._name, self._file, self.inspection, reason(error))
 
     def heard(self) -> Iterator[np.ndarray]:
         """As `blocks`, at the file's own rate."""

@@ -7,20 +7,20 @@ Sources: EBU Tech 3306 (RF64), RFC 3533 (Ogg), RFC 7845 4 and Vorbis I A.2 (gran
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
-from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import mp3 as audio_mp3
+from fairseq_openvino.speech.content import Content, spliced
 
-MAX_SCANNED_BYTES = 1 << 30
-"""Ogg and MP3 are held in memory; an hour of either is far smaller."""
 UNKNOWN_BYTES = 2_000_000_000
 """Whoever writes to a pipe declares 0, -1, or a number from here on."""
 MAX_CHUNKS = 1000
 OGG_MAGIC, OGG_HEADER_BYTES, OGG_BEGIN, OGG_END = b"OggS", 27, 2, 4
+OGG_PAGE = re.compile(OGG_MAGIC)
 EBML_MAGIC, EBML_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 OPUS_RATE_HZ = 48_000
 BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -47,33 +47,6 @@ class Inspection:
         if whole - seconds < 0.01:  # noqa: PLR2004  nothing to speak of, or not known
             return f"an unknown part is missing behind or within {seconds:.2f} s ({self.problem})"
         return f"{whole - seconds:.2f} s of {whole:.2f} s are missing ({self.problem})"
-
-
-class _Patched(io.RawIOBase):
-    """A file with some of its bytes replaced, without a copy of it."""
-
-    def __init__(self, file: BinaryIO, place: int, content: bytes) -> None:
-        self._file, self._place, self._content = file, place, content
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        position, view = self._file.tell(), memoryview(buffer)
-        content = self._file.read(len(view))
-        view[: len(content)] = content
-        begin = max(self._place, position)
-        end = min(self._place + len(self._content), position + len(content))
-        if begin < end:
-            part = self._content[begin - self._place : end - self._place]
-            view[begin - position : end - position] = part
-        return len(content)
 
 
 @dataclass(frozen=True)
@@ -117,19 +90,15 @@ class _Samples:
 
 
 def inspect(file: BinaryIO) -> Inspection:
-    """Compare what a file declares with what is there.
-
-    Raises:
-        AudioError: the file is too large to be held in memory where it has to be.
-    """
+    """Compare what a file declares with what is there."""
     head = _at(file, 0, 12)
     if head[:4] == OGG_MAGIC:
-        return _inspect_ogg(_whole(file))
+        return _inspect_ogg(Content(file))
     if head[:3] == b"ID3" or audio_mp3.SYNC.match(head):
-        frames = audio_mp3.scan(content := _whole(file))
+        frames = audio_mp3.scan(content := Content(file))
         if frames is None:
             return Inspection()
-        stream = io.BytesIO(frames.stream(content)) if frames.misleads else None
+        stream = spliced(file, frames.stream(content)) if frames.misleads else None
         return Inspection(frames.problem, frames.seconds, content=stream)
     if head[:4] == b".snd" and len(head) == 12:  # noqa: PLR2004  AU, a header and samples
         begin, declared = struct.unpack(">4xII", head)
@@ -147,16 +116,6 @@ def inspect(file: BinaryIO) -> Inspection:
 def _at(file: BinaryIO, position: int, count: int) -> bytes:
     file.seek(position)
     return file.read(count)
-
-
-def _whole(file: BinaryIO) -> bytes:
-    content = _at(file, 0, MAX_SCANNED_BYTES + 1)
-    if len(content) > MAX_SCANNED_BYTES:
-        raise AudioError(
-            f"Decoding audio failed: expected at most {MAX_SCANNED_BYTES} bytes of it, got more. "
-            "Split the file."
-        )
-    return content
 
 
 def _find_samples(file: BinaryIO, layout: Layout) -> _Samples | None:
@@ -194,7 +153,8 @@ def _inspect_samples(file: BinaryIO, magic: bytes, samples: _Samples) -> Inspect
         return Inspection()  # an empty file with a description
     largest = 256 ** struct.calcsize(samples.format) - 1
     declaration = struct.pack(samples.format, min(present, largest))
-    return Inspection(content=cast(BinaryIO, _Patched(file, samples.place, declaration)))
+    behind = samples.place + len(declaration), samples.begin + present
+    return Inspection(content=spliced(file, [(0, samples.place), declaration, behind]))
 
 
 def _inspect_avi(file: BinaryIO, head: bytes) -> Inspection:
@@ -277,11 +237,11 @@ class _Ogg:
         return Inspection(" and ".join(problems), seconds if self.gaps or self.links > 1 else None)
 
 
-def _inspect_ogg(content: bytes) -> Inspection:
+def _inspect_ogg(content: Content) -> Inspection:
     """Every page in its place, and the last one marked as such; damaged pages count as missing."""
     found, open_streams = _Ogg(), dict[int, _OggStream]()
     position, was_begin = 0, False
-    while (position := content.find(OGG_MAGIC, position)) >= 0:
+    while (position := next(content.find(OGG_PAGE, position), -1)) >= 0:
         page = _ogg_page(content, position)
         if page is None:
             position += len(OGG_MAGIC)
@@ -303,13 +263,15 @@ def _inspect_ogg(content: bytes) -> Inspection:
     return found.inspection()
 
 
-def _ogg_page(content: bytes, position: int) -> bytes | None:
+def _ogg_page(content: Content, position: int) -> bytes | None:
     """The page that begins there; None if it is cut or its checksum is wrong."""
-    if position + OGG_HEADER_BYTES > len(content):
+    header = content[position : position + OGG_HEADER_BYTES]
+    if len(header) < OGG_HEADER_BYTES:
         return None
-    body = position + OGG_HEADER_BYTES + content[position + 26]
-    page = content[position : body + sum(content[position + OGG_HEADER_BYTES : body])]
-    if len(page) < body - position or position + len(page) > len(content):
+    body = position + OGG_HEADER_BYTES + header[26]
+    end = body + sum(content[position + OGG_HEADER_BYTES : body])
+    page = content[position:end]
+    if len(page) < end - position:
         return None
     blank = page[:22] + bytes(4) + page[26:]
     # zlib's CRC-32 has the same polynomial with all bits in the opposite order

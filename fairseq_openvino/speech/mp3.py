@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from fairseq_openvino.speech.content import Content
+
 SYNC = re.compile(rb"\xff[\xe2-\xff]")
 BITRATES = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -51,8 +53,10 @@ class Frame:
 class Frames:
     """The frames of a file."""
 
-    places: list[tuple[int, int]]
-    """Begin and end in bytes, without those that hold a Xing or VBRI tag."""
+    count: int
+    """How many there are, without those that hold a Xing or VBRI tag."""
+    runs: list[tuple[int, int]]
+    """Begin and end of frames behind each other, in bytes."""
     first: Frame
     tag: bytes
     """The first frame, if it holds a Xing or VBRI tag."""
@@ -74,40 +78,41 @@ class Frames:
             return f"{self.lost_bytes} bytes between its frames are none"
         if self.is_cut:
             return "it ends inside a frame"
-        missing = (self.declared or 0) - len(self.places)
+        missing = (self.declared or 0) - self.count
         if missing > 1:  # some encoders count the Xing frame too
-            return f"it has {len(self.places)} of {self.declared} frames"
+            return f"it has {self.count} of {self.declared} frames"
         return None
 
     @property
     def seconds(self) -> float | None:
         """Duration it should have, where that is known."""
         if self.declared is not None:
-            return max(self.declared, len(self.places)) * self.first.seconds
+            return max(self.declared, self.count) * self.first.seconds
         if not self.lost_bytes:
             return None
-        kept = sum(end - begin for begin, end in self.places)
-        return len(self.places) * (1 + self.lost_bytes / kept) * self.first.seconds
+        kept = sum(end - begin for begin, end in self.runs)
+        return self.count * (1 + self.lost_bytes / kept) * self.first.seconds
 
     @property
     def misleads(self) -> bool:
         """Whether libsndfile would not decode all of them."""
         if self.lost_bytes or not self.is_clean:
             return True
-        return self.varies if self.declared is None else self.declared < len(self.places)
+        return self.varies if self.declared is None else self.declared < self.count
 
-    def stream(self, content: bytes) -> bytes:
-        """The frames alone, behind a tag that counts them if their sizes do not."""
-        parts = [content[begin:end] for begin, end in self.places]
-        if self.declared == len(parts):
-            return b"".join([self.tag, *parts])
-        tag = _xing(parts[0], self.first, len(parts)) if self.varies else b""
-        return b"".join([tag, *parts])
+    def stream(self, content: Content) -> list[tuple[int, int] | bytes]:
+        """Parts of the file: the frames alone, behind a tag that counts them if their sizes do not."""
+        if self.declared == self.count:
+            return [self.tag, *self.runs]
+        begin, _ = self.runs[0]
+        frame = content[begin : begin + HEADER_BYTES]
+        return [_xing(frame, self.first, self.count) if self.varies else b"", *self.runs]
 
 
-def scan(content: bytes) -> Frames | None:
+def scan(content: Content) -> Frames | None:
     """The frames of a file; None if there are none, or of a free format."""
-    places: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
+    count, sizes = 0, set[int]()
     first: Frame | None = None
     declared, tag_frame, lost, is_cut, is_clean, position = None, b"", 0, False, True, 0
     while position < len(content):
@@ -120,11 +125,14 @@ def scan(content: bytes) -> Frames | None:
             break
         elif frame is not None:
             end = position + frame.size
-            count = _declared(content[position:end], frame)
-            if count is None:
-                places.append((position, end))
-            elif not tag_frame and not places:
-                tag_frame, declared = content[position:end], count or None
+            counted = _declared(content[position:end], frame)
+            if counted is None:
+                follows = bool(runs) and runs[-1][1] == position
+                runs[-1:] = [(runs[-1][0], end)] if follows else [*runs[-1:], (position, end)]
+                count += 1
+                sizes.add(frame.size)
+            elif not tag_frame and not runs:
+                tag_frame, declared = content[position:end], counted or None
             position = end
         else:
             found = _synchronise(content, position, first)
@@ -132,20 +140,21 @@ def scan(content: bytes) -> Frames | None:
                 is_cut = first is not None and _begins_frame(content[position:])
                 is_clean = is_cut
                 break
-            if places:
+            if runs:
                 lost += found - position
             else:
                 is_clean = found == position
                 first = _frame(content, found)
             position = found
-    if first is None or not places:
+    if first is None or not runs:
         return None
-    sizes = [end - begin for begin, end in places]
     varies = max(sizes) - min(sizes) > HEADER_BYTES
-    return Frames(places, first, tag_frame, declared, lost, is_cut, is_clean, varies)
+    return Frames(count, runs, first, tag_frame, declared, lost, is_cut, is_clean, varies)
 
 
-def _frame(content: bytes, position: int, kind: tuple[int, int, int] | None = None) -> Frame | None:
+def _frame(
+    content: Content, position: int, kind: tuple[int, int, int] | None = None
+) -> Frame | None:
     """The frame whose header stands there, if it is one, and of this kind."""
     word = content[position : position + HEADER_BYTES]
     frame = _parsed(word) if len(word) == HEADER_BYTES else None
@@ -170,19 +179,19 @@ def _parsed(word: bytes) -> Frame | None:
     return Frame((version, layer, rate_hz), size, samples, side_bytes)
 
 
-def _synchronise(content: bytes, position: int, first: Frame | None) -> int | None:
+def _synchronise(content: Content, position: int, first: Frame | None) -> int | None:
     """The next place where SYNC_FRAMES frames follow each other, or frames up to the end."""
-    for match in SYNC.finditer(content, position):
-        at, kind = match.start(), None if first is None else first.kind
+    for start in content.find(SYNC, position):
+        at, kind = start, None if first is None else first.kind
         for _ in range(SYNC_FRAMES):
             frame = _frame(content, at, kind)
             if frame is None:
                 break
             at, kind = at + frame.size, frame.kind
             if at == len(content) or _tag_bytes(content, at):
-                return match.start()
+                return start
         else:
-            return match.start()
+            return start
     return None
 
 
@@ -191,7 +200,7 @@ def _begins_frame(rest: bytes) -> bool:
     return len(rest) < HEADER_BYTES and SYNC.match(rest + b"\xff") is not None
 
 
-def _tag_bytes(content: bytes, position: int) -> int:
+def _tag_bytes(content: Content, position: int) -> int:
     """Length of an ID3 or APE tag that begins there, else 0."""
     head = content[position : position + 32]
     if head.startswith(b"ID3") and len(head) > 10:  # noqa: PLR2004

@@ -11,6 +11,7 @@ import numpy as np
 
 from fairseq_openvino.speech import isolation, stored
 from fairseq_openvino.speech.audio import Audio, Track
+from fairseq_openvino.speech.containers import Inspection
 from fairseq_openvino.speech.options import SPLIT, AudioOptions
 from fairseq_openvino.speech.sndfile import BLOCK_SAMPLES
 from fairseq_openvino.speech.sources import Source, is_source, lasting, opened, source_name
@@ -50,8 +51,6 @@ def recordings(
     sample_rate_hz: int | None = None,
 ) -> list[Recording]:
     """A recording, or with `split` one of each channel. What is wrong with a file is reported once.
-
-    MP3 and Ogg are held as they are stored, at most `containers.MAX_SCANNED_BYTES`.
 
     Args:
         source: a path as `corpus.Utterance` has it, `-` for standard input, an open binary file, the
@@ -120,12 +119,15 @@ class _File(Recording):
         super().__init__(file_name + part, rate_hz)
         self._file_name, self._again, self._options = file_name, again, options
         self._channel, self._is_cancelled = channel, False
+        self._inspection: Inspection | None = None
         self._is_new = True
 
     def blocks(self) -> Iterator[np.ndarray]:
         """See `Recording`."""
         with opened(self._again()) as file:
-            track = Track(self._file_name, file, self._channel, self.rate_hz)
+            track = Track(
+                self._file_name, file, self._channel, self.rate_hz, inspection=self._inspection
+            )
             if self._is_new:
                 track, is_cancelled = track.settled()
                 self._channel, self._is_cancelled = (
@@ -136,6 +138,8 @@ class _File(Recording):
             yield from of_equal_size((block[:, 0] for block in track.blocks()), BLOCK_SAMPLES)
             if self._is_new:
                 self._is_new, self.damage = False, track.damage()
+                if track.inspection.content is None:  # else it refers to this opened file
+                    self._inspection = track.inspection
                 self._tell()
 
     def _tell(self) -> None:
