@@ -20,7 +20,7 @@ from fairseq_openvino.measure.plan import BenchmarkOptions
 from fairseq_openvino.quantize.options import Options as QuantizeOptions
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.options import S2TOptions
-from fairseq_openvino.speech.options import AudioOptions
+from fairseq_openvino.speech.options import AudioOptions, SubtitleOptions
 from fairseq_openvino.whisper.options import WhisperOptions
 
 OLDER = json.loads((Path(__file__).parent / "fixtures" / "flags.json").read_text())
@@ -123,7 +123,8 @@ def test_an_error_without_a_field_is_printed_as_it_is(parser: argparse.ArgumentP
 
 
 MEASURED = (EvaluationOptions, BenchmarkOptions, Search)
-ALL = (AudioOptions, EngineOptions, S2TOptions, WhisperOptions, ExportOptions, QuantizeOptions)
+ALL = (AudioOptions, SubtitleOptions, EngineOptions, S2TOptions, WhisperOptions, ExportOptions,
+       QuantizeOptions)  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [*ALL, *MEASURED], ids=lambda options: options.__qualname__)

@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,10 @@ def test_files_are_named_as_the_audio(
     [
         ("a/x.wav b/x.mp3 --output-dir {}/o", 2, "in --output-dir: expected inputs whose files have "
          "different names, got 'a/x.wav' and 'b/x.mp3', both 'x'"),
-        ("x.wav --format srt,vtt", 2, "in --format: expected one on standard output, got srt, vtt"),
-        ("x.wav y.wav --format srt", 2, "in --format: expected text or jsonl for several"),
-        ("x.wav --format tsv --channel split", 2, "in --format: expected text or jsonl for several"),
+        ("x.wav --format srt,vtt", 2, "in --format: expected one on standard output, and text or jsonl "
+         "for several results, got srt, vtt"),
+        ("x.wav y.wav --format srt", 2, "text or jsonl for several results, got srt. Give --output"),
+        ("x.wav --format tsv --channel split", 2, "text or jsonl for several results, got tsv. Give --o"),
         ("x.wav --output-dir {}/file/o", 5, "Writing failed in '{}/file/o': expected a writable"),
         ("x.wav --output-dir /proc/o", 5, "Writing failed in '/proc/o': expected a writable"),
         ("x.wav --max-line-width 20", 2, "in --max-line-width: expected a format with a layout"),
@@ -145,10 +147,12 @@ def test_what_cannot_be_written_costs_no_other_file(
     output = tmp_path / "texts"
     (output / "n.jsonl" / "x").mkdir(parents=True)
     assert run(tmp_path, "--format", "jsonl", "--output-dir", output) == 5
-    error = capsys.readouterr().err
+    output_text, error = capsys.readouterr()
     assert f"{stems[0]}.jsonl': expected a writable" in error and "n.jsonl': expected" in error
     assert "2 of 3 files failed" in error and "Traceback" not in error
     assert names(output) == {f"{stems[1]}.jsonl", "n.jsonl"}
+    written = json.loads((output / f"{stems[1]}.jsonl").read_text("utf-8"))
+    assert json.loads(output_text) == written | {"path": str(tmp_path / "n.wav")}
 
 
 FULL = """
@@ -195,6 +199,7 @@ class Fake(Recognizer):
             found = ()
             while path != "whole.wav" or not found:
                 if path != "whole.wav":
+                    print("more?", file=sys.stderr, flush=True)
                     sys.stdin.readline()
                 n = len(found)
                 found += (Segment(n, n + 1.5, f"Teil {n}", 0.0, -0.5, 1.0, 0.0),)
@@ -204,13 +209,20 @@ class Fake(Recognizer):
 loading.load_model = lambda *_, **__: Fake()
 sys.exit(cli.main(sys.argv[1:]))
 """
-"""A model that finds a segment whenever it is given a line; `whole.wav` ends after the first."""
+"""A model that asks for a line before each segment; `whole.wav` ends after the first."""
 
 
-def live(*words: object, **options: Any) -> subprocess.Popen[str]:
+@contextmanager
+def live(*words: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """The command with it, for a minute at most."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-c", LIVE, "transcribe", *map(str, words), "--model", "fake"]
-    return subprocess.Popen(command, text=True, env=child_environment(), **pipes | options)
+    environment = child_environment(PYTHONUNBUFFERED="")
+    with subprocess.Popen(command, text=True, env=environment, **pipes | options) as process:
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        yield process
+        watchdog.cancel()
 
 
 def next_lines(process: subprocess.Popen[str], count: int) -> str:
@@ -227,33 +239,32 @@ def test_cues_are_printed_as_they_are_found_and_kept_when_interrupted() -> None:
         assert first == "1\n00:00:00,000 --> 00:00:01,500\nTeil 0\n\n"
         assert next_lines(process, 4) == "2\n00:00:01,000 --> 00:00:02,500\nTeil 1\n\n"
         process.send_signal(signal.SIGINT)
-        output, error = process.communicate(timeout=60)
+        output, error = process.communicate()
     assert (process.returncode, output) == (130, "")
-    assert error == "stopped at 00:12:34 of talk.m4a\ninterrupted\n"
+    assert error.endswith("more?\nstopped at 00:12:34 of talk.m4a\ninterrupted\n")
 
 
 def test_files_of_an_interrupted_recording_say_so(tmp_path: Path) -> None:
     words = ("whole.wav", "talk.m4a", "--output-dir", tmp_path, "--format", "text,srt,jsonl")
     with live(*words) as process:
         next_lines(process, 0)
-        next_lines(process, 0)
-        while not (tmp_path / "whole.jsonl").exists():
-            time.sleep(0.01)
+        assert [process.stderr.readline() for _ in range(2)] == ["more?\n"] * 2
         process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "of talk.m4a\ninterrupted\n" in error
+        error = process.communicate()[1]
+    assert process.returncode == 130
+    assert error == "stopped at 00:00:04 of talk.m4a\ninterrupted\n"
     kinds = ("txt", "srt", "jsonl")
     kept = {f"{stem}.{kind}" for stem in ("whole", "talk.partial") for kind in kinds}
     assert names(tmp_path) == kept
     assert pysubs2.load(str(tmp_path / "talk.partial.srt"))[0].text == "Teil 0"
     content = json.loads((tmp_path / "talk.partial.jsonl").read_text())
-    assert content["damage"].startswith("stopped at 00:") and content["text"].startswith("Teil 0")
+    assert content["damage"] == "stopped at 00:00:04 of 01:06:40" and content["text"] == "Teil 0"
     assert "damage" not in json.loads((tmp_path / "whole.jsonl").read_text())
 
 
 def test_a_full_standard_output_is_an_error() -> None:
     with open("/dev/full", "w") as full, live("whole.wav", stdout=full) as process:
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate()[1]
     assert process.returncode == 5
     assert error.startswith("error: Writing failed in standard output: expected a writable")
     assert error.count("\n") == 1

@@ -94,16 +94,36 @@ def test_layouts_of_words_equal_openai_whispers(found: Transcript, layout: Subti
 TIMES = re.compile(r"^(\d+):(\d\d):(\d\d),(\d{3}) --> (\d+):(\d\d):(\d\d),(\d{3})$", re.M)
 
 
+def times(srt: str) -> tuple[list[int], list[int]]:
+    """Starts and ends of its cues in milliseconds."""
+    rows = [[int(number) for number in match.groups()] for match in TIMES.finditer(srt)]
+    units = (3_600_000, 60_000, 1000, 1)
+    starts, ends = ([int(np.dot(units, row[i : i + 4])) for row in rows] for i in (0, 4))
+    return starts, ends
+
+
 @given(recordings(timed=True, lengths=st.sampled_from([-0.5, 0.0, 0.0001, 0.3])), LAYOUTS)
 def test_cues_have_a_duration_and_are_in_order(found: Transcript, layout: SubtitleOptions) -> None:
     """Which openai-whisper's do not where words have none; all else is the same."""
     ours, theirs = document("srt", found, layout), by_openai("srt", found, layout)
     assert TIMES.sub("", ours) == TIMES.sub("", theirs)
-    units = (3_600_000, 60_000, 1000, 1)
-    times = [[int(number) for number in match.groups()] for match in TIMES.finditer(ours)]
-    starts = [np.dot(units, each[:4]) for each in times]
+    starts, ends = times(ours)
     assert starts == sorted(starts)
-    assert all(start < np.dot(units, each[4:]) for start, each in zip(starts, times, strict=True))
+    assert all(start < end for start, end in zip(starts, ends, strict=True))
+
+
+@given(recordings(timed=True, lengths=st.sampled_from([0.0, 0.0001, 0.3])), LAYOUTS)
+def test_cues_that_were_given_a_duration_do_not_overlap(
+    found: Transcript, layout: SubtitleOptions
+) -> None:
+    starts, ends = times(document("srt", found, layout))
+    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+
+
+def test_the_longest_segment_equals_openai_whispers() -> None:
+    words = tuple(Word(i / 10, (i + 1) / 10, " a", 0.5) for i in range(1001))
+    found = transcript(segment(0.0, 100.1, " a" * 1001, words))
+    assert document("srt", found) == by_openai("srt", found)
 
 
 SPOKEN = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fairseq_openvino.atomic import unwritable, write_file
-from fairseq_openvino.errors import invalid
+from fairseq_openvino.errors import StorageError, invalid
 from fairseq_openvino.model import News, Transcript
 from fairseq_openvino.speech.options import SubtitleOptions
 from fairseq_openvino.speech.sources import STANDARD_INPUT
@@ -55,7 +55,10 @@ class Printed:
 
 
 class Files:
-    """Files of a directory, `<stem>.<extension>`; unfinished ones are `<stem>.partial.<extension>`."""
+    """Files of a directory, `<stem>.<extension>`; unfinished ones are `<stem>.partial.<extension>`.
+
+    What cannot be written is printed instead, so that it is not lost.
+    """
 
     def __init__(
         self, name: str, layout: SubtitleOptions, directory: Path, stems: Mapping[str, str]
@@ -85,7 +88,11 @@ class Files:
     def _write(self, transcript: Transcript, extension: str) -> None:
         content = document(self._name, transcript, self._layout)
         path = self._path(transcript.path, extension)
-        write_file(path, content.encode("utf-8", "surrogateescape"))
+        try:
+            write_file(path, content.encode("utf-8", "surrogateescape"))
+        except StorageError:
+            _print(content)
+            raise
 
     def _path(self, recording: str, extension: str) -> Path:
         stem = self._stems.get(recording)

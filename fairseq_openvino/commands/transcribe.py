@@ -147,13 +147,10 @@ def _delivery(
         StorageError: the directory cannot be written to.
     """
     if directory is None:
-        expected, advice = "one on standard output", "Give --output-dir, or one of them"
-        if len(names) > 1:
-            raise invalid("Transcribing", "format", expected, ", ".join(names), advice)
-        if several and names[0] in TIMED:
-            expected, advice = "text or jsonl for several results", "Give --output-dir"
-            raise invalid("Transcribing", "format", expected, names[0], advice)
-        return Delivery([Printed(names[0], layout)]), files
+        if len(names) == 1 and not (several and names[0] in TIMED):
+            return Delivery([Printed(names[0], layout)]), files
+        expected = "one on standard output, and text or jsonl for several results"
+        raise invalid("Transcribing", "format", expected, ", ".join(names), "Give --output-dir")
     named = stems(files)
     writable_directory(directory)
     outputs = [Files(name, layout, directory, named) for name in names]
