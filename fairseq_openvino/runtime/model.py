@@ -86,7 +86,7 @@ class CompiledModel:
         return {}
 
     def _decoder(self, utterances: int, streams: int, beam: int, head: Head) -> Variant:
-        precision = self.plan(utterances * streams).decoder
+        precision = "f32" if head.following else self.plan(utterances * streams).decoder
         static = beam if head.candidates and utterances == 1 and self.engine.on_cpu else 0
         return Variant("decoder", precision, streams, static, head)
 
