@@ -38,8 +38,8 @@ class Memory:
         """N."""
         return len(self.lengths)
 
-    def take(self, utterances: np.ndarray) -> Memory:
-        """Some of the utterances, in the order of these indices."""
+    def take(self, utterances: np.ndarray | slice) -> Memory:
+        """Some of the utterances, in the order of these indices; a slice shares their memory."""
         tensors = {
             name: np.ascontiguousarray(tensor[utterances]) for name, tensor in self.tensors.items()
         }
@@ -107,6 +107,9 @@ class Head:
     """Report how much probability bias and mask leave."""
     attention: tuple[tuple[int, int], ...] = ()
     """A heads, (layer, head), of a transformer decoder whose cross-attention every call reports."""
+    following: int = 0
+    """Without candidates: log-probabilities of the tokens that follow within the call only, among so many
+    first tokens of the vocabulary. For times of words, which 16 or 8 bits would move: always in f32."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Step:
 
     scores: np.ndarray
     """Of the C candidates, best first: log-probability + bias, (R, C); without candidates
-    log-probabilities of all tokens, (R, l, V). float32."""
+    log-probabilities of all tokens, (R, l, V), or of those that follow, (R, l - 1). float32."""
     tokens: np.ndarray | None = None
     """The candidates, (R, C)."""
     watched: np.ndarray | None = None

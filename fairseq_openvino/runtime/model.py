@@ -90,7 +90,8 @@ class CompiledModel:
     def _decoder(
         self, utterances: int, streams: int, beam: int, head: Head, together: int = 0
     ) -> Variant:
-        precision = self.plan(together or utterances * streams).decoder
+        plan = self.plan(together or utterances * streams)
+        precision = "f32" if head.following else plan.decoder
         static = beam if head.candidates and utterances == 1 and self.engine.on_cpu else 0
         return Variant("decoder", precision, streams, static, head)
 

@@ -10,7 +10,7 @@ from openvino import op
 from openvino import opset13 as ops
 from openvino.op.util import Variable, VariableInfo
 
-from fairseq_openvino.bundle import TensorSpec
+from fairseq_openvino.bundle import MASKED, TensorSpec
 from fairseq_openvino.model import Head
 
 MIN_QUANTIZED_WEIGHTS = 1 << 12
@@ -18,6 +18,8 @@ MIN_QUANTIZED_WEIGHTS = 1 << 12
 INT8_LEVELS = 127
 QUANTIZED_TOGETHER = 1 << 20
 """Weights that are in memory as f32 at a time."""
+ASIDE = ("ShapeOf", "Assign")
+"""Readers of keys that lead to no attention."""
 HALVES = (ov.Type.f16, ov.Type.bf16)
 DECOMPRESSION = "decompression_0"
 """OpenVINO's mark of a Convert whose input is a compressed weight (`ov::Decompression`)."""
@@ -137,19 +139,30 @@ def fix_batch(model: ov.Model, utterances: int, beam: int, memory: Iterable[Tens
 def append_head(model: ov.Model, head: Head) -> None:
     """Outputs in place of the logits, see `model.Step`.
 
-    Without candidates `log_probs` (R, l, V). Else, of the last token, `scores` and `best` (R, C) under
+    Without candidates `log_probs` (R, l, V), or (R, l - 1) of the tokens that follow. Else, of the last
+    token, `scores` and `best` (R, C) under
     the new inputs `bias` (1 or R, V) and, with a mask, `bounds` (R, width); and as the head says
     `watched` (R, G), `left` (R, 1) and `attention` (R, l, A, S).
     """
-    outputs = _candidates(model, head) if head.candidates else _log_probs(model)
+    outputs = _candidates(model, head) if head.candidates else _log_probs(model, head)
     if head.attention:
         outputs["attention"] = _attention(model, head.attention)
     _replace_outputs(model, outputs)
 
 
-def _log_probs(model: ov.Model) -> dict[str, ov.Output]:
+def _log_probs(model: ov.Model, head: Head) -> dict[str, ov.Output]:
     logits = model.output("logits").get_node().input_value(0)
-    return {"log_probs": ops.log_softmax(logits, -1).output(0)}
+    if not head.following:
+        return {"log_probs": ops.log_softmax(logits, -1).output(0)}
+    allowed = np.arange(logits.get_partial_shape()[-1].get_length()) < head.following
+    bias = np.where(allowed, 0, MASKED).astype(np.float32)
+    scores = ops.add(logits, ops.constant(bias))  # the product that makes the logits takes it along
+    normaliser = _log_sum(scores, ops.reduce_max(scores, ops.constant([-1]), True))  # (R, l, 1)
+    after = ops.roll(model.input("tokens"), ops.constant(-1), ops.constant(1))
+    chosen = ops.gather_elements(scores, ops.unsqueeze(after, ops.constant(2)), 2)
+    found = ops.squeeze(ops.subtract(chosen, normaliser), ops.constant(2))
+    zero, one, last = (ops.constant(np.array([i], np.int64)) for i in (0, 1, -1))
+    return {"log_probs": ops.slice(found, zero, last, one, one).output(0)}
 
 
 def _candidates(model: ov.Model, head: Head) -> dict[str, ov.Output]:
@@ -183,7 +196,7 @@ def _attention(model: ov.Model, heads: tuple[tuple[int, int], ...]) -> ov.Output
         node = model.input(f"cross_key.{layer}").get_node()
         while node.get_type_name() != "Softmax":
             consumers = (each.get_node() for each in node.output(0).get_target_inputs())
-            node = next(each for each in consumers if each.get_type_name() != "ShapeOf")
+            node = next(each for each in consumers if each.get_type_name() not in ASIDE)
         parts.append(ops.gather(node, ops.constant(np.array([head], np.int64)), axis))
     chosen = ops.transpose(ops.concat(parts, 1), ops.constant(np.array([0, 2, 1, 3], np.int64)))
     rows = ops.shape_of(model.input("tokens"), output_type="i64")
@@ -194,7 +207,7 @@ def _attention(model: ov.Model, heads: tuple[tuple[int, int], ...]) -> ov.Output
 
 
 def _log_sum(values: ov.Node, largest: ov.Node) -> ov.Node:
-    """Log of the sum of exp (R, 1), for values (R, V) up to `largest` (R, 1)."""
+    """Log of the sum of exp (..., 1), for values (..., V) up to `largest` (..., 1)."""
     shares = ops.exp(ops.subtract(values, largest))
     axis = ops.constant(np.array([-1], np.int64))
     return ops.add(largest, ops.log(ops.reduce_sum(shares, axis, True)))

@@ -276,16 +276,23 @@ class Request:
         return _after_start(self.options, config, language, prefix)
 
 
+def start_sequence(config: WhisperConfig, language: str | None, task: str) -> tuple[int, ...]:
+    """<|startoftranscript|> and, where the model has them, language (None: its first) and task.
+
+    Source: openai-whisper `tokenizer.py:sot_sequence`.
+    """
+    tokens: tuple[int, ...] = (config.start,)
+    if config.languages:
+        tokens = (*tokens, config.languages[language or next(iter(config.languages))])
+    return (*tokens, config.tasks[task]) if config.tasks else tokens
+
+
 def _after_start(
     options: WhisperOptions, config: WhisperConfig, language: str | None, prefix: tuple[int, ...]
 ) -> tuple[int, ...]:
-    tokens: tuple[int, ...] = ()
-    if config.languages:
-        tokens = (config.languages[language or next(iter(config.languages))],)
-    if config.tasks:
-        tokens = (*tokens, config.tasks[options.task])
+    _, *tokens = start_sequence(config, language, options.task)
     if not options.timed:
-        tokens = (*tokens, config.no_timestamps)
+        tokens.append(config.no_timestamps)
     return (*tokens, *prefix)
 
 

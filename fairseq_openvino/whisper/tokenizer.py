@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import string
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fairseq_openvino.errors import BundleError, MissingDependencyError
+
+WITHOUT_SPACES = {"zh", "ja", "th", "lo", "my", "yue"}
+"""Languages that do not put blanks between words."""
+REPLACEMENT = "\ufffd"
 
 
 class WhisperTokenizer:
@@ -30,9 +35,48 @@ class WhisperTokenizer:
 
     def text(self, tokens: Iterable[int]) -> str:
         """Text without special tokens, timestamps and surrounding blanks."""
-        kept = [int(token) for token in tokens if token < self.eos]
-        decoded: str = self._tokenizer.decode(kept, skip_special_tokens=False)
-        return decoded.strip()
+        return self._decode([int(token) for token in tokens if token < self.eos]).strip()
+
+    def split_to_words(
+        self, tokens: Sequence[int], language: str | None
+    ) -> tuple[list[str], list[list[int]]]:
+        """Words of tokens below `eos`, with the blanks in front of them, and the tokens of each.
+
+        Where a language has no blanks between words, a word is as few tokens as are whole characters.
+
+        Source: openai-whisper `tokenizer.py:split_to_word_tokens, split_tokens_on_spaces`.
+        """
+        words: list[str] = []
+        word_tokens: list[list[int]] = []
+        for text, part in self._characters(tokens):
+            begins = text.startswith(" ") or text.strip() in string.punctuation or not words
+            if begins or language in WITHOUT_SPACES:
+                words.append(text)
+                word_tokens.append(part)
+            else:
+                words[-1] += text
+                word_tokens[-1] += part
+        return words, word_tokens
+
+    def _characters(self, tokens: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
+        """As few tokens at a time as are whole characters, and their text.
+
+        Source: openai-whisper `tokenizer.py:split_tokens_on_unicode`.
+        """
+        whole, offset, part = self._decode(tokens), 0, []
+        for token in tokens:
+            part.append(token)
+            text = self._decode(part)
+            broken = text.find(REPLACEMENT)
+            if broken < 0 or whole[offset + broken : offset + broken + 1] == REPLACEMENT:
+                yield text, part
+                offset, part = offset + len(text), []
+        if part:
+            yield text, part
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        decoded: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
+        return decoded
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of a text that follows other words; `<|...|>` in it is text like any other."""

@@ -5,6 +5,9 @@ Source: openai-whisper `model.py`, transformers `models/whisper/convert_openai_t
 
 from __future__ import annotations
 
+import base64
+import gzip
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +41,24 @@ RENAMED = (
 )
 """In this order, OpenAI's parameter names to those of transformers."""
 FAIRSEQ_STATE = "model"
+ALIGNMENT_HEADS = {
+    "tiny.en": b"ABzY8J1N>@0{>%R00Bk>$p{7v037`oCl~+#00",
+    "tiny": b"ABzY8bu8Lr0{>%RKn9Fp%m@SkK7Kt=7ytkO",
+    "base.en": b"ABzY8;40c<0{>%RzzG;p*o+Vo09|#PsxSZm00",
+    "base": b"ABzY8KQ!870{>%RzyTQH3`Q^yNP!>##QT-<FaQ7m",
+    "small.en": b"ABzY8>?_)10{>%RpeA61k&I|OI3I$65C{;;pbCHh0B{qLQ;+}v00",
+    "small": b"ABzY8DmU6=0{>%Rpa?J`kvJ6qF(V^F86#Xh7JUGMK}P<N0000",
+    "medium.en": b"ABzY8usPae0{>%R7<zz_OvQ{)4kMa0BMw6u5rT}kRKX;$NfYBv00*Hl@qhsU00",
+    "medium": b"ABzY8B0Jh+0{>%R7}kK1fFL7w6%<-Pf*t^=N)Qr&0RR9",
+    "large-v1": b"ABzY8r9j$a0{>%R7#4sLmoOs{s)o3~84-RPdcFk!JR<kSfC2yj",
+    "large-v2": b"ABzY8zd+h!0{>%R7=D0pU<_bnWW*tkYAhobTNnu$jnkEkXqp)j;w1Tzk)UH3X%SZd&fFZ2fC2yj",
+    "large-v3": b"ABzY8gWO1E0{>%R7(9S+Kn!D~%ngiGaR?*L!iJG9p-nab0JQ=-{D1-g00",
+    "large": b"ABzY8gWO1E0{>%R7(9S+Kn!D~%ngiGaR?*L!iJG9p-nab0JQ=-{D1-g00",
+    "large-v3-turbo": b"ABzY8j^C+e0{>%RARaKHP%t(lGR*)0g!tONPyhe`",
+    "turbo": b"ABzY8j^C+e0{>%RARaKHP%t(lGR*)0g!tONPyhe`",
+}
+"""By the name of OpenAI's file without `.pt`: which heads follow the audio, (layers, heads) booleans, packed.
+Source: openai-whisper `__init__.py:_ALIGNMENT_HEADS`."""
 
 
 def read(place: Place) -> Checkpoint:
@@ -54,7 +75,9 @@ def read(place: Place) -> Checkpoint:
         if isinstance(content, dict) and FAIRSEQ_STATE in content:
             advice = "For a Fairseq checkpoint name its data directory too (--data DIR)"
         raise fail(path, f"{DIMENSIONS!r} and {STATE!r} of openai-whisper", found, advice)
-    return Checkpoint(_configuration(path, content[DIMENSIONS]), rename(content[STATE]), {})
+    config = _configuration(path, content[DIMENSIONS])
+    stated = {"alignment_heads": _alignment_heads(path.stem, config)}
+    return Checkpoint(config, rename(content[STATE]), stated)
 
 
 def rename(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -66,6 +89,16 @@ def rename(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             name = re.sub(pattern, replacement, name)
         renamed[f"model.{name}"] = value
     return renamed
+
+
+def _alignment_heads(name: str, config: Any) -> list[tuple[int, int]]:
+    """(layer, head) of a model of this name; none if OpenAI's has other layers or heads."""
+    shape = config.decoder_layers, config.decoder_attention_heads
+    packed = ALIGNMENT_HEADS.get(name)
+    flags = gzip.decompress(base64.b85decode(packed)) if packed else b""
+    if len(flags) != math.prod(shape):
+        return []
+    return [divmod(i, shape[1]) for i, flag in enumerate(flags) if flag]
 
 
 def _configuration(path: Path, dimensions: Any) -> Any:
