@@ -11,7 +11,8 @@ from fairseq_openvino.errors import DeadlineError, NumericsError, concerns_one_c
 from fairseq_openvino.model import Search, Session
 
 logger = logging.getLogger(__name__)
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 Watcher = Callable[[Search], None]
 """Sees a search after each of its steps."""

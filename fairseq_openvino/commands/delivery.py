@@ -90,7 +90,7 @@ class Delivery:
 
 def _unfinished(news: News, segments: Sequence[Segment]) -> Transcript:
     """Of what is done of a recording."""
-    score = sum(each.avg_logprob for each in segments) / len(segments)
+    score = sum(each.avg_logprob or 0.0 for each in segments) / len(segments)
     text = " ".join(each.text.strip() for each in segments)
     stop = f"stopped at {clock(news.seconds)} of {clock(news.duration)}"
     return Transcript(

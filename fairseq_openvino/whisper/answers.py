@@ -19,7 +19,8 @@ from fairseq_openvino.model import (
     Session,
     Transcript,
 )
-from fairseq_openvino.speech.activity import Span
+from fairseq_openvino.speech import activity
+from fairseq_openvino.speech.activity import FRAME_SAMPLES
 from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from fairseq_openvino.speech.spectrogram import Spectrogram
 from fairseq_openvino.whisper import context
@@ -88,13 +89,13 @@ class Answers:
         limit = min(most, context.token_limit(clip.seconds))
         return Job(self, source, self._driver(clip, one_window), frames, limit, gate, judge)
 
-    def recorded(self, source: Spectrogram, spans: Sequence[Span]) -> Job:
-        """Of a recording longer than a window, and where somebody speaks in it."""
+    def recorded(self, source: Spectrogram, voice: np.ndarray) -> Job:
+        """Of a recording longer than a window; `voice` (n,) says how likely somebody speaks."""
 
         def gate(window: Window, _: np.ndarray) -> bool:
-            begin, end = window.seek * HOP_SAMPLES, (window.seek + window.frames) * HOP_SAMPLES
-            speech = any(span.start < end and begin < span.end for span in spans)
-            return speech or not self.options.skip_silence
+            samples = window.seek * HOP_SAMPLES, (window.seek + window.frames) * HOP_SAMPLES
+            first, last = samples[0] // FRAME_SAMPLES, -(-samples[1] // FRAME_SAMPLES)
+            return not self.options.skip_silence or activity.is_speech(voice[first:last])
 
         limit = min(self.request.max_tokens, self.traits.manifest.limits.max_target_tokens // 2)
         return Job(self, source, self._new_driver(source.frames), self.traits.window, limit, gate)

@@ -15,7 +15,7 @@ import numpy as np
 from fairseq_openvino.errors import concerns_one_clip, named
 from fairseq_openvino.model import Clip, Model, News, Segment, Word
 from fairseq_openvino.runtime.voice import load_voice
-from fairseq_openvino.speech.activity import RATE_HZ, Activity, ActivityOptions, Span
+from fairseq_openvino.speech.activity import RATE_HZ, ActivityOptions, spans, uncovered
 from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from fairseq_openvino.speech.pieces import Piece, pieces
 from fairseq_openvino.speech.recordings import Recording
@@ -42,8 +42,8 @@ class Track:
         self.is_read = False
         """No job follows."""
         self.error: Exception | None = None
-        self.spans: list[Span] = []
-        """Of speech, where they are known."""
+        self.voice = np.empty(0, np.float32)
+        """Probability of speech in each frame of the voice detector, where it was heard as a whole."""
         self.segments: list[Segment] = []
         """Told so far."""
         self._part = self._taken = 0
@@ -154,16 +154,14 @@ class Transcription:
             clip = Clip(recording.name, features, track.duration)
             yield self.short.job(clip, self._encoded(clip)), None
             return
-        activity, listener = Activity(ActivityOptions()), load_voice().listen()
-
-        def hear(block: np.ndarray) -> None:
-            track.spans += activity.hear(listener.hear(block))
-
-        source = Spectrogram(recording.blocks, self.traits.manifest.features.bins, hear)
-        track.samples = source.samples
-        track.spans += [*activity.hear(listener.end()), *activity.end(source.samples)]
-        track.answers = self.long
-        yield self.long.recorded(source, track.spans), None
+        listener, heard = load_voice().listen(), list[np.ndarray]()
+        source = Spectrogram(
+            recording.blocks, self.traits.manifest.features.bins,
+            lambda block: heard.append(listener.hear(block)),
+        )  # fmt: skip
+        track.samples, track.answers = source.samples, self.long
+        track.voice = np.concatenate([*heard, listener.end()])
+        yield self.long.recorded(source, track.voice), None
 
     def _encoded(self, clip: Clip) -> int:
         return self.traits.encoded_frames(clip, self.options)
@@ -182,6 +180,9 @@ class Transcription:
         found = answers.transcript(clip, jobs)
         if self.options.timed or self.options.chunked or answers is self.long:
             found = replace(found, segments=tuple(track.segments))
+        if len(track.voice) and not self.options.clip_timestamps:
+            speech = uncovered(spans(track.voice, track.samples), track.segments)
+            found = replace(found, uncovered=tuple(speech))
         return News(name, track.duration, track.duration, (), found)
 
 
