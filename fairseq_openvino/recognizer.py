@@ -25,7 +25,6 @@ from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.family import S2T
 from fairseq_openvino.speech import stored
-from fairseq_openvino.speech.audio import read_audio
 from fairseq_openvino.speech.frontend import FrontEnd, heard
 from fairseq_openvino.speech.options import SPLIT, AudioOptions
 from fairseq_openvino.speech.recordings import Recording, recordings
@@ -363,12 +362,10 @@ class Recognizer:
             raise invalid(action, "model", "a Whisper model", repr(self.manifest.family))
         if windows < 1:
             raise invalid(action, "windows", "at least 1", windows)
-        wanted_hz = self.family.front_end.rate_hz
-        if is_source(audio):
-            waveform, _ = read_audio(audio, wanted_hz)
-        else:
-            waveform, _ = as_waveform(audio, sample_rate_hz or wanted_hz, wanted_hz, "waveform")
-        return self.family.detect_language(self.model, waveform, windows)
+        recording, *_ = recordings(
+            audio, self.family.front_end.rate_hz, sample_rate_hz=sample_rate_hz
+        )
+        return self.family.detect_language(self.model, recording, windows)
 
 
 def _of_one_clip(error: Exception, path: str) -> FairseqOpenVINOError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
@@ -182,6 +183,27 @@ class Answers:
         """Of words."""
         return Aligner(self.traits.manifest, self.traits.vocabulary)
 
+    def languages(self, job: Job, windows: int) -> dict[str, float]:
+        """Probabilities of the languages by code, most probable first; none if nobody speaks.
+
+        The mean over so many windows with speech, spread evenly; 1: the first.
+
+        Source: openai-whisper `decoding.py:detect_language`, of one window.
+        """
+        frames, shares = job.driver.frames, []
+        starts = range(0, max(frames - FRAMES_PER_SECOND, 1), job.size)  # less says nothing
+        questions = [Window(seek, min(job.size, frames - seek)) for seek in starts]
+        found = (each for each in questions if job.read(each) is not None)
+        speech = list(found if windows > 1 else islice(found, 1))
+        count = min(windows, len(speech))
+        for i in range(count):
+            window = job.read(speech[i * len(speech) // count])
+            assert window is not None
+            memory = self.encode(window[None])
+            watched = self.watch_alone(memory, np.array([[self.config.start]]))
+            shares.append(_language_shares(watched[0]))
+        return self.traits.ranked(np.mean(shares, axis=0)) if shares else {}
+
     def watch_alone(self, memory: Memory, tokens: np.ndarray) -> np.ndarray:
         """See `_watch`, in a session of its own; tokens (N, l), result (N, G)."""
         with self.model.open(memory, 1, Head(1, self.traits.watched)) as session:
@@ -256,7 +278,7 @@ class Answers:
         """Fill in languages that are not known."""
         for job, log_probs in zip(jobs, watched, strict=True):
             if job.language is None:
-                job.detected(self.traits.ranked(language_shares(log_probs)))
+                job.detected(self.traits.ranked(_language_shares(log_probs)))
 
 
 class _Whole:
@@ -281,7 +303,7 @@ def _reason(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def language_shares(watched: np.ndarray) -> np.ndarray:
+def _language_shares(watched: np.ndarray) -> np.ndarray:
     """Probabilities among the languages from log-probabilities (G,) behind <|startoftranscript|>."""
     shares = np.exp(watched[1:] - watched[1:].max())
     return np.asarray(shares / shares.sum())

@@ -43,10 +43,8 @@ def _open_window(job: Job) -> None:
     """Read the next window in which somebody may speak, if the job asks for a new one."""
     try:
         while isinstance(job.question, Window) and not job.question.attempt:
-            question = job.question
-            found = job.source.window(question.seek, question.frames)[: job.size]
-            if job.gate(question, found[: question.frames]):
-                job.window = np.pad(found, ((0, job.size - len(found)), (0, 0)))
+            job.window = job.read(job.question)
+            if job.window is not None:
                 return
             job.tell(None)
     except Exception as error:

@@ -10,21 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
-
-import numpy as np
 
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import invalid
 from fairseq_openvino.model import Clip, Model, News, Transcript
-from fairseq_openvino.speech.features import HOP_SAMPLES
 from fairseq_openvino.speech.languages import language_code
 from fairseq_openvino.speech.recordings import Recording
-from fairseq_openvino.whisper import context
-from fairseq_openvino.whisper.answers import Answers, language_shares
+from fairseq_openvino.whisper.answers import Answers
 from fairseq_openvino.whisper.batcher import run
 from fairseq_openvino.whisper.options import TRANSLATE, WhisperOptions
-from fairseq_openvino.whisper.silence import is_speech
 from fairseq_openvino.whisper.traits import Traits
 from fairseq_openvino.whisper.transcription import Transcription
 
@@ -91,37 +85,18 @@ class Whisper(Traits):
                 "expect text in the spoken language; large-v3, medium or small translate"
             )
 
-    def detect_language(self, model: Model, waveform: np.ndarray, windows: int) -> dict[str, float]:
+    def detect_language(self, model: Model, recording: Recording, windows: int) -> dict[str, float]:
         """Probabilities of the languages by code, most probable first; empty if nobody speaks.
 
         Args:
             model: of this family.
-            waveform: shape (samples,), at the front end's rate, of any length.
+            recording: of any length.
             windows: the mean is over so many windows with speech, spread evenly; 1: the first.
 
         Raises:
             OptionError: the model knows English only.
-
-        Source: openai-whisper `decoding.py:detect_language`, of one window.
         """
         if not self.config.languages:
             expected, advice = "a multilingual model", "There is nothing to detect"
             raise invalid("Detecting a language", "model", expected, "an English-only one", advice)
-        speech = self._speech_windows(waveform)
-        heard = [*islice(speech, 1)] if windows == 1 else [*speech]
-        count = min(windows, len(heard))
-        answers, shares = Answers.of(self, model, WhisperOptions(), 1), []
-        for i in range(count):
-            memory = answers.encode(heard[i * len(heard) // count][None])
-            watched = answers.watch_alone(memory, np.array([[self.config.start]]))
-            shares.append(language_shares(watched[0]))
-        return self.ranked(np.mean(shares, axis=0)) if shares else {}
-
-    def _speech_windows(self, waveform: np.ndarray) -> Iterator[np.ndarray]:
-        """Log-mel windows (T, F) in which somebody may speak; a rest of a second says nothing."""
-        rate_hz, size = self.front_end.rate_hz, self.window * HOP_SAMPLES
-        for start in range(0, max(len(waveform) - rate_hz, 1), size):
-            piece = waveform[start : start + size]
-            features = self.front_end(piece, rate_hz)
-            if is_speech(features[: context.frames(Clip("", features, len(piece) / rate_hz))]):
-                yield features
+        return Transcription(self, model, WhisperOptions(), 1).languages(recording, windows)

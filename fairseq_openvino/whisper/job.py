@@ -63,7 +63,7 @@ class Job:
         gate: Callable[[Window, np.ndarray], bool],
         judge: Callable[[Job], None] = lambda job: None,
     ) -> None:
-        self.answers, self.source, self.gate, self._judge = answers, source, gate, judge
+        self.answers, self._source, self._gate, self._judge = answers, source, gate, judge
         self.error: Exception | None = None
         self.decoded_again: str | None = None
         """Why."""
@@ -84,6 +84,13 @@ class Job:
         self._questions = driver.run()
         self.question: Question | None = next(self._questions, None)
         """That waits for its answer; None: done."""
+
+    def read(self, window: Window) -> np.ndarray | None:
+        """Its frames (T, F), zero-padded; None if nobody can be speaking in them."""
+        found = self._source.window(window.seek, window.frames)[: self.size]
+        if not self._gate(window, found[: window.frames]):
+            return None
+        return np.pad(found, ((0, self.size - len(found)), (0, 0)))
 
     def encoded(self, found: tuple[Memory, int] | Exception) -> None:
         """The window as the decoder reads it, and its place in the batch; or why there is none."""
@@ -111,6 +118,6 @@ class Job:
         self.question = self.memory = self.window = None
 
     def detected(self, probabilities: dict[str, float]) -> None:
-        """Languages by code, most probable first."""
+        """Languages by code, most probable first; none: nobody speaks."""
         self.language_probabilities = probabilities
-        self.language = next(iter(probabilities))
+        self.language = next(iter(probabilities), None)

@@ -107,6 +107,11 @@ class Transcription:
             yield from self._told()
         yield from self._told()
 
+    def languages(self, recording: Recording, windows: int) -> dict[str, float]:
+        """Probabilities of the languages of a recording, see `Answers.languages`."""
+        ((job, _),) = self._parts(Track(recording, self.short))
+        return self.short.languages(job, windows)
+
     def _told(self) -> Iterator[News]:
         """News of the first recording that is not done; once it is, of the next."""
         while self._tracks:
@@ -161,7 +166,10 @@ class Transcription:
         )  # fmt: skip
         track.samples, track.answers = source.samples, self.long
         track.voice = np.concatenate([*heard, listener.end()])
-        yield self.long.recorded(source, track.voice), None
+        job = self.long.recorded(source, track.voice)
+        if job.language is None and self.options.language_windows > 1:
+            job.detected(self.long.languages(job, self.options.language_windows))
+        yield job, None
 
     def _encoded(self, clip: Clip) -> int:
         return self.traits.encoded_frames(clip, self.options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -90,74 +90,6 @@ class TimedTokens:
     end: float
     tokens: np.ndarray
     words: tuple[Word, ...] = ()
-
-
-class Progress:
-    """State of one clip; decoding stops where its audio stops.
-
-    Source: openai-whisper `transcribe.py:transcribe` (`content_frames`, `seek`).
-    """
-
-    def __init__(self, frames: int, language: str | None, seed: int) -> None:
-        self.frames = frames
-        """Of the clip itself, without the padding of its window."""
-        self.seek = 0
-        """First frame that has not been decoded."""
-        self.language = language
-        self.language_probabilities: dict[str, float] = {}
-        self.outcomes: list[Outcome] = []
-        """Of all windows."""
-        self.segments: list[tuple[TimedTokens, Outcome]] = []
-        """With the outcome of their window."""
-        self.random = np.random.default_rng(seed)
-        self._windows: list[list[Hypothesis]] = []
-
-    def detected(self, probabilities: dict[str, float]) -> None:
-        """Languages by code, most probable first; what is known already stays."""
-        if self.language is None:
-            self.language_probabilities = probabilities
-            self.language = next(iter(probabilities))
-
-    @property
-    def done(self) -> bool:
-        """Whether the clip is decoded to its end."""
-        return self.seek >= self.frames
-
-    @property
-    def skipped(self) -> bool:
-        """Whether every window was left out."""
-        return not self._windows
-
-    def skip(self, outcome: Outcome) -> None:
-        """Leave out the window that begins at `seek`."""
-        self.outcomes.append(outcome)
-        self.seek = self.frames
-
-    def add(self, found: list[Hypothesis], rules: Rules, outcome: Outcome) -> None:
-        """The n best of the window that begins at `seek`.
-
-        A pair of timestamps ends the window even where none were asked for. Segments end with the
-        clip at the latest; one that begins behind it was made up, unless it is all there is.
-        """
-        best, seconds = found[0], self.frames / FRAMES_PER_SECOND
-        ended = len(best.tokens) and best.tokens[-1] == rules.eos
-        tokens = best.tokens[:-1] if ended else best.tokens
-        segments, advanced = split(tokens, self.seek, self.frames - self.seek, rules)
-        if rules.mask is not None:
-            heard = [each for each in segments if each.start < seconds]
-            segments = heard if heard or self.segments else segments[:1]
-            self.segments += [
-                (replace(each, start=min(each.start, seconds), end=min(each.end, seconds)), outcome)
-                for each in segments
-            ]
-        self.outcomes.append(outcome)
-        used = sum(len(each.tokens) for each in segments)
-        self._windows.append(found if used == len(tokens) else [chosen(best, np.arange(used))])
-        self.seek += max(advanced, 1)
-
-    def hypotheses(self, eos: int) -> list[Hypothesis]:
-        """See `joined`."""
-        return joined(self._windows, eos)
 
 
 def joined(windows: Sequence[Sequence[Hypothesis]], eos: int) -> list[Hypothesis]:
