@@ -57,3 +57,13 @@ def test_attention_is_that_of_transformers(
         assert found is not None
         np.testing.assert_allclose(found, expected[:, 3:], atol=1e-5)
         np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+
+
+def test_attention_is_reported_in_16_bits_too(whisper_bundle: Path) -> None:
+    """Where keys are kept as state."""
+    model = CompiledModel(open_bundle(whisper_bundle), EngineOptions(precision="bf16"))
+    memory = model.encode(np.ones((1, 40, 80), np.float32), np.array([40]))
+    with model.open(memory, 1, Head(attention=HEADS)) as session:
+        found = session.step(Ask(np.array([[5, 6]]), np.arange(1))).attention
+    assert found is not None
+    np.testing.assert_allclose(found.sum(-1), 1, atol=0.02)

@@ -47,7 +47,8 @@ def whole(recording: Recording) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks a clip."""
+    """Several blocks a clip, of which the first tells whether channels cancel each other out."""
+    monkeypatch.setattr(audio, "JUDGED_SECONDS", 0.1)
     for each in (module, sndfile):
         monkeypatch.setattr(each, "BLOCK_SAMPLES", 3000)
 

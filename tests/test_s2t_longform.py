@@ -83,9 +83,6 @@ def test_clips_of_a_long_recording_are_found_where_they_are(recognizer: Any, fam
     assert found.text == " ".join(segment.text for segment in found.segments)
     tokens = found.hypotheses[0][1].tokens
     assert (tokens == recognizer.manifest.tokens.eos).sum() == 1
-    whole = recognizer.transcribe_batch(clips, beam=1)
-    same = sum(a.text == b.text for a, b in zip(whole, found.segments, strict=True))
-    print(f"{same} of {len(clips)} texts are those of the clips as they were cut by hand")
 
 
 def test_what_fits_the_model_is_decoded_whole(recognizer: Any, family: Any) -> None:

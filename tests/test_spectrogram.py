@@ -84,7 +84,7 @@ def test_frames_equal_those_of_openai_whisper(kind: str, bins: int) -> None:
         frames = found.window(0, found.frames)
         assert frames.dtype == np.float32 and frames.shape == (samples // 160, bins)
         assert np.abs(frames - reference(waveform, bins)).max(initial=0) < EXACT
-        assert np.abs(frames - reference(waveform, bins, False)).max(initial=0) < IN_FLOAT32
+    assert np.abs(frames - reference(waveform, bins, False)).max() < IN_FLOAT32
 
 
 def test_a_clip_has_the_frames_of_its_window() -> None:
@@ -164,7 +164,7 @@ print(found.seconds, peak_megabytes())
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("kind", ["wav", "m4a", "mp3", "opus"])
+@pytest.mark.parametrize("kind", ["wav", "m4a", "mp3"])
 def test_hours_need_the_memory_of_minutes(kind: str, tmp_path: Path) -> None:
     """Six hours against ten minutes, of which all frames are held."""
     peaks = []

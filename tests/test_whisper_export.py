@@ -52,6 +52,7 @@ def test_openai_checkpoints(openai: Path, tmp_path: Path) -> None:
     rules = bundle.manifest.whisper
     assert report.passed and rules is not None
     assert (rules.start, rules.no_timestamps, rules.no_speech) == (50258, 50363, 50362)
+    assert not rules.alignment_heads  # OpenAI's model of this name has more layers
     assert rules.languages["su"] == 50357 and rules.tasks["transcribe"] == 50359
     assert {50258, 50360, 50361, 50362} <= set(rules.suppressed)
     model = load_model(bundle)
@@ -69,6 +70,19 @@ def test_openai_checkpoints(openai: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="missing"):
         export_whisper(tmp_path / "part.pt", tmp_path / "x", None, openai)
     assert not (tmp_path / "x").exists()
+
+
+def test_names_of_openai_s_files_tell_the_alignment_heads() -> None:
+    import whisper
+
+    from fairseq_openvino.compat.transformers import transformers
+    from fairseq_openvino.export.whisper import openai
+
+    assert openai.ALIGNMENT_HEADS == whisper._ALIGNMENT_HEADS
+    config = transformers.WhisperConfig(decoder_layers=6, decoder_attention_heads=8)
+    expected = [(3, 1), (4, 2), (4, 3), (4, 7), (5, 1), (5, 2), (5, 4), (5, 6)]
+    assert openai._alignment_heads("base", config) == expected
+    assert openai._alignment_heads("small", config) == openai._alignment_heads("mine", config) == []
 
 
 def test_sources_that_cannot_be_exported(multilingual: Pair, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -164,6 +165,8 @@ class Track:
         if isinstance(channel, int) and channel >= self.channels:
             known = f"a channel below {self.channels}, counted from 0"
             raise unusable(name, known, str(channel), "Choose another one, or mix them")
+        self.is_cancelled = False
+        """See `Audio`."""
         self._samples = 0
         self._energies, self._energy = np.zeros(self.channels), 0.0
 
@@ -173,19 +176,26 @@ class Track:
             self._name, self._file, channel, self._wanted_hz, self._limit_seconds, self.inspection
         )
 
-    def settled(self) -> tuple[Track, bool]:
-        """What is heard of it in one pass, and whether its channels cancel each other out.
+    def settled(self) -> Iterator[np.ndarray]:
+        """As `blocks`; of channels that cancel each other out, the strongest one.
 
-        Then it is the strongest one. That is judged by the first `JUDGED_SECONDS`, which are decoded for
-        this.
+        That is judged by the first `JUDGED_SECONDS`, which are held for this.
         """
-        if self.channel != MIX or self.channels == 1:
-            return self, False
-        for _ in self.heard():
-            if self.seconds > JUDGED_SECONDS:
-                break
-        strongest = self.cancelled_by
-        return self.again(MIX if strongest is None else strongest), strongest is not None
+        blocks = self.blocks()
+        if self.channel == MIX and self.channels > 1:
+            held: deque[np.ndarray] = deque()
+            for block in blocks:
+                held.append(block)
+                if self._samples > JUDGED_SECONDS * self.stored_hz:
+                    break
+            strongest = self.cancelled_by
+            if strongest is not None:
+                self.channel, self.is_cancelled = strongest, True
+                self._samples, self._decoder = 0, self._opened()
+                held, blocks = deque(), self.blocks()
+            while held:
+                yield held.popleft()
+        yield from blocks
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Shape (samples, 1), or of `split` (samples, channels); float32, resampled."""
@@ -198,12 +208,7 @@ class Track:
 
     def damage(self) -> str | None:
         """What is missing, once all blocks were read."""
-        return self._decoder.inspection().damage(self.seconds)
-
-    @property
-    def seconds(self) -> float:
-        """Of what was heard so far."""
-        return self._samples / self.stored_hz
+        return self._decoder.inspection().damage(self._samples / self.stored_hz)
 
     @property
     def cancelled_by(self) -> int | None:

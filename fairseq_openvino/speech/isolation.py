@@ -310,14 +310,14 @@ def _streamed(
     connection: Connection, file: BinaryIO, name: str, sample_rate_hz: int, channel: str | int
 ) -> Audio:
     """The child: send the samples, and return what is known about them."""
-    track, is_cancelled = Track(name, file, channel, sample_rate_hz).settled()
-    for block in track.blocks():
+    track = Track(name, file, channel, sample_rate_hz)
+    for block in track.settled():
         for begin in range(0, len(block), BLOCK_SAMPLES):
             connection.send_bytes(block[begin : begin + BLOCK_SAMPLES].tobytes())
     channels = track.channels if channel == SPLIT else 1
     return Audio(
         name, np.empty((channels, 0), np.float32), sample_rate_hz, track.stored_hz, track.damage(),
-        is_cancelled,
+        track.is_cancelled,
     )  # fmt: skip
 
 

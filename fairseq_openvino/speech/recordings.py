@@ -118,7 +118,7 @@ class _File(Recording):
     ) -> None:  # fmt: skip
         super().__init__(file_name + part, rate_hz)
         self._file_name, self._again, self._options = file_name, again, options
-        self._channel, self._is_cancelled = channel, False
+        self._channel = channel
         self._inspection: Inspection | None = None
         self._is_new = True
 
@@ -128,25 +128,20 @@ class _File(Recording):
             track = Track(
                 self._file_name, file, self._channel, self.rate_hz, inspection=self._inspection
             )
-            if self._is_new:
-                track, is_cancelled = track.settled()
-                self._channel, self._is_cancelled = (
-                    track.channel,
-                    self._is_cancelled or is_cancelled,
-                )
             self.stored_hz = track.stored_hz
-            yield from of_equal_size((block[:, 0] for block in track.blocks()), BLOCK_SAMPLES)
+            blocks = track.settled() if self._is_new else track.blocks()
+            yield from of_equal_size((block[:, 0] for block in blocks), BLOCK_SAMPLES)
             if self._is_new:
-                self._is_new, self.damage = False, track.damage()
+                self._is_new, self._channel = False, track.channel
                 if track.inspection.content is None:  # else it refers to this opened file
                     self._inspection = track.inspection
-                self._tell()
+                self._tell(track)
 
-    def _tell(self) -> None:
+    def _tell(self, track: Track) -> None:
         """What was wrong with it in the first pass; of several channels, the first one does."""
-        nothing = np.empty((1, 0), np.float32)
+        self.damage, nothing = track.damage(), np.empty((1, 0), np.float32)
         found = Audio(
-            self._file_name, nothing, self.rate_hz, self.stored_hz, self.damage, self._is_cancelled
+            self._file_name, nothing, self.rate_hz, self.stored_hz, self.damage, track.is_cancelled
         )
         stored.check_damage(found, self._options)
         if self._options.channel != SPLIT or self._channel == 0:
