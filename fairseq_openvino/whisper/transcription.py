@@ -41,6 +41,8 @@ class Track:
         """Of its parts, in the order of time."""
         self.is_read = False
         """No job follows."""
+        self.is_long = False
+        """It has several windows, which are told as they are decoded; else a part is told as a whole."""
         self.error: Exception | None = None
         self.voice = np.empty(0, np.float32)
         """Probability of speech in each frame of the voice detector, where it was heard as a whole."""
@@ -57,7 +59,7 @@ class Track:
         """What was found since the last time, in the order of time."""
         while self._part < len(self.jobs):
             job, piece = self.jobs[self._part]
-            if piece is None or job.question is None:  # a piece is told as a whole
+            if self.is_long or job.question is None:
                 yield self._told(job, piece)
             if job.question is not None:
                 return
@@ -72,6 +74,8 @@ class Track:
     def _told(self, job: Job, piece: Piece | None) -> News:
         found = job.driver.segments[self._taken :]
         self._taken += len(found)
+        if not (self.is_long or piece or self.answers.options.timed):
+            found = []  # there is one, the whole
         seconds = min(job.driver.seek / FRAMES_PER_SECOND, self.duration)
         if piece is not None:
             seconds, found = piece.end, [_restored(each, piece) for each in found]
@@ -164,7 +168,7 @@ class Transcription:
             recording.blocks, self.traits.manifest.features.bins,
             lambda block: heard.append(listener.hear(block)),
         )  # fmt: skip
-        track.samples, track.answers = source.samples, self.long
+        track.samples, track.answers, track.is_long = source.samples, self.long, True
         track.voice = np.concatenate([*heard, listener.end()])
         job = self.long.recorded(source, track.voice)
         if job.language is None and self.options.language_windows > 1:
@@ -185,9 +189,7 @@ class Transcription:
             return News(name, track.duration, track.duration, (), error)
         answers, jobs = track.answers, [job for job, _ in track.jobs]
         clip = Clip(name, NO_FEATURES, track.duration, track.recording.damage)
-        found = answers.transcript(clip, jobs)
-        if self.options.timed or self.options.chunked or answers is self.long:
-            found = replace(found, segments=tuple(track.segments))
+        found = replace(answers.transcript(clip, jobs), segments=tuple(track.segments))
         if len(track.voice) and not self.options.clip_timestamps:
             speech = uncovered(spans(track.voice, track.samples), track.segments)
             found = replace(found, uncovered=tuple(speech))
