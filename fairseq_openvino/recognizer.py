@@ -302,10 +302,15 @@ class Recognizer:
                     f"its own, got {sample_rate_hz}. Leave it out."
                 )
             try:
-                yield from self._recordings(audio, sample_rate_hz, reading)
+                found = self._recordings(audio, sample_rate_hz, reading)
             except Exception as error:
                 name = source_name(audio) if is_file else "waveform"
                 yield News(name, 0.0, 0.0, (), _of_one_clip(error, name))
+                continue
+            for each in found:
+                yield each
+                if isinstance(each, Recording):  # which has been heard by now
+                    self._note_rate(each.name, each.stored_hz)
 
     def _recordings(
         self, audio: Any, sample_rate_hz: int | None, reading: AudioOptions

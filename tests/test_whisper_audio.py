@@ -61,7 +61,7 @@ def audio_files(directory: Path) -> dict[str, Path]:
     return paths
 
 
-UNUSABLE = ("zero", "nan", "1hz", "10mhz", "text", "long")
+UNUSABLE = ("zero", "nan", "1hz", "10mhz", "text")
 
 
 def test_unusual_audio_is_transcribed_and_broken_audio_is_named(
@@ -75,8 +75,8 @@ def test_unusual_audio_is_transcribed_and_broken_audio_is_named(
                 multilingual.model.transcribe(path, beam=1)
         else:
             found = multilingual.model.transcribe(path, beam=1, max_tokens=5)
-            assert found.seconds == pytest.approx(1.0)
-            assert (found.skipped is not None) == (name == "silence")
+            assert found.seconds == pytest.approx(3.0 if name == "long" else 1.0)
+            assert (found.skipped is not None) == (name in ("silence", "long"))
     one, eight, rate = (
         multilingual.model.read(tmp_path / f"{name}.wav").features
         for name in ("stereo", "eight", "8k")
