@@ -39,10 +39,10 @@ except ImportError:
 
 @cache
 def recording() -> np.ndarray:
-    """A minute of real speech: clips, with pauses of 0 to 4 s between them."""
+    """A minute of real speech: clips, with pauses of 0 to 8 s between them."""
     parts = [np.zeros(RATE_HZ, np.float32)]
     for i, path in enumerate(sorted((MINI / "clips").glob("*.mp3"))[:12]):
-        parts += [read_audio(path, RATE_HZ)[0], np.zeros(i % 5 * RATE_HZ, np.float32)]
+        parts += [read_audio(path, RATE_HZ)[0], np.zeros(i % 5 * 2 * RATE_HZ, np.float32)]
     return np.concatenate(parts)
 
 
@@ -64,7 +64,7 @@ def heard(waveform: np.ndarray, seed: int = 0, largest: int = 1 << 18) -> np.nda
 def test_probabilities_equal_those_of_onnxruntime() -> None:
     import onnxruntime
 
-    waveform = recording()[: -FRAME_SAMPLES // 3]
+    waveform = 4 * recording()[: -FRAME_SAMPLES // 3]  # so that nothing is amplified
     padded = np.pad(waveform, (64, -len(waveform) % FRAME_SAMPLES))
     frames = np.lib.stride_tricks.sliding_window_view(padded, 64 + FRAME_SAMPLES)[::FRAME_SAMPLES]
     session = onnxruntime.InferenceSession(voice.MODEL, providers=["CPUExecutionProvider"])
@@ -210,7 +210,9 @@ def test_pieces_hold_each_sample_of_speech_once(seconds: int) -> None:
             piece.spans[-1].end / RATE_HZ,
         )
     for piece, other in pairwise(found):
-        assert len(piece.waveform) + other.spans[0].samples > limit
+        is_full = len(piece.waveform) + other.spans[0].samples > limit
+        assert is_full or other.start - piece.end > 5
+        assert all(b.start - a.end <= 5 * RATE_HZ for a, b in pairwise(piece.spans))
     for seed in (1, 2):
         again = found_pieces(waveform, limit, seed)
         assert [piece.spans for piece in again] == [piece.spans for piece in found]
@@ -271,8 +273,8 @@ def test_times_of_a_piece_become_those_of_the_recording() -> None:
         for is_end in (False, True):
             restored = [piece.restore(time, is_end) for time in times]
             assert restored == sorted(restored)
-            inside = [any(s <= RATE_HZ * time <= e for s, e in piece.spans) for time in restored]
-            assert all(inside)
+            samples = [round(RATE_HZ * time) for time in restored]
+            assert all(any(s <= at <= e for s, e in piece.spans) for at in samples)
 
 
 def test_speech_that_no_segment_covers() -> None:

