@@ -12,7 +12,7 @@ from fairseq_openvino import load_model
 from fairseq_openvino.whisper.alignment import Aligner
 from fairseq_openvino.whisper.questions import Alignment
 
-MIN_SHARE = {"f32": 0.999, "fast": 0.985}
+MIN_SHARE = {"f32": 0.999, "fast": 0.98}
 """Of words within a position of 20 ms; `fast` encodes in 16 or 8 bits."""
 
 
@@ -29,9 +29,8 @@ def test_words_equal_openai_whisper_s(real: Real, openai: Any, precision: str) -
     heads[tuple(torch.tensor(aligner.head.attention).T)] = True
     openai.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
     errors = []
-    for clip, found in zip(
-        real.clips, real.model.transcribe_clips(real.clips, beam=1), strict=True
-    ):
+    for clip in real.clips:
+        (found,) = real.model.transcribe_clips([clip], beam=1)
         tokens = tuple(int(t) for t in found.hypotheses[0][1].tokens if t < aligner.eos)
         question = Alignment(0, min(int(100 * clip.seconds), model.family.window), tokens)
         memory = model.model.encode(clip.features[None], np.array([len(clip.features)]))
