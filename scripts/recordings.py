@@ -19,7 +19,7 @@ RATE_HZ = 16_000
 PAUSE_SECONDS = (0.3, 1.7)
 LEAST_SECONDS = 60.0
 """Of a speaker's clips; who says less is left out."""
-ONSET, ONSET_SAMPLES = 0.05, 320
+ONSET, ONSET_SAMPLES = 0.1, 320
 """Speech begins with the first 20 ms that have this share of the loudest 20 ms' amplitude."""
 
 

@@ -149,12 +149,17 @@ def openai_checkpoint(model: Any) -> dict[str, Any]:
 
 
 def openai_model(model: Any) -> Any:
-    """openai-whisper's own module with the weights of a transformers model."""
+    """openai-whisper's own module with the weights and alignment heads of a transformers model."""
+    import torch
     from whisper.model import ModelDimensions, Whisper
 
     stored = openai_checkpoint(model)
     made = Whisper(ModelDimensions(**stored["dims"]))
     made.load_state_dict(stored["model_state_dict"])
+    if heads := getattr(model.generation_config, "alignment_heads", None):
+        mask = torch.zeros(made.dims.n_text_layer, made.dims.n_text_head, dtype=torch.bool)
+        mask[tuple(zip(*heads, strict=True))] = True
+        made.register_buffer("alignment_heads", mask.to_sparse(), persistent=False)
     return made.eval()
 
 

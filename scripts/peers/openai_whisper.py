@@ -39,6 +39,11 @@ class OpenAIWhisper(Peer):
             for original, value in model.state_dict().items()
         }
         model.load_state_dict({name: weights[renamed].float() for name, renamed in names.items()})
+        generation = json.loads((self.source / "generation_config.json").read_text("utf-8"))
+        if heads := generation.get("alignment_heads"):
+            mask = torch.zeros(self.dims.n_text_layer, self.dims.n_text_head, dtype=torch.bool)
+            mask[tuple(zip(*heads, strict=True))] = True
+            model.register_buffer("alignment_heads", mask.to_sparse(), persistent=False)
         self.model = model.eval()
 
     def transcribe(
