@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -33,6 +33,8 @@ from fairseq_openvino.speech.waveform import as_waveform
 from fairseq_openvino.whisper.family import Whisper
 
 logger = logging.getLogger(__name__)
+BATCH_SIZE = 8
+"""Windows decoded together, unless it is said."""
 
 
 class Family(Protocol):
@@ -262,13 +264,13 @@ class Recognizer:
             OptionError: the options contradict each other or the model.
             FairseqOpenVINOError: the model or the machine is at fault, not a clip.
         """
-        news = self.follow(audios, max(len(audios), 1), sample_rate_hz, **options)
+        news = self.follow(audios, max(len(audios), BATCH_SIZE), sample_rate_hz, **options)
         return [each.result for each in news if each.result is not None]
 
     def follow(
         self,
         audios: Iterable[Any],
-        batch_size: int = 8,
+        batch_size: int = BATCH_SIZE,
         sample_rate_hz: int | None = None,
         **options: Any,
     ) -> Iterator[News]:
@@ -287,6 +289,8 @@ class Recognizer:
         self.check_supported()
         reading, searching = _divided(options)
         wanted = self.options(**searching)
+        if isinstance(audios, Sized) and not getattr(wanted, "chunked", True):
+            batch_size = max(min(batch_size, len(audios)), 1)  # windows of one recording take turns
         opened = self._opened(audios, sample_rate_hz, reading)
         yield from self.family.follow(self.model, opened, wanted, batch_size)
 

@@ -63,21 +63,6 @@ class Piece:
         index = self._index((start + end) / 2, is_end=False)
         return self._restore(start, index), self._restore(end, index)
 
-    def rest(self, seconds: float) -> Piece | None:
-        """What follows a time in the piece, as a piece; None if nothing does.
-
-        A model may stop in the middle of a piece, all of which is speech: what it left out is another one.
-        """
-        first = max(round(seconds * RATE_HZ), 0)
-        if first >= len(self.waveform):
-            return None
-        spans = (
-            Span(max(span.start, span.end - end + first), span.end)
-            for span, end in zip(self.spans, self._ends, strict=True)
-            if end > first
-        )
-        return Piece(self.waveform[first:], tuple(spans))
-
     def _restore(self, seconds: float, index: int) -> float:
         span, end = self.spans[index], self._ends[index]
         return min(max(span.end - end + seconds * RATE_HZ, span.start), span.end) / RATE_HZ

@@ -44,9 +44,11 @@ class TimestampMask:
             return bounds
         last = tokens[:, -1] >= first
         before = tokens[:, -2] >= first if tokens.shape[1] > 1 else np.ones_like(last)
+        early = tokens[:, -1] - first < until
         bounds[last & before, 2] = first  # a pair is complete: text follows, or nothing more
-        bounds[last & before & (tokens[:, -1] - first < until), 2] = eos
+        bounds[last & before & early, 2] = eos
         bounds[last & ~before, 0] = eos  # a segment has ended: another begins, or the text ends
+        bounds[last & ~before & early, 0] = first
         newest = tokens.max(axis=1)  # timestamps never decrease
         seen = newest >= first
         bounds[seen, 1] = newest[seen] + 1
