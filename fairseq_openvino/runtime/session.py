@@ -12,6 +12,7 @@ from fairseq_openvino.bundle import is_recurrent
 from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.model import Ask, Memory, Step
 from fairseq_openvino.runtime.engine import Engine, Variant
+from fairseq_openvino.runtime.rows import Rows
 
 
 class Session:
@@ -30,9 +31,21 @@ class Session:
         self._length = 0  # L
         self._inputs: dict[str, np.ndarray] = {}  # the request reads this memory
         self._bind(memory)
+        self._rows = Rows(memory)
 
     def step(self, ask: Ask) -> Step:
         """See `model.Session.step`; a recurrent decoder is given one token a call."""
+        found = self._rows.seen(self._step(self._rows.spread(ask)))
+        if self._head.candidates and np.isnan(found.scores).any():
+            rows = np.flatnonzero(np.isnan(found.scores).any(axis=1)).tolist()
+            raise NumericsError(
+                f"Decoding failed at token {self._length - 1}: expected log-probabilities, got NaN. "
+                "Check the features and weights; f32 is the most robust precision.",
+                tuple(rows),
+            )
+        return found
+
+    def _step(self, ask: Ask) -> Step:
         head = self._head
         if head.candidates:
             self._set("bias", np.asarray(ask.bias), np.float32)
@@ -54,7 +67,10 @@ class Session:
 
     def keep(self, utterances: np.ndarray) -> None:
         """Keep these utterances, indices into the current batch; their rows follow by beam_idx."""
-        self._bind(self._memory.take(utterances))
+        chosen = self._rows.keep(utterances)
+        if chosen is None:
+            return
+        self._bind(self._memory.take(chosen))
         if self._length:  # a variant that holds memory as state reads the inputs only once
             for state in self._request.query_state():
                 if state.name in self._memory.tensors:
@@ -73,13 +89,6 @@ class Session:
 
     def _candidates(self, attention: np.ndarray | None) -> Step:
         scores = self._output("scores")
-        if np.isnan(scores).any():
-            rows = np.flatnonzero(np.isnan(scores).any(axis=1)).tolist()
-            raise NumericsError(
-                f"Decoding failed at token {self._length - 1}: expected log-probabilities, got NaN. "
-                "Check the features and weights; f32 is the most robust precision.",
-                tuple(rows),
-            )
         watched = self._output("watched") if self._head.watched else None
         left = self._output("left") if self._head.renormalised else None
         return Step(scores, self._output("best"), watched, left, attention)

@@ -20,18 +20,16 @@ from fairseq_openvino.model import (
     Session,
     Transcript,
 )
-from fairseq_openvino.speech import activity
-from fairseq_openvino.speech.activity import FRAME_SAMPLES
-from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
+from fairseq_openvino.speech.features import FRAMES_PER_SECOND
 from fairseq_openvino.speech.spectrogram import Spectrogram
 from fairseq_openvino.whisper import context
 from fairseq_openvino.whisper.alignment import Aligner
-from fairseq_openvino.whisper.job import Job
+from fairseq_openvino.whisper.job import Job, Voice
 from fairseq_openvino.whisper.longform import Longform
 from fairseq_openvino.whisper.options import Request, WhisperOptions
 from fairseq_openvino.whisper.questions import Alignment, Heard, Timing, Window
 from fairseq_openvino.whisper.search import BeamSearch, Greedy, Sampling
-from fairseq_openvino.whisper.silence import is_speech
+from fairseq_openvino.whisper.silence import MIN_FRAMES, is_speech
 from fairseq_openvino.whisper.traits import Traits
 from fairseq_openvino.whisper.windows import Outcome, joined
 
@@ -65,7 +63,9 @@ class Answers:
         request = Request.of(options, traits.config, positions, traits.vocabulary)
         return cls(traits, model, request, together)
 
-    def job(self, clip: Clip, frames: int, one_window: bool = False) -> Job:
+    def job(
+        self, clip: Clip, frames: int, voice: Voice | None = None, one_window: bool = False
+    ) -> Job:
         """Of a clip of at most one window; `frames` (T) of it are encoded.
 
         With fewer than the window's, a text that looks wrong is decoded again with all of them.
@@ -78,7 +78,7 @@ class Answers:
             return one_window or not self.options.skip_silence or is_speech(heard)
 
         if frames == full:
-            return Job(self, source, self._driver(clip, one_window), full, most, gate)
+            return Job(self, source, self._driver(clip, one_window), full, most, gate, voice)
 
         def judge(job: Job) -> None:
             found = self.transcript(clip, [job])
@@ -88,18 +88,19 @@ class Answers:
                 job.restart(self._driver(clip, one_window), full, most)
 
         limit = min(most, context.token_limit(clip.seconds))
-        return Job(self, source, self._driver(clip, one_window), frames, limit, gate, judge)
+        return Job(self, source, self._driver(clip, one_window), frames, limit, gate, voice, judge)
 
-    def recorded(self, source: Spectrogram, voice: np.ndarray) -> Job:
-        """Of a recording longer than a window; `voice` (n,) says how likely somebody speaks."""
+    def recorded(self, source: Spectrogram, voice: Voice) -> Job:
+        """Of a recording longer than a window."""
 
-        def gate(window: Window, _: np.ndarray) -> bool:
-            samples = window.seek * HOP_SAMPLES, (window.seek + window.frames) * HOP_SAMPLES
-            first, last = samples[0] // FRAME_SAMPLES, -(-samples[1] // FRAME_SAMPLES)
-            return not self.options.skip_silence or activity.is_speech(voice[first:last])
+        def gate(window: Window, heard: np.ndarray) -> bool:
+            if not self.options.skip_silence:
+                return True
+            return is_speech(heard) and (len(heard) >= MIN_FRAMES or voice(window))
 
         limit = min(self.request.max_tokens, self.traits.manifest.limits.max_target_tokens // 2)
-        return Job(self, source, self._new_driver(source.frames), self.traits.window, limit, gate)
+        driver, size = self._new_driver(source.frames), self.traits.window
+        return Job(self, source, driver, size, limit, gate, voice)
 
     def _driver(self, clip: Clip, one_window: bool) -> Longform:
         return self._new_driver(context.frames(clip), one_window)
@@ -136,7 +137,7 @@ class Answers:
         lengths = np.full(len(windows), windows.shape[1])
         return self.model.encode(windows, lengths, together=self.together)
 
-    def hear(self, jobs: Sequence[Job]) -> list[Heard]:
+    def hear(self, jobs: Sequence[Job]) -> list[Heard | None]:
         """One window of each job; temperatures and numbers of tokens before the text are equal."""
         questions = [job.question for job in jobs if isinstance(job.question, Window)]
         memory = self._memory(jobs)
@@ -166,10 +167,8 @@ class Answers:
             search.until = np.array([self._until(job.driver) for job in jobs])
             drive(session, search)
         no_speech = np.exp(watched[:, 0]).tolist()
-        return [
-            self._heard(hypotheses, temperature, probability)
-            for hypotheses, probability in zip(search.found(), no_speech, strict=True)
-        ]
+        found = zip(jobs, questions, search.found(), no_speech, strict=True)
+        return [self._heard(*each) for each in found]
 
     def align(self, jobs: Sequence[Job]) -> list[list[Timing]]:
         """Words of the window that each job heard last."""
@@ -256,11 +255,17 @@ class Answers:
         return int(seconds / self.config.timestamp_seconds)
 
     def _heard(
-        self, hypotheses: list[Hypothesis], temperature: float, no_speech_prob: float
-    ) -> Heard:
+        self, job: Job, window: Window, hypotheses: list[Hypothesis], no_speech_prob: float
+    ) -> Heard | None:
         text = self.traits.vocabulary.text(hypotheses[0].tokens)
-        outcome = Outcome.of(hypotheses[0], text, self.traits.eos, temperature, no_speech_prob)
-        return Heard(tuple(hypotheses[: self.options.nbest]), text, outcome)
+        outcome = Outcome.of(
+            hypotheses[0], text, self.traits.eos, window.temperature, no_speech_prob
+        )
+        options = self.options
+        doubts = options.skip_silence and job.voice is not None and not job.voice(window)
+        if doubts and outcome.is_doubtful(options.no_speech_threshold, options.logprob_threshold):
+            return None
+        return Heard(tuple(hypotheses[: options.nbest]), text, outcome)
 
     def _watch(self, session: Session, tokens: np.ndarray) -> np.ndarray:
         """Feed tokens (R, l) that end with <|startoftranscript|>; log-probabilities (R, G) behind them.

@@ -12,6 +12,9 @@ from fairseq_openvino.whisper.longform import Longform, Question
 from fairseq_openvino.whisper.options import Request
 from fairseq_openvino.whisper.questions import Heard, Timing, Window
 
+Voice = Callable[[Window], bool]
+"""Whether a voice detector hears anybody in a window."""
+
 
 class Answers(Protocol):
     """What answers questions; jobs that share one are answered together."""
@@ -22,7 +25,7 @@ class Answers(Protocol):
         """Windows (N, T, F)."""
         ...
 
-    def hear(self, jobs: Sequence[Job]) -> list[Heard]:
+    def hear(self, jobs: Sequence[Job]) -> list[Heard | None]:
         """Answers to `Window` of one temperature and one length of `previous`."""
         ...
 
@@ -50,6 +53,7 @@ class Job:
         limit: most tokens of a window.
         gate: whether anybody may be speaking in the frames (n, F) of a window; if not, it is answered
             by None.
+        voice: whether a voice detector hears anybody in a window.
         judge: is called when it is done and may `restart` it.
     """
 
@@ -61,9 +65,11 @@ class Job:
         size: int,
         limit: int,
         gate: Callable[[Window, np.ndarray], bool],
+        voice: Voice | None = None,
         judge: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self.answers, self._source, self._gate, self._judge = answers, source, gate, judge
+        self.voice = voice
         self.error: Exception | None = None
         self.decoded_again: str | None = None
         """Why."""

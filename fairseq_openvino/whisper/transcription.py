@@ -6,8 +6,10 @@ the last window of a longer one with zeros behind its features, as openai-whispe
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +17,24 @@ import numpy as np
 from fairseq_openvino.errors import concerns_one_clip, named
 from fairseq_openvino.model import Clip, Model, News, Segment, Word
 from fairseq_openvino.runtime.voice import load_voice
-from fairseq_openvino.speech.activity import RATE_HZ, ActivityOptions, spans, uncovered
+from fairseq_openvino.speech.activity import (
+    FRAME_SAMPLES,
+    RATE_HZ,
+    ActivityOptions,
+    is_speech,
+    spans,
+    uncovered,
+)
+from fairseq_openvino.speech.ahead import ahead
 from fairseq_openvino.speech.features import FRAMES_PER_SECOND, HOP_SAMPLES
 from fairseq_openvino.speech.pieces import Piece, pieces
 from fairseq_openvino.speech.recordings import Recording
 from fairseq_openvino.speech.spectrogram import Spectrogram
 from fairseq_openvino.whisper.answers import Answers
 from fairseq_openvino.whisper.batcher import run
-from fairseq_openvino.whisper.job import Job
+from fairseq_openvino.whisper.job import Job, Voice
 from fairseq_openvino.whisper.options import WhisperOptions
+from fairseq_openvino.whisper.questions import Window
 from fairseq_openvino.whisper.traits import Traits
 
 NO_FEATURES = np.empty((0, 0), np.float32)
@@ -107,8 +118,10 @@ class Transcription:
         Args:
             recordings: opened as they are needed; in place of one that cannot be, its only news.
         """
-        for _ in run(self._jobs(recordings), self.width):
-            yield from self._told()
+        jobs = ahead(self._jobs(recordings), self.width)
+        with closing(jobs):
+            for _ in run(jobs, self.width):
+                yield from self._told()
         yield from self._told()
 
     def languages(self, recording: Recording, windows: int) -> dict[str, float]:
@@ -154,23 +167,25 @@ class Transcription:
             for piece in pieces(_counted(track), load_voice(), ActivityOptions(), size):
                 features = front_end(piece.waveform, RATE_HZ)
                 clip = Clip(recording.name, features, piece.seconds)
-                yield self.short.job(clip, self._encoded(clip), one_window=True), piece
+                yield self.short.job(clip, self._encoded(clip), None, one_window=True), piece
             return
+        listener = load_voice().listen()
         waveform = _at_most(recording, self.traits.window * HOP_SAMPLES)
         if waveform is not None:
             track.samples = len(waveform)
             features = front_end(waveform, recording.rate_hz)
             clip = Clip(recording.name, features, track.duration)
-            yield self.short.job(clip, self._encoded(clip)), None
+            voice = _voice([listener.hear(waveform), listener.end()])
+            yield self.short.job(clip, self._encoded(clip), voice), None
             return
-        listener, heard = load_voice().listen(), list[np.ndarray]()
+        heard: list[np.ndarray] = []
         source = Spectrogram(
             recording.blocks, self.traits.manifest.features.bins,
             lambda block: heard.append(listener.hear(block)),
         )  # fmt: skip
         track.samples, track.answers, track.is_long = source.samples, self.long, True
         track.voice = np.concatenate([*heard, listener.end()])
-        job = self.long.recorded(source, track.voice)
+        job = self.long.recorded(source, _voice([track.voice]))
         if job.language is None and self.options.language_windows > 1:
             job.detected(self.long.languages(job, self.options.language_windows))
         yield job, None
@@ -194,6 +209,20 @@ class Transcription:
             speech = uncovered(spans(track.voice, track.samples), track.segments)
             found = replace(found, uncovered=tuple(speech))
         return News(name, track.duration, track.duration, (), found)
+
+
+def _voice(probabilities: list[np.ndarray]) -> Voice:
+    """Of the voice detector's probabilities in the frames of a recording."""
+    every = np.concatenate(probabilities)
+
+    def hears(window: Window) -> bool:
+        first, last = (
+            each * HOP_SAMPLES / FRAME_SAMPLES
+            for each in (window.seek, window.seek + window.frames)
+        )
+        return is_speech(every[math.floor(first) : math.ceil(last)])
+
+    return hears
 
 
 def _counted(track: Track) -> Iterator[np.ndarray]:

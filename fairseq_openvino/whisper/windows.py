@@ -64,6 +64,16 @@ class Outcome:
         limit = compression_ratio_threshold
         return limit is None or self.compression_ratio <= limit
 
+    def is_doubtful(
+        self, no_speech_threshold: float | None, logprob_threshold: float | None
+    ) -> bool:
+        """Whether text is made up where a voice detector hears nobody: one of both rules is enough.
+
+        A singer is not heard by the detector, but passes both.
+        """
+        silent = no_speech_threshold is not None and self.no_speech_prob > no_speech_threshold
+        return silent or (logprob_threshold is not None and self.avg_logprob < logprob_threshold)
+
     def is_silence(
         self, no_speech_threshold: float | None, logprob_threshold: float | None
     ) -> bool:
