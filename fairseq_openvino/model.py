@@ -27,7 +27,7 @@ class Memory:
     lengths: np.ndarray
     """Valid encoder frames, shape (N,)."""
     tensors: Mapping[str, np.ndarray]
-    """By `TensorSpec.name`, leading axis N."""
+    """By `TensorSpec.name`, leading axis N; float32, or uint16 for the bits of bf16."""
     streams: int = 1
     """Batches in flight when this one is decoded."""
     together: int = 0

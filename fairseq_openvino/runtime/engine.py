@@ -186,13 +186,16 @@ class Engine:
             )  # else `quantize` has decided about every layer
         if self.on_cpu:
             rewrite.keep_16_bits(model)
+        is_narrow = self.on_cpu and variant.precision in ("bf16", INT8_BF16)
+        described = [spec.name for spec in self.bundle.manifest.memory if not spec.is_mask]
         if encoder:
+            if is_narrow:
+                rewrite.narrow_outputs(model, described)
             return model
         if self.on_cpu:
             rewrite.fold_causal_mask(model)
-            if variant.precision in ("bf16", INT8_BF16):
-                described = [spec.name for spec in self.bundle.manifest.memory if not spec.is_mask]
-                rewrite.keep_memory(model, described)
+        if is_narrow:
+            rewrite.narrow_inputs(model, described)
         rewrite.append_head(model, variant.head)
         if variant.beam:
             rewrite.fix_batch(model, 1, variant.beam, self.bundle.manifest.memory)

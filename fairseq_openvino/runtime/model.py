@@ -60,7 +60,9 @@ class CompiledModel:
         request.set_tensor("features", _tensor(features, np.float32))
         request.set_tensor("lengths", _tensor(lengths, np.int64))
         lease.infer()
-        tensors = {spec.name: request.get_tensor(spec.name).data for spec in self.manifest.memory}
+        tensors = {
+            spec.name: _array(request.get_tensor(spec.name)) for spec in self.manifest.memory
+        }
         lengths = request.get_tensor("encoder_lengths").data.copy()
         memory = Memory(lengths, tensors, streams, together)
         weakref.finalize(memory, lease.release)
@@ -98,3 +100,9 @@ class CompiledModel:
 
 def _tensor(array: np.ndarray, dtype: type[np.generic]) -> ov.Tensor:
     return ov.Tensor(np.asarray(array, dtype, order="C"), shared_memory=True)
+
+
+def _array(tensor: ov.Tensor) -> np.ndarray:
+    """Its memory; of bf16, which numpy has not, the bits."""
+    data: np.ndarray = tensor.data
+    return data.view(np.uint16) if tensor.get_element_type() == ov.Type.bf16 else data

@@ -8,10 +8,10 @@ import numpy as np
 import openvino as ov
 from openvino import op
 from openvino import opset13 as ops
-from openvino.op.util import Variable, VariableInfo
 
 from fairseq_openvino.bundle import MASKED, TensorSpec
 from fairseq_openvino.model import Head
+from fairseq_openvino.runtime.bfloat import widened
 
 MIN_QUANTIZED_WEIGHTS = 1 << 12
 """Smaller matrices stay in floating point: they cost nothing and hold little redundancy."""
@@ -42,23 +42,30 @@ def fold_causal_mask(model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def keep_memory(model: ov.Model, names: Collection[str]) -> None:
-    """Store these inputs as state, read from the inputs at the first step only.
-
-    In low precision they are converted once for each utterance instead of at each step.
-    """
+def narrow_inputs(model: ov.Model, names: Collection[str]) -> None:
+    """Read these inputs in bf16, as the device computes with them: half of the memory at each step."""
     for name in names:
-        parameter = model.input(name).get_node()
-        consumers = parameter.output(0).get_target_inputs()
-        info = VariableInfo()
-        info.variable_id, info.data_type = name, parameter.get_element_type()
-        info.data_shape = parameter.get_partial_shape()
-        variable = Variable(info)
-        read = op.read_value(parameter, variable)
+        port = model.input(name)
+        parameter = port.get_node()
+        consumers = port.get_target_inputs()
+        parameter.set_element_type(ov.Type.bf16)
+        wide = ops.convert(parameter, "f32")
         for consumer in consumers:
-            consumer.replace_source_output(read.output(0))
-        model.add_variables([variable])
-        model.add_sinks([op.assign(read, variable)])
+            consumer.replace_source_output(wide.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def narrow_outputs(model: ov.Model, names: Collection[str]) -> None:
+    """Leave these outputs in bf16, for `narrow_inputs`."""
+    for name in names:
+        port = model.output(name)
+        result = port.get_node()
+        source = result.input_value(0)
+        source_names = source.get_names()
+        narrow = ops.convert(source, "bf16")
+        source.get_tensor().set_names(set())
+        narrow.output(0).get_tensor().set_names(source_names)
+        result.input(0).replace_source_output(narrow.output(0))
     model.validate_nodes_and_infer_types()
 
 
@@ -117,7 +124,7 @@ def _quantized(constant: ov.Node) -> tuple[np.ndarray, np.ndarray]:
 def _float32(values: np.ndarray, kind: ov.Type) -> np.ndarray:
     """Values of a constant; NumPy has no bf16."""
     if kind == ov.Type.bf16:
-        return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return widened(values)
     return values.astype(np.float32)
 
 

@@ -11,8 +11,8 @@ import openvino as ov
 from fairseq_openvino.bundle import is_recurrent
 from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.model import Ask, Memory, Step
+from fairseq_openvino.runtime.bfloat import narrowed, widened
 from fairseq_openvino.runtime.engine import Engine, Variant
-from fairseq_openvino.runtime.rows import Rows
 
 
 class Session:
@@ -30,22 +30,11 @@ class Session:
         self._one_by_one = is_recurrent(engine.bundle.manifest.state)
         self._length = 0  # L
         self._inputs: dict[str, np.ndarray] = {}  # the request reads this memory
+        self._bound: dict[str, np.ndarray] = {}
         self._bind(memory)
-        self._rows = Rows(memory)
 
     def step(self, ask: Ask) -> Step:
         """See `model.Session.step`; a recurrent decoder is given one token a call."""
-        found = self._rows.seen(self._step(self._rows.spread(ask)))
-        if self._head.candidates and np.isnan(found.scores).any():
-            rows = np.flatnonzero(np.isnan(found.scores).any(axis=1)).tolist()
-            raise NumericsError(
-                f"Decoding failed at token {self._length - 1}: expected log-probabilities, got NaN. "
-                "Check the features and weights; f32 is the most robust precision.",
-                tuple(rows),
-            )
-        return found
-
-    def _step(self, ask: Ask) -> Step:
         head = self._head
         if head.candidates:
             self._set("bias", np.asarray(ask.bias), np.float32)
@@ -67,14 +56,7 @@ class Session:
 
     def keep(self, utterances: np.ndarray) -> None:
         """Keep these utterances, indices into the current batch; their rows follow by beam_idx."""
-        chosen = self._rows.keep(utterances)
-        if chosen is None:
-            return
-        self._bind(self._memory.take(chosen))
-        if self._length:  # a variant that holds memory as state reads the inputs only once
-            for state in self._request.query_state():
-                if state.name in self._memory.tensors:
-                    state.state = ov.Tensor(self._memory.tensors[state.name], shared_memory=True)
+        self._bind(self._memory.take(utterances))
 
     def __enter__(self) -> Session:
         return self
@@ -89,6 +71,13 @@ class Session:
 
     def _candidates(self, attention: np.ndarray | None) -> Step:
         scores = self._output("scores")
+        if np.isnan(scores).any():
+            rows = np.flatnonzero(np.isnan(scores).any(axis=1)).tolist()
+            raise NumericsError(
+                f"Decoding failed at token {self._length - 1}: expected log-probabilities, got NaN. "
+                "Check the features and weights; f32 is the most robust precision.",
+                tuple(rows),
+            )
         watched = self._output("watched") if self._head.watched else None
         left = self._output("left") if self._head.renormalised else None
         return Step(scores, self._output("best"), watched, left, attention)
@@ -98,9 +87,17 @@ class Session:
         return data
 
     def _bind(self, memory: Memory) -> None:
-        self._memory = memory  # keeps its arrays alive
+        self._memory = memory
         for name, tensor in memory.tensors.items():
-            self._request.set_tensor(name, ov.Tensor(tensor, shared_memory=True))
+            wanted = self._request.get_compiled_model().input(name).get_element_type()
+            if wanted == ov.Type.bf16:
+                bits = tensor if tensor.dtype == np.uint16 else narrowed(tensor)
+                bound = ov.Tensor(bits, list(bits.shape), ov.Type.bf16)
+            else:
+                bits = widened(tensor) if tensor.dtype == np.uint16 else tensor
+                bound = ov.Tensor(bits, shared_memory=True)
+            self._bound[name] = bits  # the request reads this memory
+            self._request.set_tensor(name, bound)
 
     def _infer(self, tokens: np.ndarray, beam_idx: np.ndarray) -> None:
         self._set("tokens", tokens, np.int64)
