@@ -69,8 +69,7 @@ class Family(Protocol):
     ) -> Iterator[News]:
         """Recordings of any length, `width` windows at a time: news of each, in the order given.
 
-        In place of a recording there may be a clip of features, or the only news of what could not be
-        opened.
+        In place of one there may be a clip of features, or the only news of what could not be opened.
 
         Raises:
             OptionError: the options do not fit the model.
@@ -279,8 +278,7 @@ class Recognizer:
         Args:
             audios: as in `transcribe`; they are opened as they are needed.
             batch_size: windows decoded together.
-            sample_rate_hz: of arrays; default: the model's.
-            options: as in `transcribe`.
+            sample_rate_hz, options: as in `transcribe`.
 
         Raises:
             OptionError: the options contradict each other or the model.
@@ -306,7 +304,12 @@ class Recognizer:
                     f"its own, got {sample_rate_hz}. Leave it out."
                 )
             try:
-                found = self._recordings(audio, sample_rate_hz, reading)
+                found: Sequence[Recording | Clip]
+                if is_file and stored.holds_features(audio):
+                    found = self._read(audio, reading)
+                else:
+                    rate_hz = self.family.front_end.rate_hz
+                    found = recordings(audio, rate_hz, reading, sample_rate_hz)
             except Exception as error:
                 name = source_name(audio) if is_file else "waveform"
                 yield News(name, 0.0, 0.0, (), _of_one_clip(error, name))
@@ -315,14 +318,6 @@ class Recognizer:
                 yield each
                 if isinstance(each, Recording):  # which has been heard by now
                     self._note_rate(each.name, each.stored_hz)
-
-    def _recordings(
-        self, audio: Any, sample_rate_hz: int | None, reading: AudioOptions
-    ) -> Sequence[Recording | Clip]:
-        """One or several, or a clip of stored features."""
-        if is_source(audio) and stored.holds_features(audio):
-            return self._read(audio, reading)
-        return recordings(audio, self.family.front_end.rate_hz, reading, sample_rate_hz)
 
     def stream(self, audio: Any, **options: Any) -> Iterator[Segment]:
         """The segments of audio of any length, as they are found.
