@@ -68,7 +68,8 @@ class Job:
         voice: Voice | None = None,
         judge: Callable[[Job], None] = lambda job: None,
     ) -> None:
-        self.answers, self._source, self._gate, self._judge = answers, source, gate, judge
+        self.answers, self._gate, self._judge = answers, gate, judge
+        self._source: Frames | None = source
         self.voice = voice
         self.error: Exception | None = None
         self.decoded_again: str | None = None
@@ -93,6 +94,7 @@ class Job:
 
     def read(self, window: Window) -> np.ndarray | None:
         """Its frames (T, F), zero-padded; None if nobody can be speaking in them."""
+        assert self._source is not None
         found = self._source.window(window.seek, window.frames)[: self.size]
         if not self._gate(window, found[: window.frames]):
             return None
@@ -113,15 +115,22 @@ class Job:
         try:
             self.question = self._questions.send(answer)
         except StopIteration:
-            self.question = self.memory = None
+            self.question = None
             self._judge(self)
+            if self.question is None:
+                self._let_go()
         except Exception as error:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
         """Give up; what was found so far stays."""
-        self.error = error
-        self.question = self.memory = self.window = None
+        self.error, self.question = error, None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Of frames: there may be thousands of pieces."""
+        self.memory = self.window = self._source = None
+        self._gate, self._judge = lambda window, frames: False, lambda job: None
 
     def detected(self, probabilities: dict[str, float]) -> None:
         """Languages by code, most probable first; none: nobody speaks."""

@@ -75,6 +75,7 @@ class Track:
             if job.question is not None:
                 return
             self.error = self.error or job.error
+            self.jobs[self._part] = job, None  # its samples are not needed any more
             self._part, self._taken = self._part + 1, 0
 
     @property
@@ -118,7 +119,7 @@ class Transcription:
         Args:
             recordings: opened as they are needed; in place of one that cannot be, its only news.
         """
-        jobs = ahead(self._jobs(recordings), self.width)
+        jobs = ahead(self._jobs(recordings), self.width if self.options.chunked else 1)
         with closing(jobs):
             for _ in run(jobs, self.width):
                 yield from self._told()
