@@ -278,7 +278,8 @@ class Recognizer:
         Args:
             audios: as in `transcribe`; they are opened as they are needed.
             batch_size: windows decoded together.
-            sample_rate_hz, options: as in `transcribe`.
+            sample_rate_hz: as in `transcribe`.
+            options: as in `transcribe`.
 
         Raises:
             OptionError: the options contradict each other or the model.
