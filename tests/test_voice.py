@@ -212,7 +212,7 @@ def test_pieces_hold_each_sample_of_speech_once(seconds: int) -> None:
     for piece, other in pairwise(found):
         is_full = len(piece.waveform) + other.spans[0].samples > limit
         assert is_full or other.start - piece.end > 2
-        assert all(b.start - a.end <= 5 * RATE_HZ for a, b in pairwise(piece.spans))
+        assert all(b.start - a.end <= 2 * RATE_HZ for a, b in pairwise(piece.spans))
     for seed in (1, 2):
         again = found_pieces(waveform, limit, seed)
         assert [piece.spans for piece in again] == [piece.spans for piece in found]
