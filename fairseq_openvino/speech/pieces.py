@@ -17,8 +17,9 @@ import numpy as np
 from fairseq_openvino.speech.activity import RATE_HZ, Activity, ActivityOptions, Span, Voice
 
 MAX_PAUSE_SAMPLES = 2 * RATE_HZ
-"""What is further apart seldom belongs together, and no segment should span it: Whisper base and tiny.en make
-fewer errors in clips that are 6 to 15 s apart if each is a piece (13.1 in place of 13.9 %, 15.6 in place of 17.9 %)."""
+"""What is further apart seldom belongs together, and no segment should span it: Whisper base and tiny.en
+make fewer errors in clips that are 6 to 15 s apart if each is a piece (13.1 in place of 13.9 %, 15.6 in
+place of 17.9 %)."""
 
 
 @dataclass(frozen=True)
