@@ -107,6 +107,8 @@ class Head:
     """Report how much probability bias and mask leave."""
     attention: tuple[tuple[int, int], ...] = ()
     """A heads, (layer, head), of a transformer decoder whose cross-attention every call reports."""
+    last: bool = False
+    """Without candidates: log-probabilities of the last token only, (R, 1, V)."""
     following: int = 0
     """Without candidates: log-probabilities of the tokens that follow within the call only, among so many
     first tokens of the vocabulary. For times of words, which 16 or 8 bits would move: always in f32."""

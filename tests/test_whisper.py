@@ -218,6 +218,17 @@ def test_what_the_user_writes_is_never_a_special_token(multilingual: Pair) -> No
     assert vocabulary.tokens(plain) == tuple(known)
 
 
+def test_a_head_of_the_last_token_alone(multilingual: Pair) -> None:
+    asked = Ask(np.array([START] * 3), np.arange(3))
+    memory = multilingual.encoded(multilingual.clips[0])
+    with multilingual.model.model.open(memory, 3, Head()) as session:
+        every = session.step(asked).scores.copy()
+    with multilingual.model.model.open(memory, 3, Head(last=True)) as session:
+        last = session.step(asked).scores.copy()
+    assert last.shape == (3, 1, every.shape[2])
+    np.testing.assert_allclose(last, every[:, -1:], atol=1e-5)
+
+
 def test_prefix_begins_the_text(multilingual: Pair) -> None:
     clip, forced = multilingual.clips[0], multilingual.vocabulary.tokens("ab")
     found = multilingual.model.transcribe_clips(

@@ -158,6 +158,9 @@ def append_head(model: ov.Model, head: Head) -> None:
 
 
 def _log_probs(model: ov.Model, head: Head) -> dict[str, ov.Output]:
+    if head.last:
+        found = ops.log_softmax(_last_logits(model), -1)
+        return {"log_probs": ops.unsqueeze(found, ops.constant(1)).output(0)}
     logits = model.output("logits").get_node().input_value(0)
     if not head.following:
         return {"log_probs": ops.log_softmax(logits, -1).output(0)}

@@ -151,7 +151,9 @@ class Answers:
         behind = self._behind(questions[0], None)
         if before.shape[1] > 1 and any(job.language is None for job in jobs):
             self._detect(jobs, self.watch_alone(memory, np.full((len(jobs), 1), start)))
-        with self.model.open(memory, beam, Head() if temperature > 0 else self.head) as session:
+        with self.model.open(
+            memory, beam, Head(last=True) if temperature > 0 else self.head
+        ) as session:
             if behind:
                 watched = self._watch(session, np.repeat(before, beam, axis=0))[::beam]
                 self._detect(jobs, watched)

@@ -34,7 +34,7 @@ class Traits:
     def head(self, options: WhisperOptions) -> Head:
         """What a session reports in a search."""
         if options.temperatures[0] > 0:
-            return Head()
+            return Head(last=True)
         count = 1 if options.beam == 1 else 2 * options.beam
         return Head(count, self.watched, self.rules(options).mask, renormalised=True)
 
