@@ -35,10 +35,10 @@ from fairseq_openvino.export import ir
 from fairseq_openvino.export import onnx as onnx_export
 from fairseq_openvino.export.fairseq import (
     ARCHITECTURES,
-    Reference,
     export_checkpoint,
     s2t_transformer,
 )
+from fairseq_openvino.export.fairseq.architecture import Architecture, Reference
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.options import ExportOptions
@@ -112,7 +112,7 @@ def test_gate_fails_on_one_wrong_weight_and_publishes_nothing(
             graphs.decoder.layers[1].cross_query.weight[0, 0] += 0.5
         return graphs
 
-    monkeypatch.setitem(ARCHITECTURES, s2t_transformer.ARCHITECTURE, broken)
+    monkeypatch.setitem(ARCHITECTURES, s2t_transformer.ARCHITECTURE, Architecture(broken))
     with pytest.raises(ParityError, match="Nothing was published"):
         export(tiny, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -257,14 +257,14 @@ def test_bad_checkpoints(tiny: Path, tmp_path: Path, content: bytes | None) -> N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"checkpoint.pt"):
-        load(path, DataDirectory(tiny), {}, ("s2t_transformer",))
+        load(path, DataDirectory(tiny), {}, ARCHITECTURES)
 
 
 def test_truncated_checkpoint(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes((tiny / "checkpoint.pt").read_bytes()[:50_000])
     with pytest.raises(CheckpointError, match=r"checkpoint.pt"):
-        load(path, DataDirectory(tiny), {}, ("s2t_transformer",))
+        load(path, DataDirectory(tiny), {}, ARCHITECTURES)
 
 
 def test_full_disk_leaves_nothing(

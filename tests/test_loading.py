@@ -37,7 +37,7 @@ def changed(data: Path, directory: Path, change: Callable[[State], Any]) -> Path
 
 
 def loaded(data: Path, path: Path, **overrides: Any) -> Any:
-    return load(path, DataDirectory(data), overrides, tuple(ARCHITECTURES))
+    return load(path, DataDirectory(data), overrides, ARCHITECTURES)
 
 
 def as_cfg(state: State, convert: Callable[[Namespace], Any]) -> None:
@@ -207,7 +207,7 @@ def test_the_architecture_is_refused_before_anything_else(
 
     path = changed(data, tmp_path, change)
     with pytest.raises(ArchitectureError, match=f"s2t_transformer .*got '{arch}'"):
-        load(path, DataDirectory(tmp_path / "absent"), {}, tuple(ARCHITECTURES))
+        load(path, DataDirectory(tmp_path / "absent"), {}, ARCHITECTURES)
 
 
 def test_few_positions_cut_the_parity_cases(data: Path, tmp_path: Path) -> None:

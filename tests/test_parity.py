@@ -22,7 +22,8 @@ from whisper_models import Layout, write_whisper
 from fairseq_openvino.errors import ParityError
 from fairseq_openvino.export import ir, parity
 from fairseq_openvino.export import onnx as onnx_export
-from fairseq_openvino.export.fairseq import Reference, s2t_transformer
+from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq.architecture import Reference
 from fairseq_openvino.export.float64 import Float64
 from fairseq_openvino.export.forced import BEAM, forced
 from fairseq_openvino.export.graphs import Graphs
@@ -328,7 +329,8 @@ import torch
 from conftest import random_model
 from fairseq_openvino import machine
 from fairseq_openvino.export import ir, onnx, parity
-from fairseq_openvino.export.fairseq import Reference, s2t_transformer
+from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq.architecture import Reference
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()

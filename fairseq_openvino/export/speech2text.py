@@ -254,7 +254,6 @@ def _as_fairseq(model: Any) -> Any:
             output_projection=model.lm_head,
             max_positions=lambda: config.max_target_positions,
         ),
-        max_decoder_positions=lambda: config.max_target_positions,
     )
 
 

@@ -8,45 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
 from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.preprocessing import fail
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
-from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.options import ExportOptions
-from fairseq_openvino.export.parity import Report, at_nodes
+from fairseq_openvino.export.parity import Report
 from fairseq_openvino.export.procedure import Original, export
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURES = {s2t_transformer.ARCHITECTURE: s2t_transformer.build}
-"""Fairseq's model name to a function of model and arguments that returns `Graphs`."""
-
-
-class Reference:
-    """A Fairseq encoder-decoder model in eval mode; see `parity.Reference`."""
-
-    name = "Fairseq"
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def logits(self, batch: Forced) -> torch.Tensor:
-        """See `parity.Reference`."""
-        encoder, decoder = self.model.encoder, self.model.decoder
-        encoded = encoder(torch.from_numpy(batch.features), torch.from_numpy(batch.lengths))
-        encoded = encoder.reorder_encoder_out(encoded, torch.from_numpy(batch.utterances))
-        paths = torch.from_numpy(batch.paths)
-        hidden = decoder(paths, encoder_out=encoded, features_only=True)[0]  # (Q, steps, D)
-        logits: torch.Tensor = decoder.output_layer(at_nodes(hidden, batch))
-        return logits
+ARCHITECTURES: dict[str, Architecture] = {
+    s2t_transformer.ARCHITECTURE: Architecture(s2t_transformer.build),
+}
+"""By Fairseq's model name."""
 
 
 def export_checkpoint(
@@ -131,12 +112,14 @@ def cached_bundle(
 
 
 def _original(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> Original:
-    loaded = load(checkpoint, data, overrides, tuple(ARCHITECTURES))
+    loaded = load(checkpoint, data, overrides, ARCHITECTURES)
     _check_data(data)
     described = {"family": "s2t", "source": loaded.source, **data.described()}
     described["features"] = replace(described["features"], split=data.gen_subset)
-    graphs = ARCHITECTURES[loaded.architecture](loaded.model, loaded.arguments)
-    return Original(graphs, Reference(loaded.model), described, data.copy_into)
+    known = ARCHITECTURES[loaded.architecture]
+    graphs = known.build(loaded.model, loaded.arguments)
+    reference = known.reference(loaded.model)
+    return Original(graphs, reference, described, data.copy_into, known.cases)
 
 
 def _check_data(data: DataDirectory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from fairseq_openvino.errors import (
     ModelError,
     failure,
 )
+from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.s2t.vocabulary import check_size
 
@@ -49,7 +51,10 @@ class Loaded:
 
 
 def load(
-    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], known: tuple[str, ...]
+    checkpoint: Path,
+    data: DataDirectory,
+    overrides: dict[str, Any],
+    known: Mapping[str, Architecture],
 ) -> Loaded:
     """Load a checkpoint for export.
 
@@ -60,7 +65,7 @@ def load(
         checkpoint: a `.pt` file.
         data: its data directory.
         overrides: model arguments to replace.
-        known: model names that are accepted.
+        known: by the model names that are accepted.
 
     Raises:
         CheckpointError: the file is missing, damaged, or its weights and arguments make no model.
@@ -95,7 +100,8 @@ def load(
     }
     weights = _weights(checkpoint, state["model"])
     check_fit(weights, data)
-    model = _build(checkpoint, data, arguments, name)
+    task = TASKS[known[architecture].task]
+    model = _build(checkpoint, data, arguments, name, task)
     _load_weights(checkpoint, model, weights, arguments)
     return Loaded(model.eval(), arguments, architecture, data, source)
 
@@ -143,26 +149,42 @@ def _weights(checkpoint: Path, stored: Any) -> dict[str, Any]:
     return weights
 
 
-def _build(checkpoint: Path, data: DataDirectory, arguments: Namespace, name: str) -> Any:
-    """The model without its weights, as Fairseq's task builds it (tasks/speech_to_text.py)."""
+def _build(
+    checkpoint: Path,
+    data: DataDirectory,
+    arguments: Namespace,
+    name: str,
+    setup: Callable[[DataDirectory, Namespace], Any],
+) -> Any:
+    """The model without its weights, as Fairseq's task builds it."""
     from fairseq.dataclass.utils import _set_legacy_defaults
     from fairseq.models import ARCH_MODEL_REGISTRY
+
+    _set_legacy_defaults(arguments, ARCH_MODEL_REGISTRY[name])
+    try:
+        return setup(data, arguments).build_model(arguments, from_checkpoint=True)
+    except Exception as error:  # a model may trip over its arguments anywhere
+        got = f"{type(error).__name__}: {error}"
+        raise _fail(checkpoint, f"model arguments that build {name}", got) from error
+
+
+def _speech_to_text(data: DataDirectory, arguments: Namespace) -> Any:
+    """Source: Fairseq `tasks/speech_to_text.py`."""
+    from fairseq.dataclass.utils import _set_legacy_defaults
     from fairseq.tasks.speech_to_text import SpeechToTextTask
 
-    for owner in (SpeechToTextTask, ARCH_MODEL_REGISTRY[name]):
-        _set_legacy_defaults(arguments, owner)
+    _set_legacy_defaults(arguments, SpeechToTextTask)
     wanted = Namespace(
         data=str(data.root),
         config_yaml=data.config_yaml,
         max_source_positions=arguments.max_source_positions,
         max_target_positions=arguments.max_target_positions,
     )
-    try:
-        task = SpeechToTextTask.setup_task(wanted)
-        return task.build_model(arguments, from_checkpoint=True)
-    except Exception as error:  # a model may trip over its arguments anywhere
-        got = f"{type(error).__name__}: {error}"
-        raise _fail(checkpoint, f"model arguments that build {name}", got) from error
+    return SpeechToTextTask.setup_task(wanted)
+
+
+TASKS: dict[str, Callable[[DataDirectory, Namespace], Any]] = {"speech_to_text": _speech_to_text}
+"""What sets up each of Fairseq's tasks; model arguments are completed with the task's defaults."""
 
 
 def _load_weights(

@@ -1,7 +1,7 @@
 """Whisper and Distil-Whisper as two explicit graphs.
 
 The graphs have the signatures of `export/onnx.py`. The mel length is dynamic: the position table is
-sliced, so a shorter audio context is a shorter input. Letters as in `export/fairseq/s2t_transformer.py`.
+sliced, so a shorter audio context is a shorter input. Letters as in `export/fairseq/transformer_decoder.py`.
 Source of the model: transformers `models/whisper/modeling_whisper.py`.
 """
 
@@ -66,7 +66,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """l new tokens of every row to logits; see `export/fairseq/s2t_transformer.py:DecoderGraph`."""
+    """l new tokens of every row to logits; see `export/fairseq/transformer_decoder.py:DecoderGraph`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
