@@ -33,6 +33,8 @@ class Graphs:
     """Decoder positions."""
     subsampling: int
     """T / S, rounded."""
+    min_source_frames: int = 1
+    """Smallest T that gives an encoder frame."""
 
     def without_modules(self) -> Graphs:
         """The numbers alone, which keep no weights in memory."""

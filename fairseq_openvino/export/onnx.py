@@ -74,8 +74,9 @@ def export_onnx(graphs: Graphs, directory: Path) -> tuple[Path, Path]:
         "encoder_lengths": {0: "N"},
     }
     axes |= {spec.name: _dynamic(spec) for spec in graphs.memory}
-    features = torch.zeros(2, 40, graphs.feature_bins)
-    _export(graphs.encoder, (features, torch.tensor([40, 32])), encoder, ["features", "lengths"],
+    frames = 40 * graphs.min_source_frames
+    features = torch.zeros(2, frames, graphs.feature_bins)
+    _export(graphs.encoder, (features, torch.tensor([frames, frames - 8])), encoder, ["features", "lengths"],
             ["encoder_lengths", *(spec.name for spec in graphs.memory)], axes)  # fmt: skip
     tensors = decoder_tensors(graphs)
     axes = {"tokens": {0: "R", 1: "l"}, "logits": {0: "R", 1: "l"}}
