@@ -12,7 +12,13 @@ from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
-from fairseq_openvino.export.fairseq import s2t_transformer, wav2vec2, xm_transformer
+from fairseq_openvino.export.fairseq import (
+    convtransformer,
+    s2t_conformer,
+    s2t_transformer,
+    wav2vec2,
+    xm_transformer,
+)
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
@@ -25,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES: dict[str, Architecture] = {
     s2t_transformer.ARCHITECTURE: Architecture(s2t_transformer.build),
+    s2t_conformer.ARCHITECTURE: Architecture(s2t_conformer.build),
+    convtransformer.ARCHITECTURE: Architecture(convtransformer.build),
     xm_transformer.ARCHITECTURE: Architecture(
         xm_transformer.build,
         wav2vec2.Reference,
