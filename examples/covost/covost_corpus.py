@@ -44,9 +44,14 @@ class Direction:
     target: str | None
 
     @property
+    def pair(self) -> str:
+        """`en_de`, or `en` for recognition."""
+        return self.source if self.target is None else f"{self.source}_{self.target}"
+
+    @property
     def task(self) -> str:
         """The part of Fairseq's file names that names the task: `st_en_de` or `asr_en`."""
-        return f"asr_{self.source}" if self.target is None else f"st_{self.source}_{self.target}"
+        return f"{'asr' if self.target is None else 'st'}_{self.pair}"
 
     @property
     def table_target(self) -> str:

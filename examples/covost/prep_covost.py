@@ -15,6 +15,7 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocab-type", required=True, choices=("char", "unigram", "bpe"))
     parser.add_argument("--vocab-size", type=int, default=1000, help="ignored for char")
     parser.add_argument("--src-lang", "-s", required=True)
-    parser.add_argument("--tgt-lang", "-t", help="default: transcribe instead of translate")
+    parser.add_argument(
+        "--tgt-lang",
+        "-t",
+        nargs="+",
+        help="default: transcribe instead of translate; several: one multilingual model",
+    )
     parser.add_argument(
         "--sample-rate",
         type=_sample_rate,
@@ -118,31 +124,40 @@ def _sample_rate(text: str) -> int | None:
 
 def _prepare(options: argparse.Namespace) -> int:
     root = Path(options.data_root).absolute() / options.src_lang
-    direction = Direction(options.src_lang, options.tgt_lang)
-    utterances = read_corpus(root, direction)
-    extraction = _extract(root, [utterance.path for utterance in utterances], options)
-    for split in SPLITS:
-        write_manifest(
-            root / f"{split}_{direction.task}.tsv",
-            [utterance for utterance in utterances if utterance.split == split],
-            extraction,
-            direction,
-        )
-    stem = Vocabulary(options.vocab_type, options.vocab_size).stem(direction.task)
-    texts = [
-        target_text(utterance, direction)
-        for utterance in utterances
-        if utterance.split == "train" and utterance.id in extraction.audio
-    ]
-    write_vocabulary(root / stem, options.vocab_type, options.vocab_size, texts)
+    targets = options.tgt_lang or [None]
+    directions = [Direction(options.src_lang, target) for target in targets]
+    corpora = [(direction, read_corpus(root, direction)) for direction in directions]
+    paths = dict.fromkeys(item.path for _, utterances in corpora for item in utterances)
+    extraction = _extract(root, list(paths), options)
+    texts = []
+    for direction, utterances in corpora:
+        for split in SPLITS:
+            write_manifest(
+                root / f"{split}_{direction.task}.tsv",
+                [utterance for utterance in utterances if utterance.split == split],
+                extraction,
+                direction,
+            )
+        texts += [
+            target_text(utterance, direction)
+            for utterance in utterances
+            if utterance.split == "train" and utterance.id in extraction.audio
+        ]
+    joint = options.tgt_lang if len(directions) > 1 else []
+    task = f"st_{options.src_lang}_{''.join(joint)}" if joint else directions[0].task
+    stem = Vocabulary(options.vocab_type, options.vocab_size).stem(task)
+    tags = [f"<lang:{language}>" for language in joint]
+    write_vocabulary(root / stem, options.vocab_type, options.vocab_size, texts, tags)
     write_config(
-        root / f"config_{direction.task}.yaml",
+        root / f"config_{task}.yaml",
         stem,
         root.as_posix(),
         extraction.sample_rate_hz,
         options.specaugment == "lb",
+        language_tags=bool(joint),
     )
-    return _report_skipped(root, direction, utterances, extraction)
+    codes = [_report_skipped(root, *corpus, extraction) for corpus in corpora]
+    return max(codes)
 
 
 def _extract(root: Path, paths: list[str], options: argparse.Namespace) -> Extraction:
@@ -192,8 +207,12 @@ def write_manifest(
     write_rows(path, MANIFEST_COLUMNS, rows)
 
 
-def write_vocabulary(stem: Path, kind: str, size: int, texts: list[str]) -> None:
+def write_vocabulary(
+    stem: Path, kind: str, size: int, texts: list[str], tags: Sequence[str] = ()
+) -> None:
     """Train `stem.model`, with `.vocab` and Fairseq's dictionary `.txt`; kept if it exists.
+
+    `tags` are pieces of their own that no text is cut into, such as `<lang:de>`.
 
     Source: Fairseq `data_utils.py:gen_vocab`, same trainer options.
     """
@@ -210,6 +229,7 @@ def write_vocabulary(stem: Path, kind: str, size: int, texts: list[str]) -> None
             character_coverage=1.0,
             num_threads=os.cpu_count(),
             minloglevel=2,
+            user_defined_symbols=list(tags),
             **SPECIAL_PIECES,
         )
     except (RuntimeError, ValueError) as error:
@@ -221,14 +241,19 @@ def write_vocabulary(stem: Path, kind: str, size: int, texts: list[str]) -> None
     pieces = [processor.id_to_piece(number) for number in range(processor.get_piece_size())]
     scores = [processor.get_score(number) for number in range(processor.get_piece_size())]
     lines = [f"{piece}\t{score:g}\n" for piece, score in zip(pieces, scores, strict=True)]
-    _publish(stem.with_suffix(".model"), model.getvalue())
-    _publish(stem.with_suffix(".vocab"), "".join(lines).encode())
+    publish(stem.with_suffix(".model"), model.getvalue())
+    publish(stem.with_suffix(".vocab"), "".join(lines).encode())
     entries = "".join(f"{piece} 1\n" for piece in pieces[len(SPECIAL_PIECES) :])
-    _publish(stem.with_suffix(".txt"), entries.encode())
+    publish(stem.with_suffix(".txt"), entries.encode())
 
 
 def write_config(
-    path: Path, stem: str, audio_root: str, sample_rate_hz: int, specaugment: bool
+    path: Path,
+    stem: str,
+    audio_root: str,
+    sample_rate_hz: int,
+    specaugment: bool,
+    language_tags: bool = False,
 ) -> None:
     """Write Fairseq's data configuration; only `audio_root` is not relative to the file itself."""
     config: dict[str, object] = {
@@ -240,16 +265,19 @@ def write_config(
         "transforms": {"*": ["utterance_cmvn"]},
         "vocab_filename": f"{stem}.txt",
     }
+    if language_tags:
+        config["prepend_tgt_lang_tag"] = True
     if specaugment:
         config["specaugment"] = SPECAUGMENT_LB
         config["transforms"] = {
             "*": ["utterance_cmvn"],
             "_train": ["utterance_cmvn", "specaugment"],
         }
-    _publish(path, yaml.safe_dump(config).encode())
+    publish(path, yaml.safe_dump(config).encode())
 
 
-def _publish(path: Path, content: bytes) -> None:
+def publish(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it."""
     unfinished = path.with_name(path.name + ".partial")
     unfinished.write_bytes(content)
     unfinished.replace(path)
