@@ -35,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     vocabulary = Vocabulary(options.vocab_type, options.vocab_size)
     try:
         write_text(
-            root / f"mt_{direction.pair}", read_corpus(root, direction), direction, vocabulary
+            root / f"mt_{direction.pair}",
+            read_corpus(root, direction).utterances,
+            direction,
+            vocabulary,
         )
     except FairseqOpenVINOError as error:
         print(error, file=sys.stderr)
