@@ -8,7 +8,7 @@ PEERS := optimum-intel-f32:optimum_intel.py/f32 optimum-intel-bf16:optimum_intel
 	whisper.cpp-q8_0:whisper_cpp.py/q8_0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long clean
+.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long covost-train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: setup ## measure Fairseq, OpenVINO and the alternatives (30 minutes; FLAG
 bench-whisper: setup peers ## measure Whisper against every other engine (20 minutes; FLAGS as for bench)
 	@.venv/bin/fairseq-openvino benchmark --whisper base --trained examples/covost/mini \
 		$(foreach peer,$(PEERS),--peer "$(subst :,=.venv-peers/bin/python scripts/peers/,$(subst /, ,$(peer)))") $(FLAGS)
+
+covost-train: setup ## synthesize, train and pack the models of examples/covost (2 h): ROOT=DIR
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh examples/covost/train.sh "$(ROOT)"
 
 bench-long: setup peers ## measure long recordings (1 h): MODEL=base=DIR CORPUS=TSV OUTPUT=DIR [FLAGS]
 	@$(PYTHON) scripts/longform.py $(MODEL) --corpus $(CORPUS) --output $(OUTPUT) $(FLAGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import soundfile
+import torch
 import yaml
 
 from fairseq_openvino.speech.audio import read_audio
@@ -24,8 +26,9 @@ RECIPE = Path(__file__).parents[1] / "examples" / "covost"
 MINI = RECIPE / "mini"
 sys.path.insert(0, str(RECIPE))
 
-import pack_mini  # noqa: E402
+import pack_model  # noqa: E402
 import prep_covost  # noqa: E402
+import prep_text  # noqa: E402
 import synthesize  # noqa: E402
 
 RATE_HZ = 16_000
@@ -211,12 +214,15 @@ def test_bad_clips_are_listed_and_make_the_exit_code_one(
     )
     for _ in range(2):  # the second run reuses the features and must still report them
         assert _prep(directory) == 1
-        assert "2 clips of train" in capsys.readouterr().err
-        lines = (directory / "skipped_train_st_en_de.tsv").read_text("utf-8").splitlines()
-        assert [line.split("\t")[0] for line in lines] == ["path", "broken.mp3", "gone.mp3"]
+        assert "skipped_st_en_de.tsv: 2 rows" in capsys.readouterr().err
+        lines = (directory / "skipped_st_en_de.tsv").read_text("utf-8").splitlines()
+        assert [line.split("\t")[:3] for line in lines] == [
+            ["split", "path", "problem"],
+            ["train", "broken.mp3", "not decodable"],
+            ["train", "gone.mp3", "missing file"],
+        ]
         assert all("Decoding audio failed" in line for line in lines[1:])
     assert len(_manifest(directory / "train_st_en_de.tsv")) == 13
-    assert not (directory / "skipped_dev_st_en_de.tsv").exists()
 
 
 def test_differing_rates_are_an_error_that_names_both(
@@ -340,22 +346,72 @@ def test_synthetic_corpus_can_be_prepared(tmp_path: Path) -> None:
     assert all(100 * 0.8 < int(row["n_frames"]) < 100 * 12 for row in rows.values())
 
 
+def _pack(data: Path, output: Path, *options: str) -> set[str]:
+    arguments = ["--data", str(data), *options, "--output", str(output)]
+    assert pack_model.main(arguments) == 0
+    texts = [
+        path.read_text("utf-8") for path in output.iterdir() if path.suffix in (".tsv", ".yaml")
+    ]
+    assert not any(str(output.parent) in text or str(data) in text for text in texts)
+    return {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+
+
 def test_packed_directory_is_complete_and_movable(prepared: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "small.pt"
     checkpoint.write_bytes(b"weights")
     output = tmp_path / "packed"
-    arguments = ["--data", str(prepared), "--checkpoint", str(checkpoint), "--output", str(output)]
-    assert pack_mini.main(arguments) == 0
-    names = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    assert names == {
+    assert _pack(prepared, output, "-t", "de", "--checkpoint", str(checkpoint)) == {
         "checkpoint.pt", "clips/clip_15.mp3", "clips/clip_16.mp3", "config_st_en_de.yaml",
         "spm_char_st_en_de.model", "spm_char_st_en_de.txt", "test_st_en_de.tsv",
     }  # fmt: skip
     assert yaml.safe_load((output / "config_st_en_de.yaml").read_text("utf-8"))["audio_root"] == "."
-    texts = [
-        path.read_text("utf-8") for path in output.iterdir() if path.suffix in (".tsv", ".yaml")
-    ]
-    assert not any(str(tmp_path) in text or str(prepared) in text for text in texts)
     row = _manifest(output / "test_st_en_de.tsv")["clip_15"]
     expected = _manifest(prepared / "test_st_en_de.tsv")["clip_15"]
     assert row == {**expected, "audio": "clips/clip_15.mp3"}
+
+
+def test_multilingual_model_is_prepared_and_packed_without_a_second_copy_of_the_clips(
+    corpus: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = corpus()
+    german = (directory / "covost_v2.en_de.tsv").read_text("utf-8")
+    catalan = german.replace(" oder ", " o ")
+    (directory / "covost_v2.en_ca.tsv").write_text(catalan, "utf-8")
+    assert _prep(directory) == 0
+    alone = (directory / "train_st_en_de.tsv").read_bytes()
+    assert _prep(directory, "--tgt-lang", "de", "ca", target=None) == 0
+    assert (directory / "train_st_en_de.tsv").read_bytes() == alone
+    row = _manifest(directory / "test_st_en_ca.tsv")["clip_15"]
+    assert (row["tgt_text"], row["tgt_lang"]) == ("klein o alt", "ca")
+    config = yaml.safe_load((directory / "config_st_en_deca.yaml").read_text("utf-8"))
+    assert config["prepend_tgt_lang_tag"] is True
+    pieces = (directory / config["vocab_filename"]).read_text("utf-8").split()
+    assert pieces[:4] == ["<lang:de>", "1", "<lang:ca>", "1"]
+    checkpoint = tmp_path / "checkpoint.pt"
+    torch.save({"cfg": argparse.Namespace(), "model": {"a": torch.ones(2)}}, checkpoint)
+    clips = tmp_path / "clips_packed"
+    _pack(directory, clips, "-t", "de", "--checkpoint", str(checkpoint))
+    output = tmp_path / "models" / "multilingual"
+    options = ["-t", "de", "ca", "--checkpoint", str(checkpoint), "--half", "--clips", str(clips)]
+    assert _pack(directory, output, *options) == {
+        "checkpoint.pt", "config_st_en_deca.yaml", "spm_char_st_en_deca.model",
+        "spm_char_st_en_deca.txt", "test_st_en_ca.tsv", "test_st_en_de.tsv",
+    }  # fmt: skip
+    root = yaml.safe_load((output / "config_st_en_deca.yaml").read_text("utf-8"))["audio_root"]
+    assert (output / root / _manifest(output / "test_st_en_ca.tsv")["clip_15"]["audio"]).is_file()
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        assert torch.load(output / "checkpoint.pt")["model"]["a"].dtype == torch.float16
+
+
+def test_parallel_text_keeps_sentences_together(corpus: Callable[..., Path]) -> None:
+    directory = corpus(Entry("empty.mp3", "train", translation=""))
+    arguments = ["-d", str(directory.parent), "-s", "en", "-t", "de", "--vocab-type", "char"]
+    assert prep_text.main(arguments) == 0
+    text = directory / "mt_en_de"
+    english = (text / "train.en").read_text("utf-8").splitlines()
+    german = (text / "train.de").read_text("utf-8").splitlines()
+    assert (len(english), len(german)) == (13, 13)
+    assert (english[1], german[1]) == ("green colour", "grün oder rot")
+    vocabulary = (text / "spm_char_mt_en_de.txt").read_text("utf-8")
+    pieces = (text / "spm.valid.de").read_text("utf-8").split()
+    assert set(pieces) <= {line.split()[0] for line in vocabulary.splitlines()}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from covost_problems import Kind, Problem
 
 from fairseq_openvino.errors import OptionError
 
@@ -44,9 +46,14 @@ class Direction:
     target: str | None
 
     @property
+    def pair(self) -> str:
+        """`en_de`, or `en` for recognition."""
+        return self.source if self.target is None else f"{self.source}_{self.target}"
+
+    @property
     def task(self) -> str:
         """The part of Fairseq's file names that names the task: `st_en_de` or `asr_en`."""
-        return f"asr_{self.source}" if self.target is None else f"st_{self.source}_{self.target}"
+        return f"{'asr' if self.target is None else 'st'}_{self.pair}"
 
     @property
     def table_target(self) -> str:
@@ -54,35 +61,52 @@ class Direction:
         return self.target or ("de" if self.source == "en" else "en")
 
 
-def read_corpus(root: Path, direction: Direction) -> list[Utterance]:
+@dataclass
+class Corpus:
+    """Clips of one direction in the order of `validated.tsv`, and the rows that are none."""
+
+    utterances: list[Utterance] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def joint_task(directions: list[Direction]) -> str:
+    """The task of one model for all directions: `st_en_deca` for en-de and en-ca."""
+    if len(directions) == 1:
+        return directions[0].task
+    return f"st_{directions[0].source}_{''.join(str(item.target) for item in directions)}"
+
+
+def read_corpus(root: Path, direction: Direction) -> Corpus:
     """Join `validated.tsv` and `covost_v2.*.tsv` on the clip, in the order of `validated.tsv`.
 
     Source: Fairseq `examples/speech_to_text/prep_covost_data.py:CoVoST`.
     """
     table = _covost_table(root, direction)
-    splits = {row["path"]: row for row in _rows(table, ("path", "translation", "split"))}
-    utterances = []
-    validated = _rows(_existing(root / "validated.tsv"), ("path", "sentence", "client_id"))
-    for row in validated:
-        entry = splits.get(row["path"])
-        split = _split(entry["split"]) if entry else None
-        if split is not None:
-            utterances.append(
-                Utterance(
-                    path=row["path"],
-                    sentence=row["sentence"],
-                    translation=entry["translation"],
-                    speaker=row["client_id"],
-                    split=split,
-                )
-            )
-    counts = {split: sum(item.split == split for item in utterances) for split in SPLITS}
+    validated = _existing(root / "validated.tsv")
+    corpus = Corpus()
+    translations = _by_path(table, ("path", "translation", "split"), corpus.problems)
+    clips = _by_path(validated, ("path", "sentence", "client_id"), corpus.problems)
+    for path, clip in clips.items():
+        entry = translations.get(path)
+        if entry is None:
+            corpus.problems.append(Problem(Kind.NO_TRANSLATION, "", path, f"not in {table.name}"))
+        elif (split := _split(entry["split"])) is None:
+            reason = f"split {entry['split']!r} in {table.name}"
+            corpus.problems.append(Problem(Kind.OTHER_SPLIT, "", path, reason))
+        else:
+            texts = (clip["sentence"], entry["translation"])
+            corpus.utterances.append(Utterance(path, *texts, clip["client_id"], split))
+    for path in translations.keys() - clips.keys():
+        split = _split(translations[path]["split"]) or ""
+        reason = f"not in {validated.name}"
+        corpus.problems.append(Problem(Kind.NO_CLIP, split, path, reason))
+    counts = {split: sum(item.split == split for item in corpus.utterances) for split in SPLITS}
     if not all(counts.values()):
         raise OptionError(
             f"Reading the corpus failed in {root}: expected clips for train, dev and test, "
             f"got {counts}. Check that validated.tsv and {table.name} belong together."
         )
-    return utterances
+    return corpus
 
 
 def _split(name: str) -> str | None:
@@ -117,17 +141,56 @@ def _covost_table(root: Path, direction: Direction) -> Path:
     return table
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Rows of a table without quoting, as Fairseq's `load_df_from_tsv` reads it."""
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, dialect="excel-tab", quoting=csv.QUOTE_NONE, escapechar="\\")
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+def _by_path(
+    table: Path, columns: tuple[str, ...], problems: list[Problem]
+) -> dict[str, dict[str, str]]:
+    """Rows of a table by clip; of several rows for one clip the first."""
+    rows: dict[str, dict[str, str]] = {}
+    for line, row in _rows(table, columns, problems):
+        if row["path"] in rows:
+            reason = f"again in line {line} of {table.name}"
+            problems.append(Problem(Kind.DUPLICATE, "", row["path"], reason))
+        else:
+            rows[row["path"]] = row
+    return rows
+
+
+def _rows(
+    path: Path, columns: tuple[str, ...], problems: list[Problem]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and rows of a table without quoting, as Fairseq's `load_df_from_tsv` reads it."""
+    with open(path, "rb") as file:
+        header = file.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
+        missing = [column for column in columns if column not in header]
         if missing:
             raise OptionError(
                 f"Reading the corpus failed in {path}: expected the columns {', '.join(columns)}, "
                 f"got none named {', '.join(missing)}. Download the file again."
             )
-        yield from reader
+        for number, line in enumerate(file, start=2):
+            try:
+                fields = _fields(line, len(header))
+            except ValueError as error:
+                where = f"line {number} of {path.name}"
+                problems.append(Problem(Kind.DAMAGED_ROW, "", where, str(error)))
+                continue
+            yield number, dict(zip(header, fields, strict=True))
+
+
+def _fields(line: bytes, count: int) -> list[str]:
+    """The fields of one line.
+
+    Raises:
+        ValueError: the line is not UTF-8 text of so many fields.
+    """
+    text = line.decode("utf-8").rstrip("\r\n")
+    if "\0" in text:
+        raise ValueError("a NUL byte")
+    reader = csv.reader([text], dialect="excel-tab", quoting=csv.QUOTE_NONE, escapechar="\\")
+    fields = next(reader, [""])
+    if len(fields) != count:
+        raise ValueError(f"{len(fields)} fields instead of {count}")
+    return fields
 
 
 def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

@@ -18,7 +18,7 @@ import soundfile
 from covost_corpus import clip_id
 
 from fairseq_openvino.errors import AudioError, OptionError
-from fairseq_openvino.speech.audio import read_audio
+from fairseq_openvino.speech.audio import damage_collected, read_audio
 from fairseq_openvino.speech.features import fbank
 
 ZIP_NAME = "fbank80.zip"
@@ -39,10 +39,11 @@ class Audio:
 
 @dataclass(frozen=True)
 class Extraction:
-    """Usable clips by id, unusable ones with the reason by id, and the rate of all in Hz."""
+    """Usable clips by id, unusable ones and those cut short with the reason, the rate of all in Hz."""
 
     audio: dict[str, Audio]
     skipped: dict[str, str]
+    damaged: dict[str, str]
     sample_rate_hz: int
 
 
@@ -61,28 +62,33 @@ def extract(root: Path, paths: list[str], rate_hz: int | None, workers: int) -> 
     archive, record = root / ZIP_NAME, root / RECORD_NAME
     unfinished = archive.with_name(archive.name + ".partial")
     skipped: dict[str, str] = {}
+    damaged: dict[str, str] = {}
     results = _map(partial(_features, rate_hz=rate_hz), root, paths, workers)
     with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as packed:
-        for path, features in results:
-            if isinstance(features, str):
-                skipped[clip_id(path)] = features
-            else:
-                packed.writestr(zipfile.ZipInfo(clip_id(path) + ".npy"), _npy(features))
-    _write_json(record, {"sample_rate": rate_hz, "skipped": skipped})
+        for path, features, damage in results:
+            if features is None:
+                skipped[clip_id(path)] = damage
+                continue
+            packed.writestr(zipfile.ZipInfo(clip_id(path) + ".npy"), _npy(features))
+            if damage:
+                damaged[clip_id(path)] = damage
+    _write_json(record, {"sample_rate": rate_hz, "skipped": skipped, "damaged": damaged})
     unfinished.replace(archive)
-    return Extraction(_index(archive), skipped, rate_hz)
+    return Extraction(_index(archive), skipped, damaged, rate_hz)
 
 
 def measure(root: Path, paths: list[str], workers: int) -> Extraction:
     """References to the clips themselves, with the frames their features will have."""
     rate_hz = common_rate(root, paths)
-    audio, skipped = {}, {}
-    for path, features in _map(partial(_features, rate_hz=rate_hz), root, paths, workers):
-        if isinstance(features, str):
-            skipped[clip_id(path)] = features
-        else:
-            audio[clip_id(path)] = Audio(f"clips/{path}", len(features))
-    return Extraction(audio, skipped, rate_hz)
+    audio, skipped, damaged = {}, {}, {}
+    for path, features, damage in _map(partial(_features, rate_hz=rate_hz), root, paths, workers):
+        if features is None:
+            skipped[clip_id(path)] = damage
+            continue
+        audio[clip_id(path)] = Audio(f"clips/{path}", len(features))
+        if damage:
+            damaged[clip_id(path)] = damage
+    return Extraction(audio, skipped, damaged, rate_hz)
 
 
 def common_rate(root: Path, paths: list[str]) -> int:
@@ -120,6 +126,7 @@ def _reuse(root: Path, paths: list[str], rate_hz: int | None) -> Extraction:
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
         recorded_hz, skipped = int(known["sample_rate"]), dict(known["skipped"])
+        damaged = dict(known.get("damaged", {}))
         audio = _index(archive)
     except (OSError, ValueError, KeyError, TypeError, struct.error, zipfile.BadZipFile) as error:
         raise OptionError(
@@ -140,28 +147,33 @@ def _reuse(root: Path, paths: list[str], rate_hz: int | None) -> Extraction:
             f"got none for {len(absent)} of them ({absent[0]}). Delete {ZIP_NAME} and run again."
         )
     print(f"{archive} exists: features are reused", flush=True)
-    return Extraction(audio, skipped, recorded_hz)
+    return Extraction(audio, skipped, damaged, recorded_hz)
 
 
 def _map(
     function: partial, root: Path, paths: list[str], workers: int
-) -> Iterable[tuple[str, np.ndarray | str]]:
+) -> Iterable[tuple[str, np.ndarray | None, str]]:
+    """Path, features and what `_features` says about them."""
     files = [str(root / "clips" / path) for path in paths]
     with ProcessPoolExecutor(workers) as pool:
         results = pool.map(function, files, chunksize=CHUNK_CLIPS)
         for number, (path, result) in enumerate(zip(paths, results, strict=True), start=1):
             if number % PROGRESS_EVERY == 0 or number == len(paths):
                 print(f"features of {number} of {len(paths)} clips", flush=True)
-            yield path, result
+            yield path, *result
 
 
-def _features(file: str, rate_hz: int) -> np.ndarray | str:
-    """Filter banks, shape (frames, 80), float32, or the reason why there are none."""
-    try:
-        waveform, _ = read_audio(file, rate_hz)
-    except AudioError as error:
-        return str(error)
-    return fbank(waveform, rate_hz)
+def _features(file: str, rate_hz: int) -> tuple[np.ndarray | None, str]:
+    """Filter banks, shape (frames, 80), float32, and what is missing of the clip ("" if nothing).
+
+    Without any audio: None, and the reason.
+    """
+    with damage_collected() as damage:
+        try:
+            waveform, _ = read_audio(file, rate_hz)
+        except AudioError as error:
+            return None, str(error)
+    return fbank(waveform, rate_hz), "; ".join(damage)
 
 
 def _npy(features: np.ndarray) -> bytes:

@@ -5,8 +5,8 @@
 
 writes `fbank80.zip`, manifests, a SentencePiece vocabulary and a YAML file to `ROOT/en`. Options
 and file names are those of Fairseq's `prep_covost_data.py`; without `--tgt-lang` the task is speech
-recognition. Clips that cannot be decoded are left out, listed in `skipped_*.tsv`, and make the
-exit code 1.
+recognition, with several one multilingual model. Every row and clip that is left out is counted in a
+table at the end and listed in `skipped_<task>.tsv`; one that is damaged makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 import yaml
-from covost_corpus import SPLITS, Direction, Utterance, read_corpus, write_rows
+from covost_corpus import SPLITS, Direction, Utterance, joint_task, read_corpus, write_rows
 from covost_features import Extraction, extract, measure
-
-from fairseq_openvino.errors import (
-    EXIT_ENVIRONMENT,
-    EXIT_OK,
-    EXIT_PARTIAL,
-    FairseqOpenVINOError,
-    OptionError,
+from covost_problems import (
+    MAX_TRAIN_FRAMES,
+    MIN_FRAMES,
+    Kind,
+    Problem,
+    exit_code,
+    summary,
 )
+
+from fairseq_openvino.errors import EXIT_ENVIRONMENT, FairseqOpenVINOError, OptionError
 
 MANIFEST_COLUMNS = ("id", "audio", "n_frames", "tgt_text", "speaker") + (
     "src_text",
     "src_lang",
     "tgt_lang",
 )
-MIN_FRAMES = 5
-MAX_TRAIN_FRAMES = 3000
 MEL_BINS = 80
 SPECIAL_PIECES = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
 """Fairseq's ids of `<s>`, `<pad>`, `</s>` and `<unk>`, which its dictionary files leave out."""
@@ -87,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocab-type", required=True, choices=("char", "unigram", "bpe"))
     parser.add_argument("--vocab-size", type=int, default=1000, help="ignored for char")
     parser.add_argument("--src-lang", "-s", required=True)
-    parser.add_argument("--tgt-lang", "-t", help="default: transcribe instead of translate")
+    parser.add_argument(
+        "--tgt-lang",
+        "-t",
+        nargs="+",
+        help="default: transcribe instead of translate; several: one multilingual model",
+    )
     parser.add_argument(
         "--sample-rate",
         type=_sample_rate,
@@ -118,31 +124,62 @@ def _sample_rate(text: str) -> int | None:
 
 def _prepare(options: argparse.Namespace) -> int:
     root = Path(options.data_root).absolute() / options.src_lang
-    direction = Direction(options.src_lang, options.tgt_lang)
-    utterances = read_corpus(root, direction)
-    extraction = _extract(root, [utterance.path for utterance in utterances], options)
-    for split in SPLITS:
-        write_manifest(
-            root / f"{split}_{direction.task}.tsv",
-            [utterance for utterance in utterances if utterance.split == split],
-            extraction,
-            direction,
-        )
-    stem = Vocabulary(options.vocab_type, options.vocab_size).stem(direction.task)
-    texts = [
-        target_text(utterance, direction)
-        for utterance in utterances
-        if utterance.split == "train" and utterance.id in extraction.audio
-    ]
-    write_vocabulary(root / stem, options.vocab_type, options.vocab_size, texts)
-    write_config(
-        root / f"config_{direction.task}.yaml",
-        stem,
-        root.as_posix(),
-        extraction.sample_rate_hz,
-        options.specaugment == "lb",
-    )
-    return _report_skipped(root, direction, utterances, extraction)
+    targets = options.tgt_lang or [None]
+    directions = [Direction(options.src_lang, target) for target in targets]
+    corpora = [read_corpus(root, direction) for direction in directions]
+    clips = dict.fromkeys(item.path for corpus in corpora for item in corpus.utterances)
+    extraction = _extract(root, list(clips), options)
+    texts: list[str] = []
+    problems: list[Problem] = []
+    for direction, corpus in zip(directions, corpora, strict=True):
+        corpus.problems += _audio_problems(root, corpus.utterances, extraction)
+        for split in SPLITS:
+            written, filtered = write_manifest(
+                root / f"{split}_{direction.task}.tsv",
+                [item for item in corpus.utterances if item.split == split],
+                extraction,
+                direction,
+            )
+            corpus.problems += filtered
+            if split == "train":
+                texts += [target_text(item, direction) for item in written]
+        _list_problems(root / f"skipped_{direction.task}.tsv", corpus.problems)
+        problems += corpus.problems
+    task = joint_task(directions)
+    stem = Vocabulary(options.vocab_type, options.vocab_size).stem(task)
+    joint = targets if len(targets) > 1 else []
+    tags = [f"<lang:{language}>" for language in joint]
+    write_vocabulary(root / stem, options.vocab_type, options.vocab_size, texts, tags)
+    config = root / f"config_{task}.yaml"
+    specaugment = options.specaugment == "lb"
+    rate_hz = extraction.sample_rate_hz
+    write_config(config, stem, root.as_posix(), rate_hz, specaugment, language_tags=bool(joint))
+    print("\n".join(summary(problems, SPLITS)), end="\n" if problems else "")
+    return exit_code(problems)
+
+
+def _audio_problems(
+    root: Path, utterances: list[Utterance], extraction: Extraction
+) -> list[Problem]:
+    problems = []
+    for item in utterances:
+        if reason := extraction.skipped.get(item.id):
+            file = root / "clips" / item.path
+            kind = Kind.UNDECODABLE if file.is_file() else Kind.MISSING
+            if kind is Kind.UNDECODABLE and not file.stat().st_size:
+                kind = Kind.EMPTY_FILE
+            problems.append(Problem(kind, item.split, item.path, reason))
+        elif damage := extraction.damaged.get(item.id):
+            problems.append(Problem(Kind.TRUNCATED, item.split, item.path, damage))
+    return problems
+
+
+def _list_problems(path: Path, problems: list[Problem]) -> None:
+    path.unlink(missing_ok=True)
+    if problems:
+        rows = ((item.split, item.path, item.kind.title, item.reason) for item in problems)
+        write_rows(path, ("split", "path", "problem", "reason"), rows)
+        print(f"{path.name}: {len(problems)} rows", file=sys.stderr)
 
 
 def _extract(root: Path, paths: list[str], options: argparse.Namespace) -> Extraction:
@@ -163,37 +200,47 @@ def target_text(utterance: Utterance, direction: Direction) -> str:
 
 def write_manifest(
     path: Path, utterances: list[Utterance], extraction: Extraction, direction: Direction
-) -> None:
-    """Write one split after Fairseq's filters (`data_utils.py:filter_manifest_df`)."""
-    is_train = path.name.startswith("train")
-    filtered = {"short": 0, "empty": 0, "long": 0}
-    rows = []
+) -> tuple[list[Utterance], list[Problem]]:
+    """Write one split after Fairseq's filters (`data_utils.py:filter_manifest_df`).
+
+    Returns:
+        What was written, and what was filtered; clips without audio are in neither.
+    """
+    written, filtered, rows = [], [], []
     for utterance in utterances:
         audio = extraction.audio.get(utterance.id)
         if audio is None:
             continue
         text = target_text(utterance, direction)
-        if audio.n_frames < MIN_FRAMES:
-            filtered["short"] += 1
-        elif not text:
-            filtered["empty"] += 1
-        elif is_train and audio.n_frames > MAX_TRAIN_FRAMES:
-            filtered["long"] += 1
-        else:
-            rows.append(
-                (utterance.id, audio.reference, audio.n_frames, text, utterance.speaker)
-                + (utterance.sentence, direction.source, direction.target or direction.source)
-            )
-    print(
-        f"{path.name}: {len(rows)} clips; filtered: {filtered['short']} shorter than {MIN_FRAMES} "
-        f"frames, {filtered['empty']} without text, {filtered['long']} longer than "
-        f"{MAX_TRAIN_FRAMES} frames"
-    )
+        kind = _filter(utterance.split, text, audio.n_frames)
+        if kind is not None:
+            reason = f"{audio.n_frames} frames, {len(text)} characters"
+            filtered.append(Problem(kind, utterance.split, utterance.path, reason))
+            continue
+        written.append(utterance)
+        rows.append(
+            (utterance.id, audio.reference, audio.n_frames, text, utterance.speaker)
+            + (utterance.sentence, direction.source, direction.target or direction.source)
+        )
+    print(f"{path.name}: {len(rows)} clips")
     write_rows(path, MANIFEST_COLUMNS, rows)
+    return written, filtered
 
 
-def write_vocabulary(stem: Path, kind: str, size: int, texts: list[str]) -> None:
+def _filter(split: str, text: str, n_frames: int) -> Kind | None:
+    if n_frames < MIN_FRAMES:
+        return Kind.SHORT
+    if not text:
+        return Kind.NO_TEXT
+    return Kind.LONG if split == "train" and n_frames > MAX_TRAIN_FRAMES else None
+
+
+def write_vocabulary(
+    stem: Path, kind: str, size: int, texts: list[str], tags: Sequence[str] = ()
+) -> None:
     """Train `stem.model`, with `.vocab` and Fairseq's dictionary `.txt`; kept if it exists.
+
+    `tags` are pieces of their own that no text is cut into, such as `<lang:de>`.
 
     Source: Fairseq `data_utils.py:gen_vocab`, same trainer options.
     """
@@ -210,6 +257,7 @@ def write_vocabulary(stem: Path, kind: str, size: int, texts: list[str]) -> None
             character_coverage=1.0,
             num_threads=os.cpu_count(),
             minloglevel=2,
+            user_defined_symbols=list(tags),
             **SPECIAL_PIECES,
         )
     except (RuntimeError, ValueError) as error:
@@ -221,14 +269,19 @@ def write_vocabulary(stem: Path, kind: str, size: int, texts: list[str]) -> None
     pieces = [processor.id_to_piece(number) for number in range(processor.get_piece_size())]
     scores = [processor.get_score(number) for number in range(processor.get_piece_size())]
     lines = [f"{piece}\t{score:g}\n" for piece, score in zip(pieces, scores, strict=True)]
-    _publish(stem.with_suffix(".model"), model.getvalue())
-    _publish(stem.with_suffix(".vocab"), "".join(lines).encode())
+    publish(stem.with_suffix(".model"), model.getvalue())
+    publish(stem.with_suffix(".vocab"), "".join(lines).encode())
     entries = "".join(f"{piece} 1\n" for piece in pieces[len(SPECIAL_PIECES) :])
-    _publish(stem.with_suffix(".txt"), entries.encode())
+    publish(stem.with_suffix(".txt"), entries.encode())
 
 
 def write_config(
-    path: Path, stem: str, audio_root: str, sample_rate_hz: int, specaugment: bool
+    path: Path,
+    stem: str,
+    audio_root: str,
+    sample_rate_hz: int,
+    specaugment: bool,
+    language_tags: bool = False,
 ) -> None:
     """Write Fairseq's data configuration; only `audio_root` is not relative to the file itself."""
     config: dict[str, object] = {
@@ -240,39 +293,22 @@ def write_config(
         "transforms": {"*": ["utterance_cmvn"]},
         "vocab_filename": f"{stem}.txt",
     }
+    if language_tags:
+        config["prepend_tgt_lang_tag"] = True
     if specaugment:
         config["specaugment"] = SPECAUGMENT_LB
         config["transforms"] = {
             "*": ["utterance_cmvn"],
             "_train": ["utterance_cmvn", "specaugment"],
         }
-    _publish(path, yaml.safe_dump(config).encode())
+    publish(path, yaml.safe_dump(config).encode())
 
 
-def _publish(path: Path, content: bytes) -> None:
+def publish(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it."""
     unfinished = path.with_name(path.name + ".partial")
     unfinished.write_bytes(content)
     unfinished.replace(path)
-
-
-def _report_skipped(
-    root: Path, direction: Direction, utterances: list[Utterance], extraction: Extraction
-) -> int:
-    """List the clips without features per split; returns the exit code."""
-    total = 0
-    for split in SPLITS:
-        path = root / f"skipped_{split}_{direction.task}.tsv"
-        rows = [
-            (utterance.path, extraction.skipped[utterance.id])
-            for utterance in utterances
-            if utterance.split == split and utterance.id in extraction.skipped
-        ]
-        path.unlink(missing_ok=True)
-        if rows:
-            write_rows(path, ("path", "reason"), rows)
-            print(f"{len(rows)} clips of {split} cannot be used, see {path}", file=sys.stderr)
-        total += len(rows)
-    return EXIT_PARTIAL if total else EXIT_OK
 
 
 if __name__ == "__main__":

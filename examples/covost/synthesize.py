@@ -1,9 +1,10 @@
-"""Synthesise a miniature English-German corpus in the layout of CoVoST 2 / Common Voice.
+"""Synthesise a miniature corpus in the layout of CoVoST 2 / Common Voice: English, German, Catalan.
 
     python examples/covost/synthesize.py --output ROOT --train 4000 --dev 100 --test 100 --seed 1
 
-writes `ROOT/en/clips/*.mp3` (mono, 16 kHz), `ROOT/en/validated.tsv` and
-`ROOT/en/covost_v2.en_de.tsv`. Speech is espeak-ng's, text a seeded grammar's.
+writes `ROOT/en/clips/*.mp3` (mono, 16 kHz), `ROOT/en/validated.tsv`,
+`ROOT/en/covost_v2.en_de.tsv` and `ROOT/en/covost_v2.en_ca.tsv`. Speech is
+espeak-ng's, text a seeded grammar's.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ VALIDATED_COLUMNS = ("client_id", "path", "sentence", "up_votes", "down_votes") 
     "accent",
 )
 COVOST_COLUMNS = ("path", "translation", "split")
+TARGETS = ("de", "ca")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Clip:
 
     path: str
     sentence: str
-    translation: str
+    translations: dict[str, str]
     split: str
     speaker: Speaker
 
@@ -121,23 +123,23 @@ def plan(train: int, dev: int, test: int, seed: int) -> list[Clip]:
                 f"Reading options failed in --{split}: expected at least 1, got {count}. "
                 "Ask for more clips."
             )
-    pairs = grammar.sentences(sum(counts.values()), seed)
+    sentences = grammar.sentences(sum(counts.values()), seed)
     random = Random(f"speakers {seed}")
     splits = [split for split, count in counts.items() for _ in range(count)]
     return [
         Clip(
             path=f"common_voice_en_{number:08d}.mp3",
-            sentence=pair.english,
-            translation=pair.german,
+            sentence=sentence.english,
+            translations={"de": sentence.german, "ca": sentence.catalan},
             split=split,
             speaker=random.choice(SPEAKERS),
         )
-        for number, (pair, split) in enumerate(zip(pairs, splits, strict=True), start=1)
+        for number, (sentence, split) in enumerate(zip(sentences, splits, strict=True), start=1)
     ]
 
 
 def write_corpus(root: Path, clips: list[Clip]) -> None:
-    """Speak the clips that are not there yet and write both TSV files."""
+    """Speak the clips that are not there yet and write the TSV files."""
     directory = root / "en"
     (directory / "clips").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -146,8 +148,9 @@ def write_corpus(root: Path, clips: list[Clip]) -> None:
             if number % PROGRESS_EVERY == 0 or number == len(clips):
                 print(f"{number} of {len(clips)} clips", flush=True)
     write_rows(directory / "validated.tsv", VALIDATED_COLUMNS, map(_validated, clips))
-    covost = ((clip.path, clip.translation, clip.split) for clip in clips)
-    write_rows(directory / "covost_v2.en_de.tsv", COVOST_COLUMNS, covost)
+    for language in TARGETS:
+        rows = ((clip.path, clip.translations[language], clip.split) for clip in clips)
+        write_rows(directory / f"covost_v2.en_{language}.tsv", COVOST_COLUMNS, rows)
 
 
 def _validated(clip: Clip) -> tuple[str, ...]:
