@@ -12,7 +12,7 @@ from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
-from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq import berard, s2t_transformer
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES: dict[str, Architecture] = {
     s2t_transformer.ARCHITECTURE: Architecture(s2t_transformer.build),
+    berard.ARCHITECTURE: Architecture(berard.build, berard.Reference),
 }
 """By Fairseq's model name."""
 
