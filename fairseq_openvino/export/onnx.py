@@ -135,8 +135,12 @@ def _export(
     onnx.checker.check_model(model, full_check=False)
     stored = module.state_dict()
     weights = {each.name: stored[each.name] for each in model.graph.input if each.name in stored}
-    kept = [each for each in model.graph.input if each.name not in weights]
+    read = {each.name: each for each in model.graph.input}
     del model.graph.input[:]
-    model.graph.input.extend(kept)
+    for name, tensor in zip(inputs, example, strict=True):  # the exporter leaves out what is not read
+        sizes = [axes.get(name, {}).get(axis, size) for axis, size in enumerate(tensor.shape)]
+        kind = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
+        unread = onnx.helper.make_tensor_value_info(name, kind, sizes)
+        model.graph.input.append(read.get(name, unread))
     write_model(path, model, weights)
     machine.trim()

@@ -13,6 +13,7 @@ from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
 from fairseq_openvino.export.fairseq import (
+    berard,
     convtransformer,
     s2t_conformer,
     s2t_transformer,
@@ -39,6 +40,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         cases=wav2vec2.CASES,
         complete=xm_transformer.complete,
     ),
+    berard.ARCHITECTURE: Architecture(berard.build, berard.Reference),
 }
 """By Fairseq's model name."""
 
