@@ -12,7 +12,7 @@ from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
-from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq import ctc, s2t_transformer
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
@@ -55,7 +55,8 @@ def export_checkpoint(
         ParityError: a graph does not reproduce the model; nothing is published.
         StorageError: the bundle could not be written; nothing is left behind.
     """
-    original = _original(checkpoint, data, overrides or {})
+    options = options or ExportOptions()
+    original = _original(checkpoint, data, overrides or {}, options.ctc)
     if data.unsupported:
         raise failure(
             ModelError, "Exporting", data.path,
@@ -111,13 +112,18 @@ def cached_bundle(
     return cached(checkpoint.stem, content, cache_dir, make)
 
 
-def _original(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> Original:
+def _original(
+    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], ctc_head: bool = False
+) -> Original:
     loaded = load(checkpoint, data, overrides, ARCHITECTURES)
     _check_data(data)
-    described = {"family": "s2t", "source": loaded.source, **data.described()}
-    described["features"] = replace(described["features"], split=data.gen_subset)
     known = ARCHITECTURES[loaded.architecture]
+    if ctc_head:
+        known = ctc.head(known)
     graphs = known.build(loaded.model, loaded.arguments)
+    family = "s2t" if graphs.has_decoder else "ctc"
+    described = {"family": family, "source": loaded.source, **data.described()}
+    described["features"] = replace(described["features"], split=data.gen_subset)
     reference = known.reference(loaded.model)
     return Original(graphs, reference, described, data.copy_into, known.cases)
 
