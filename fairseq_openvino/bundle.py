@@ -85,10 +85,11 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Limits:
-    """Longest input and output the model was configured for."""
+    """Longest input and output the model was configured for, and the shortest input it can hear."""
 
     max_source_frames: Count
     max_target_tokens: Count
+    min_source_frames: Count = 1
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class FeatureConfig:
     sample_rate_hz: Count
     """Rate of the audio the features are computed from."""
     transforms: tuple[str, ...]
-    """In order: `utterance_cmvn`, `two_pass_cmvn`, `global_cmvn` over filter banks, or `log_mel` alone."""
+    """In order: `utterance_cmvn`, `two_pass_cmvn`, `global_cmvn` over filter banks, or `log_mel` alone, or
+    `layer_norm` alone, of the samples themselves."""
     global_cmvn: str | None = None
     """File with `mean` and `std`, (F,) each."""
     norm_means: bool = True

@@ -15,7 +15,7 @@ from fairseq_openvino.runtime.voice import load_voice
 from fairseq_openvino.s2t import longform
 from fairseq_openvino.s2t.vocabulary import Vocabulary
 from fairseq_openvino.speech.features import FRAMES_PER_SECOND
-from fairseq_openvino.speech.frontend import FilterBanks
+from fairseq_openvino.speech.frontend import Waveform, speech_to_text
 from fairseq_openvino.speech.recordings import Recording
 
 
@@ -28,8 +28,10 @@ class CTC:
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
         self.vocabulary = Vocabulary.of(bundle)
-        self.front_end = FilterBanks.of(bundle)
-        self.frame_seconds = self.manifest.dimensions.subsampling / FRAMES_PER_SECOND
+        self.front_end = speech_to_text(bundle)
+        is_raw = isinstance(self.front_end, Waveform)
+        rate_hz = self.front_end.rate_hz if is_raw else FRAMES_PER_SECOND
+        self.frame_seconds = self.manifest.dimensions.subsampling / rate_hz
         """From one encoder frame to the next."""
 
     def head(self, options: CTCOptions) -> Head:

@@ -34,6 +34,8 @@ class Graphs:
     """Decoder positions."""
     subsampling: int
     """T / S, rounded."""
+    min_source_frames: int = 1
+    """Smallest T that gives an encoder frame."""
 
     @property
     def has_decoder(self) -> bool:

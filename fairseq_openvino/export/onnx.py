@@ -69,9 +69,10 @@ def export_onnx(graphs: Graphs, directory: Path) -> None:
         "encoder_lengths": {0: "N"},
     }
     axes |= {spec.name: _dynamic(spec) for spec in graphs.memory}
-    features = torch.zeros(2, 40, graphs.feature_bins)
-    _export(graphs.encoder, (features, torch.tensor([40, 32])), directory / ENCODER_ONNX,
-            ["features", "lengths"],
+    frames = 40 * graphs.min_source_frames
+    features = torch.zeros(2, frames, graphs.feature_bins)
+    example = features, torch.tensor([frames, frames - 8])
+    _export(graphs.encoder, example, directory / ENCODER_ONNX, ["features", "lengths"],
             ["encoder_lengths", *(spec.name for spec in graphs.memory)], axes)  # fmt: skip
     if not graphs.has_decoder:
         return

@@ -90,7 +90,7 @@ def _manifest(
         architecture=graphs.architecture,
         precision=options.precision,
         dimensions=Dimensions.of(graphs),
-        limits=Limits(graphs.max_source_frames, graphs.max_target_tokens),
+        limits=Limits(graphs.max_source_frames, graphs.max_target_tokens, graphs.min_source_frames),
         memory=graphs.memory,
         state=graphs.state,
         parity=report.to_json(),

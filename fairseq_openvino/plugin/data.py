@@ -31,9 +31,11 @@ def completing(load: Callable[..., Any]) -> Callable[..., Any]:
         parts = getattr(dataset, "datasets", [dataset])
         if split.startswith("train"):
             return
+        config = self.data_cfg
+        rate_hz = config.use_sample_rate if config.use_audio_input else None
         for part in parts:
             part.n_frames = [
-                frames or frame_count(path) or UNREADABLE_FRAMES
+                frames or frame_count(path, rate_hz) or UNREADABLE_FRAMES
                 for frames, path in zip(part.n_frames, part.audio_paths, strict=True)
             ]
         if not any(text for part in parts for text in part.tgt_texts or ()):

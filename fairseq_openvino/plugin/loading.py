@@ -114,7 +114,8 @@ def _check_fit(bundle: Bundle, task: Any) -> None:
         expected = f"the dictionary of the data directory ({len(task.target_dictionary)} symbols)"
         got = f"another one ({len(symbols)} symbols)"
         raise failure(ModelError, ACTION, bundle.directory, expected, got, advice)
-    bins = task.data_cfg.input_feat_per_channel * task.data_cfg.input_channels
+    config = task.data_cfg
+    bins = 1 if config.use_audio_input else config.input_feat_per_channel * config.input_channels
     if bins != manifest.dimensions.feature_bins:
         expected = f"{bins} feature bins as in the data configuration"
         got = manifest.dimensions.feature_bins

@@ -57,8 +57,14 @@ def base_architecture(args: Any) -> None:
     """All dimensions come from the bundle."""
 
 
+def features_of(src_tokens: Tensor) -> np.ndarray:
+    """What a dataset collates, as (N, T, F); of waveforms (N, T), F is 1."""
+    found: np.ndarray = src_tokens.cpu().numpy()
+    return found[..., None] if found.ndim == 2 and found.dtype.kind == "f" else found  # noqa: PLR2004
+
+
 class OpenVINOEncoder(FairseqEncoder):  # type: ignore[misc]
-    """src_tokens (N, T, F), src_lengths (N,) -> the encoder output and the utterance of each row."""
+    """src_tokens (N, T, F) or (N, T), src_lengths (N,) -> encoder output and the utterance of each row."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(None)
@@ -66,7 +72,7 @@ class OpenVINOEncoder(FairseqEncoder):  # type: ignore[misc]
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, **_: Any) -> dict[str, Any]:
         """Encode one padded batch."""
-        memory = self.compiled.encode(src_tokens.cpu().numpy(), src_lengths.cpu().numpy())
+        memory = self.compiled.encode(features_of(src_tokens), src_lengths.cpu().numpy())
         return {"memory": memory, "rows": np.arange(memory.utterances)}
 
     def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:

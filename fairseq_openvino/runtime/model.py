@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 
 from fairseq_openvino.bundle import Bundle
-from fairseq_openvino.errors import ModelError, failure
+from fairseq_openvino.errors import AudioError, ModelError, failure
 from fairseq_openvino.model import Head, Memory
 from fairseq_openvino.runtime.engine import Engine, Variant, read_back
 from fairseq_openvino.runtime.options import EngineOptions
@@ -54,6 +54,12 @@ class CompiledModel:
                 ModelError, "Encoding", self.bundle.directory, f"features (N, T, {bins})",
                 features.shape, "Use the feature configuration the model was trained with",
             )  # fmt: skip
+        shortest = self.manifest.limits.min_source_frames
+        if features.shape[1] < shortest:
+            raise AudioError(
+                f"Encoding failed: expected at least {shortest} samples, which make a frame, got "
+                f"{features.shape[1]}. Drop the clip."
+            )
         precision = self.plan(together or len(features) * streams).encoder
         lease = self.engine.lease(Variant("encoder", precision, streams))
         request = lease.request

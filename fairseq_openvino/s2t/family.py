@@ -15,7 +15,7 @@ from fairseq_openvino.s2t import generation, longform
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.search import TokenIds, candidate_count, generate
 from fairseq_openvino.s2t.vocabulary import Vocabulary
-from fairseq_openvino.speech.frontend import FilterBanks
+from fairseq_openvino.speech.frontend import speech_to_text
 from fairseq_openvino.speech.recordings import Recording
 
 
@@ -28,7 +28,7 @@ class S2T:
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
         self.vocabulary = Vocabulary.of(bundle)
-        self.front_end = FilterBanks.of(bundle)
+        self.front_end = speech_to_text(bundle)
 
     def head(self, options: S2TOptions) -> Head:
         """What a session reports in a search."""

@@ -24,7 +24,7 @@ from fairseq_openvino.errors import (
 from fairseq_openvino.model import Clip, Hypothesis, News, Segment, Transcript
 from fairseq_openvino.speech.activity import RATE_HZ, ActivityOptions, Span, Voice
 from fairseq_openvino.speech.features import HOP_SAMPLES
-from fairseq_openvino.speech.frontend import FilterBanks, heard
+from fairseq_openvino.speech.frontend import FilterBanks, Waveform, heard
 from fairseq_openvino.speech.pieces import speech
 from fairseq_openvino.speech.recordings import Recording
 from fairseq_openvino.whisper.windows import nothing
@@ -53,7 +53,7 @@ def each_alone(work: Callable[[Sequence[Clip]], Sequence[Transcript]]) -> Decode
 
 def follow(
     items: Iterable[Recording | Clip | News],
-    front_end: FilterBanks,
+    front_end: FilterBanks | Waveform,
     eos: int,
     voice: Voice,
     decode: Decode,
@@ -120,7 +120,9 @@ class _Story:
         """Whether nothing more will be heard or decoded of it."""
         return self._is_heard and not self._decoding
 
-    def parts(self, front_end: FilterBanks, voice: Voice) -> Iterator[tuple[Span | None, Clip]]:
+    def parts(
+        self, front_end: FilterBanks | Waveform, voice: Voice
+    ) -> Iterator[tuple[Span | None, Clip]]:
         """What is to be decoded of it: all (None), or the pieces where somebody speaks."""
         try:
             for span, clip in self._clips(front_end, voice):
@@ -167,7 +169,9 @@ class _Story:
     def _seconds(self) -> float:
         return self._samples / RATE_HZ
 
-    def _clips(self, front_end: FilterBanks, voice: Voice) -> Iterator[tuple[Span | None, Clip]]:
+    def _clips(
+        self, front_end: FilterBanks | Waveform, voice: Voice
+    ) -> Iterator[tuple[Span | None, Clip]]:
         if isinstance(self._item, Clip):
             yield None, self._item
         if not isinstance(self._item, Recording):

@@ -1,4 +1,7 @@
-"""Waveforms to features: Kaldi filter banks with CMVN (Fairseq), log-mel (Whisper). Pure functions."""
+"""Waveforms to features: Kaldi filter banks with CMVN and scaled samples (Fairseq), log-mel (Whisper).
+
+Pure functions.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ FRAME_LENGTH_MS = 25.0
 FRAME_SHIFT_MS = 10.0
 FRAMES_PER_SECOND = 100
 CMVN_VARIANCE_FLOOR = 1e-10
+LAYER_NORM_EPSILON = 1e-5
 WHISPER_RATE_HZ, FFT_SAMPLES, HOP_SAMPLES = 16_000, 400, 160
 SMALLEST_POWER, DECADES = 1e-10, 8.0
 """Whisper's floor of the mel power, and the range kept below a window's maximum."""
@@ -84,6 +88,16 @@ def global_cmvn(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.n
     Source: Fairseq `data/audio/feature_transforms/global_cmvn.py`.
     """
     return np.divide(np.subtract(features, mean), std)
+
+
+def layer_norm(waveform: np.ndarray) -> np.ndarray:
+    """Samples with mean 0 and variance 1 over the utterance; (samples,) -> (samples,), float32.
+
+    Source: Fairseq `data/audio/speech_to_text_dataset.py:_get_source_audio`.
+    """
+    wide = waveform.astype(np.float64)
+    found: np.ndarray = (wide - wide.mean()) / np.sqrt(wide.var() + LAYER_NORM_EPSILON)
+    return found.astype(np.float32)
 
 
 def log_mel(waveform: np.ndarray, bins: int, window_frames: int) -> np.ndarray:

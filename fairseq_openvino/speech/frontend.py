@@ -16,6 +16,7 @@ from fairseq_openvino.speech.features import (
     FRAMES_PER_SECOND,
     fbank,
     global_cmvn,
+    layer_norm,
     log_mel,
     two_pass_cmvn,
     utterance_cmvn,
@@ -119,6 +120,46 @@ class FilterBanks:
 
 
 @dataclass(frozen=True)
+class Waveform:
+    """The samples themselves, scaled as Fairseq does.
+
+    Fairseq does so whatever `standardize_audio` says: it tests a method where it means to call it
+    (data/audio/speech_to_text_dataset.py:246).
+    """
+
+    config: FeatureConfig
+    max_samples: int
+    """The most that are heard as a whole."""
+
+    @property
+    def rate_hz(self) -> int:
+        """See `FrontEnd`."""
+        return self.config.sample_rate_hz
+
+    def __call__(self, waveform: np.ndarray, rate_hz: int) -> np.ndarray:
+        """See `FrontEnd`."""
+        _check_samples(waveform, rate_hz, self.rate_hz)
+        if len(waveform) > self.max_samples:
+            raise UtteranceTooLongError(
+                f"{ACTION} failed: expected at most {self.max_samples} samples, got {len(waveform)}. "
+                "Split the audio."
+            )
+        return layer_norm(waveform)[:, None]
+
+    def stored(self, frames: np.ndarray) -> np.ndarray:
+        """Always an error: the model reads samples."""
+        raise _no_features()
+
+
+def speech_to_text(bundle: Bundle) -> FilterBanks | Waveform:
+    """The front end of a Fairseq model."""
+    features, limits = bundle.manifest.features, bundle.manifest.limits
+    if features.transforms == ("layer_norm",):
+        return Waveform(features, limits.max_source_frames)
+    return FilterBanks.of(bundle)
+
+
+@dataclass(frozen=True)
 class LogMel:
     """Whisper's log-mel frames of one window."""
 
@@ -133,12 +174,8 @@ class LogMel:
 
     def __call__(self, waveform: np.ndarray, rate_hz: int) -> np.ndarray:
         """See `FrontEnd`."""
+        _check_samples(waveform, rate_hz, self.rate_hz)
         seconds = len(waveform) / rate_hz
-        if rate_hz != self.rate_hz or not len(waveform) or not np.isfinite(waveform).all():
-            raise AudioError(
-                f"{ACTION} failed: expected finite samples at {self.rate_hz} Hz, got "
-                f"{len(waveform)} at {rate_hz} Hz. Repair or drop the file."
-            )
         if seconds * FRAMES_PER_SECOND > self.window:
             raise UtteranceTooLongError(
                 f"{ACTION} failed: expected at most {self.window / FRAMES_PER_SECOND:g} s of "
@@ -148,4 +185,16 @@ class LogMel:
 
     def stored(self, frames: np.ndarray) -> np.ndarray:
         """Always an error: Whisper's features depend on the whole window."""
-        raise AudioError(f"{ACTION} failed: expected audio, got stored features. Give audio files.")
+        raise _no_features()
+
+
+def _check_samples(waveform: np.ndarray, rate_hz: int, wanted_hz: int) -> None:
+    if rate_hz != wanted_hz or not len(waveform) or not np.isfinite(waveform).all():
+        raise AudioError(
+            f"{ACTION} failed: expected finite samples at {wanted_hz} Hz, got "
+            f"{len(waveform)} at {rate_hz} Hz. Repair or drop the file."
+        )
+
+
+def _no_features() -> AudioError:
+    return AudioError(f"{ACTION} failed: expected audio, got stored features. Give audio files.")

@@ -82,7 +82,7 @@ def frames(path: str, sample_rate_hz: int | None, bins: int) -> Frames:
     Args:
         path: as in `corpus.Utterance`.
         sample_rate_hz: audio of another rate is resampled; None: never.
-        bins: F.
+        bins: F; 1 of a model that reads samples, which has no features.
 
     Raises:
         AudioError: the file cannot be used.
@@ -95,16 +95,22 @@ def frames(path: str, sample_rate_hz: int | None, bins: int) -> Frames:
         stored = _array(path)
         found = Frames(stored, len(stored) * FRAME_SHIFT_MS / 1000 if stored.ndim else 0.0)
     shape = found.values.shape
-    if len(shape) != FRAME_RANK or shape[0] == 0 or shape[1] != bins:
+    wanted = f"frames of {bins} filter banks" if bins > 1 else "audio, as the model reads samples"
+    if bins == 1 or len(shape) != FRAME_RANK or shape[0] == 0 or shape[1] != bins:
         raise AudioError(
-            f"Reading speech failed in {path!r}: expected frames of {bins} filter banks, "
+            f"Reading speech failed in {path!r}: expected {wanted}, "
             f"got the shape {shape}. Drop the utterance or compute its features again."
         )
     return found
 
 
-def frame_count(path: str) -> int | None:
-    """T of a path as its header states it, without decoding; None if it does not."""
+def frame_count(path: str, waveform_hz: int | None = None) -> int | None:
+    """T of a path as its header states it, without decoding; None if it does not.
+
+    Args:
+        path: as in `corpus.Utterance`.
+        waveform_hz: of a model that reads samples: their rate; None: T counts filter banks.
+    """
     try:
         part = Slice.parse(path)
         content = content_of(path) if part is None else None
@@ -115,6 +121,8 @@ def frame_count(path: str) -> int | None:
     except (soundfile.LibsndfileError, OSError, RuntimeError, AudioError, TypeError):
         return None
     samples = about.frames if part is None else part.samples
+    if waveform_hz is not None:
+        return int(samples * waveform_hz / about.samplerate)
     return max(0, int((1000 * samples / about.samplerate - FRAME_LENGTH_MS) / FRAME_SHIFT_MS) + 1)
 
 

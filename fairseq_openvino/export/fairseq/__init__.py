@@ -12,11 +12,10 @@ from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
-from fairseq_openvino.export.fairseq import ctc, s2t_transformer
+from fairseq_openvino.export.fairseq import ctc, s2t_transformer, wav2vec2, xm_transformer
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
-from fairseq_openvino.export.fairseq.preprocessing import fail
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report
@@ -26,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES: dict[str, Architecture] = {
     s2t_transformer.ARCHITECTURE: Architecture(s2t_transformer.build),
+    xm_transformer.ARCHITECTURE: Architecture(
+        xm_transformer.build,
+        wav2vec2.Reference,
+        cases=wav2vec2.CASES,
+        complete=xm_transformer.complete,
+    ),
 }
 """By Fairseq's model name."""
 
@@ -130,8 +135,6 @@ def _original(
 
 def _check_data(data: DataDirectory) -> None:
     """Say what is assumed about the training data, and refuse what has no exporter."""
-    if data.config.use_audio_input:
-        raise fail(data.path, "features of filter banks", "use_audio_input: true")
     features, text = data.feature_config(), data.text_config()
     if features.sample_rate_assumed:
         logger.warning(

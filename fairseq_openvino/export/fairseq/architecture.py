@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,3 +50,6 @@ class Architecture:
     """Fairseq's task that builds the model, a key of `checkpoint.TASKS`."""
     cases: Cases = CASES
     """What graphs and model are compared on."""
+    complete: Callable[[Namespace], Namespace] = lambda arguments: arguments
+    """Arguments of a checkpoint that build its model on another machine than the one it was trained on;
+    raises CheckpointError if they need a file that is not there."""

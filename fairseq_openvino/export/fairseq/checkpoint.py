@@ -92,6 +92,7 @@ def load(
             f"Exporting failed: expected one of the architectures {', '.join(known)} (all sizes), "
             f"got {name!r}. Generate with Fairseq itself."
         )
+    arguments = known[architecture].complete(arguments)
     source = {
         "checkpoint": checkpoint.name,
         "sha256": sha256(checkpoint),

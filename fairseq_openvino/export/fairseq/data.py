@@ -78,17 +78,22 @@ class DataDirectory:
 
     @property
     def feature_bins(self) -> int:
-        """F, over all input channels."""
+        """F, over all input channels; 1 of waveforms."""
+        if self.config.use_audio_input:
+            return 1
         return int(self.config.input_feat_per_channel * self.config.input_channels)
 
     @property
     def sample_rate_hz(self) -> int:
-        """Of the YAML, of the caller, or Fairseq's default.
+        """Of the YAML, of the caller, or Fairseq's default; the rate to which it resamples waveforms.
 
         Raises:
             OptionError: the first two differ.
         """
-        stated = int(self.config.config.get("sample_rate") or 0)
+        raw = self.config.use_audio_input
+        stated = int(
+            self.config.use_sample_rate if raw else self.config.config.get("sample_rate") or 0
+        )
         if stated and self.rate_hz and stated != self.rate_hz:
             expected = f"{stated} Hz as {str(self.path)!r} says"
             raise invalid("Exporting", "sample_rate", expected, self.rate_hz, "Leave it out")
@@ -166,7 +171,9 @@ class DataDirectory:
             global_cmvn=None if transforms.statistics is None else GLOBAL_CMVN,
             norm_means=transforms.norm_means,
             norm_vars=transforms.norm_vars,
-            sample_rate_assumed=not (self.config.config.get("sample_rate") or self.rate_hz),
+            sample_rate_assumed=not (
+                self.config.use_audio_input or self.config.config.get("sample_rate") or self.rate_hz
+            ),
         )
 
     def text_config(self) -> TextConfig:

@@ -33,6 +33,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "eos_token": (str, type(None)),
     "input_feat_per_channel": (int,),
     "input_channels": (int,),
+    "use_sample_rate": (int,),
     "pre_tokenizer": (dict,),
     "bpe_tokenizer": (dict,),
     **{name: (bool, int, type(None)) for name in FLAGS},
@@ -51,7 +52,7 @@ IDENTITY_TOKENIZERS = (None, "space", "nltk")
 
 @dataclass(frozen=True)
 class Transforms:
-    """Feature transforms of evaluation."""
+    """Feature transforms of evaluation; of waveforms, `layer_norm` alone."""
 
     names: tuple[str, ...] = ()
     norm_means: bool = True
@@ -177,6 +178,7 @@ def _listed(config: Any, split: str) -> dict[str, list[str]]:
 def _built(config: Any, path: Path, split: str, bins: int) -> Transforms:
     from fairseq.data.audio.dataset_transforms import CompositeAudioDatasetTransform
     from fairseq.data.audio.dataset_transforms.concataugment import ConcatAugment
+    from fairseq.data.audio.dataset_transforms.noisyoverlapaugment import NoisyOverlapAugment
     from fairseq.data.audio.feature_transforms import CompositeAudioFeatureTransform
     from fairseq.data.audio.waveform_transforms import CompositeAudioWaveformTransform
 
@@ -199,6 +201,10 @@ def _built(config: Any, path: Path, split: str, bins: int) -> Transforms:
     unsupported = [f"waveform_transforms: {name}" for name in listed["waveform"]]
     if built["dataset"].has_transform(ConcatAugment):  # the only one applied to filter banks
         unsupported.append("dataset_transforms: concataugment")
+    if config.use_audio_input:
+        if built["dataset"].has_transform(NoisyOverlapAugment):
+            unsupported.append("dataset_transforms: noisyoverlapaugment")
+        return Transforms(("layer_norm",), unsupported=tuple(unsupported))
     features = getattr(built["feature"], "transforms", [])
     return _storable(listed["feature"], features, unsupported, bins)
 

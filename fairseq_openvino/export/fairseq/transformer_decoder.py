@@ -23,7 +23,7 @@ from fairseq_openvino.export.layers import DecoderLayer, causal_bias, split_head
 
 def graphs(
     architecture: str, body: nn.Module, decoder: Any, feature_bins: int, max_source_frames: int,
-    subsampling: int,
+    subsampling: int, min_source_frames: int = 1,
 ) -> Graphs:  # fmt: skip
     """Both graphs of a model whose decoder is Fairseq's `TransformerDecoder`.
 
@@ -34,6 +34,7 @@ def graphs(
         feature_bins: F; 1 for a waveform, 0 for token ids.
         max_source_frames: largest T.
         subsampling: T / S, rounded.
+        min_source_frames: smallest T that gives an encoder frame.
     """
     layers, attention = len(decoder.layers), decoder.layers[0].self_attn
     memory, state = attention_specs(layers, attention.num_heads, attention.head_dim)
@@ -50,6 +51,7 @@ def graphs(
         max_source_frames=max_source_frames,
         max_target_tokens=int(decoder.max_positions()),
         subsampling=subsampling,
+        min_source_frames=min_source_frames,
     )
 
 

@@ -49,7 +49,7 @@ def random_model(
         input_feat_per_channel=FEATURE_BINS, input_channels=1, **overrides,
     )  # fmt: skip
     ARCH_CONFIG_REGISTRY[arch](arguments)
-    task = Namespace(target_dictionary=dictionary)
+    task = Namespace(target_dictionary=dictionary, multitask_tasks={})
     model = ARCH_MODEL_REGISTRY[arch].build_model(arguments, task)
     with torch.no_grad():
         model.decoder.output_projection.weight.mul_(sharpness)
