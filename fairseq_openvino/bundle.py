@@ -71,6 +71,7 @@ class Dimensions:
     """Sizes of the graphs, in the letters of the package docstring."""
 
     layers: Count
+    """0 without a decoder."""
     model_width: Count
     feature_bins: Count
     vocabulary_size: Count
@@ -249,6 +250,11 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether there is a decoder; of a CTC model the encoder's memory is the result."""
+        return self.dimensions.layers > 0
 
 
 @dataclass(frozen=True)

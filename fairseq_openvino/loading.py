@@ -111,6 +111,9 @@ def export_place(
         MissingDependencyError: a package that this needs is not installed.
         FairseqOpenVINOError: as `export.whisper.export_whisper` and `export.speech2text`.
     """
+    if options.ctc:
+        got, advice = repr(place.name), "Leave it out"
+        raise invalid("Exporting", "ctc", "a Fairseq checkpoint with a CTC head", got, advice)
     try:
         if place.form == SPEECH2TEXT:
             from fairseq_openvino.export.speech2text import export_speech2text

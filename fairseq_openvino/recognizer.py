@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +20,12 @@ from fairseq_openvino.errors import (
     invalid,
     named,
 )
-from fairseq_openvino.model import Clip, Head, Model, News, Segment, Transcript
+from fairseq_openvino.families import FAMILIES, Family
+from fairseq_openvino.model import Clip, News, Segment, Transcript
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
-from fairseq_openvino.s2t.family import S2T
 from fairseq_openvino.speech import stored
-from fairseq_openvino.speech.frontend import FrontEnd, heard
+from fairseq_openvino.speech.frontend import heard
 from fairseq_openvino.speech.options import SPLIT, AudioOptions
 from fairseq_openvino.speech.recordings import Recording, recordings
 from fairseq_openvino.speech.sources import Source, is_source, source_name
@@ -35,50 +35,6 @@ from fairseq_openvino.whisper.family import Whisper
 logger = logging.getLogger(__name__)
 BATCH_SIZE = 8
 """Windows decoded together, unless it is said."""
-
-
-class Family(Protocol):
-    """What models of one kind have in common: front end, text, options, search."""
-
-    options: ClassVar[type[Any]]
-    """A frozen dataclass; its fields are the keywords of `Recognizer.transcribe`."""
-    splits: ClassVar[bool]
-    """See `runtime.model.CompiledModel`."""
-    front_end: FrontEnd
-    vocabulary: Any
-    """`text(tokens)` gives the detokenised text."""
-
-    def head(self, options: Any) -> Head:
-        """What a session reports in a search with these options."""
-        ...
-
-    def language(self, stated: str | None, options: Any) -> str | None:
-        """The option `language` for clips whose corpus states one: None if the model is not told it."""
-        ...
-
-    def decode(self, model: Model, clips: Sequence[Clip], options: Any) -> list[Transcript]:
-        """Clips decoded together, in the order given.
-
-        Raises:
-            OptionError: the options do not fit the model.
-        """
-        ...
-
-    def follow(
-        self, model: Model, recordings: Iterable[Recording | Clip | News], options: Any, width: int
-    ) -> Iterator[News]:
-        """Recordings of any length, `width` windows at a time: news of each, in the order given.
-
-        In place of one there may be a clip of features, or the only news of what could not be opened.
-
-        Raises:
-            OptionError: the options do not fit the model.
-        """
-        ...
-
-
-FAMILIES: dict[str, type[Any]] = {"s2t": S2T, "whisper": Whisper}
-"""By `Manifest.family`; each is made from a bundle. "s2t" is any source to target model of Fairseq."""
 
 
 class Recognizer:

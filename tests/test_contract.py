@@ -30,8 +30,8 @@ from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import at_nodes
 from fairseq_openvino.export.procedure import Original, export
+from fairseq_openvino.families import FAMILIES
 from fairseq_openvino.model import Ask, Head, Hypothesis, Memory, Step
-from fairseq_openvino.recognizer import FAMILIES
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.options import S2TOptions

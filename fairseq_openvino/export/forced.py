@@ -16,7 +16,7 @@ START, FIRST = 2, 4
 
 @dataclass(frozen=True)
 class Forced:
-    """One batch: N utterances, R = N*K rows, one token a step.
+    """One batch: N utterances, R = N*K rows, one token a step; no steps for a model without decoder.
 
     A row may continue the other row of its utterance, and both may continue the same one. The Q
     distinct histories are `paths`, so that the original needs to be called only once.
@@ -90,7 +90,7 @@ def _tree(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paths, nodes and beams of one utterance, see `Forced`."""
     beams = random.integers(0, BEAM, (steps, BEAM), dtype=np.int32)
-    beams[0] = np.arange(BEAM)
+    beams[:1] = np.arange(BEAM)
     paths = [[START] for _ in range(BEAM)]
     nodes = [list(range(BEAM))]
     for step in range(1, steps):
@@ -105,5 +105,5 @@ def _tree(
         nodes.append(taken)
     padded = np.full((len(paths), steps), START)
     for path, tokens in enumerate(paths):
-        padded[path, : len(tokens)] = tokens
-    return padded, np.array(nodes), beams
+        padded[path, : len(tokens)] = tokens[:steps]
+    return padded, np.array(nodes)[:steps], beams

@@ -15,8 +15,9 @@ class Graphs:
     architecture: str
     encoder: Any
     decoder: Any
+    """None if the encoder is all there is, as of a CTC model: then `state` is empty too."""
     layers: int
-    """P, decoder layers."""
+    """P, decoder layers; 0 without a decoder."""
     memory: tuple[TensorSpec, ...]
     """Outputs of the encoder behind `encoder_lengths`."""
     state: tuple[TensorSpec, ...]
@@ -35,6 +36,11 @@ class Graphs:
     """T / S, rounded."""
     min_source_frames: int = 1
     """Smallest T that gives an encoder frame."""
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether there are two graphs."""
+        return self.layers > 0
 
     def without_modules(self) -> Graphs:
         """The numbers alone, which keep no weights in memory."""

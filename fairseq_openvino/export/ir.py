@@ -27,7 +27,7 @@ MIN_WEIGHTS = 1 << 10
 
 
 def write(directory: Path, graphs: Graphs, precision: str) -> None:
-    """Convert both ONNX files of a directory; weights are stored in `precision` (f32 or f16).
+    """Convert the ONNX files of a directory; weights are stored in `precision` (f32 or f16).
 
     The encoder keeps its inputs and outputs. The decoder becomes stateful, with the inputs tokens
     (R, l), offset (), beam_idx (R,) i32 and the memory, and the output logits (R, l, V). One model at a
@@ -35,6 +35,8 @@ def write(directory: Path, graphs: Graphs, precision: str) -> None:
     """
     require_consent()
     save(ov.convert_model(directory / ENCODER_ONNX), directory / ENCODER_IR, precision)
+    if not graphs.has_decoder:
+        return
     decoder = ov.convert_model(directory / DECODER_ONNX)
     _make_stateful(decoder, graphs)
     save(decoder, directory / DECODER_IR, precision)

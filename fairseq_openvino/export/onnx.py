@@ -61,13 +61,8 @@ def decoder_tensors(graphs: Graphs) -> dict[str, TensorSpec]:
     return {name: named[name] for name in sorted(named, key=layer)}
 
 
-def export_onnx(graphs: Graphs, directory: Path) -> tuple[Path, Path]:
-    """Write and check both graphs.
-
-    Returns:
-        Paths of the encoder and of the decoder inside `directory`.
-    """
-    encoder, decoder = directory / ENCODER_ONNX, directory / DECODER_ONNX
+def export_onnx(graphs: Graphs, directory: Path) -> None:
+    """Write and check the encoder and, if there is one, the decoder."""
     axes: dict[str, dict[int, str]] = {
         "features": {0: "N", 1: "T"},
         "lengths": {0: "N"},
@@ -76,15 +71,18 @@ def export_onnx(graphs: Graphs, directory: Path) -> tuple[Path, Path]:
     axes |= {spec.name: _dynamic(spec) for spec in graphs.memory}
     frames = 40 * graphs.min_source_frames
     features = torch.zeros(2, frames, graphs.feature_bins)
-    _export(graphs.encoder, (features, torch.tensor([frames, frames - 8])), encoder, ["features", "lengths"],
+    example = features, torch.tensor([frames, frames - 8])
+    _export(graphs.encoder, example, directory / ENCODER_ONNX, ["features", "lengths"],
             ["encoder_lengths", *(spec.name for spec in graphs.memory)], axes)  # fmt: skip
+    if not graphs.has_decoder:
+        return
     tensors = decoder_tensors(graphs)
     axes = {"tokens": {0: "R", 1: "l"}, "logits": {0: "R", 1: "l"}}
     axes |= {name: _dynamic(spec) for name, spec in tensors.items()}
     axes |= {present(spec): _dynamic(spec, "L+l") for spec in graphs.state}
-    _export(graphs.decoder, _decoder_example(graphs), decoder, ["tokens", "offset", *tensors],
+    _export(graphs.decoder, _decoder_example(graphs), directory / DECODER_ONNX,
+            ["tokens", "offset", *tensors],
             ["logits", *map(present, graphs.state)], axes)  # fmt: skip
-    return encoder, decoder
 
 
 def _dynamic(spec: TensorSpec, length: str = "L") -> dict[int, str]:

@@ -20,6 +20,9 @@ class ExportOptions:
     """Keep encoder.onnx and decoder.onnx in the bundle (`scripts/export_onnx.py` does)."""
     onnx_only: bool = False
     """No OpenVINO IR."""
+    ctc: bool = False
+    """Of a Fairseq model trained with --ctc-weight: encoder and CTC head alone, which transcribe faster
+    and tell when each word is said."""
     overwrite: bool = False
     """Replace an existing bundle."""
 

@@ -1,7 +1,8 @@
 """The gate: the original model itself against the ONNX and IR graphs, step by step.
 
 Each case encodes a padded batch and decodes forced random tokens with random beam reordering, one
-token a step, and the tokens that are left once more in a single call.
+token a step, and the tokens that are left once more in a single call. Of a model without a decoder the
+encoder's log-probabilities are compared, within the length of each utterance.
 
 Right graphs differ from the original by rounding, and how much depends on the weights. So the original
 is its own measure: its logits in float32 are compared with its logits in float64, and a graph may be
@@ -10,6 +11,7 @@ a few times as far from the latter. A number that is not finite fails.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -41,6 +43,8 @@ HALF_WEIGHTS = 5e-3
 f16 (2**-11), as such weights are other weights, on purpose."""
 SMALL_BYTES = 20_000_000
 """Models smaller than this run on one thread: more threads would only wait for each other."""
+Errors = tuple[float | None, float | None]
+"""Of a case, one token a call and all tokens in one; None where there is nothing to compare."""
 Cases = tuple[tuple[tuple[int, ...], int], ...]
 """(T of each utterance, steps) of each case."""
 CASES: Cases = (
@@ -58,7 +62,10 @@ class Reference(Protocol):
     name: str
 
     def logits(self, batch: Forced) -> torch.Tensor:
-        """(steps, R, V), those at `batch.nodes`, computed from scratch on `batch.paths`."""
+        """(steps, R, V), those at `batch.nodes`, computed from scratch on `batch.paths`.
+
+        Without a decoder log-probabilities (frames, V), the valid frames of all utterances.
+        """
         ...
 
 
@@ -73,7 +80,7 @@ class Case:
 
     batch: Forced
     logits: np.ndarray
-    """(steps, R, V), of the original in float64."""
+    """(steps, R, V) or (frames, V), of the original in float64."""
     own_error: float
     """Largest error of the original in float32."""
 
@@ -105,11 +112,12 @@ class Row:
 
     frames: tuple[int, ...]
     steps: int
+    """0 without a decoder."""
     own_error: float
     """Of the original in float32."""
-    onnx_steps: float
-    """ONNX logits, one token a call."""
-    onnx_sequence: float
+    onnx_steps: float | None
+    """ONNX logits, one token a call; without a decoder those of the encoder."""
+    onnx_sequence: float | None
     """ONNX logits, all tokens in one call."""
     ir_steps: float | None = None
     ir_sequence: float | None = None
@@ -216,12 +224,12 @@ def check(expected: Expected, graphs: Graphs, directory: Path, precision: str, i
     """
     size = sum(path.stat().st_size for path in directory.glob("*.onnx*"))
     threads = 1 if size < SMALL_BYTES else 0
-    batches, one_by_one = [case.batch for case in expected.cases], is_recurrent(graphs.state)
-    onnx_errors = _measure(OnnxRunner(directory, graphs, batches, threads), expected, one_by_one)
-    ir_errors: list[tuple[float, ...]] = [()] * len(batches)
+    batches = [case.batch for case in expected.cases]
+    onnx_errors = _measure(OnnxRunner(directory, graphs, batches, threads), expected, graphs)
+    ir_errors: list[Errors] = [(None, None)] * len(batches)
     machine.trim()
     if ir:
-        ir_errors = _measure(IrRunner(directory, batches, threads), expected, one_by_one)
+        ir_errors = _measure(IrRunner(directory, graphs, batches, threads), expected, graphs)
     rows = tuple(
         Row(tuple(case.batch.lengths.tolist()), case.batch.steps, case.own_error, *errors, *others)
         for case, errors, others in zip(expected.cases, onnx_errors, ir_errors, strict=True)
@@ -238,14 +246,17 @@ def check(expected: Expected, graphs: Graphs, directory: Path, precision: str, i
     return report
 
 
-def _measure(runner: Runner, expected: Expected, one_by_one: bool) -> list[tuple[float, ...]]:
+def _measure(runner: Runner, expected: Expected, graphs: Graphs) -> list[Errors]:
     """Largest error one token a call, and all tokens in one call, of each case."""
-    errors: list[tuple[float, ...]] = []
+    errors: list[Errors] = []
     for index, case in enumerate(expected.cases):
+        if not graphs.has_decoder:
+            errors.append((_distance(runner.encoded(index), case.logits), None))
+            continue
         runner.start(index)
         by_step = _step_error(runner, case)
         runner.start(index)
-        errors.append((by_step, _sequence_error(runner, case, one_by_one)))
+        errors.append((by_step, _sequence_error(runner, case, is_recurrent(graphs.state))))
     return errors
 
 
@@ -273,13 +284,14 @@ def _largest(distances: Iterable[float]) -> float:
 
 
 def _distance(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest absolute difference; NaN if there is one."""
-    return float(np.abs(found - expected).max())
+    """Largest absolute difference; NaN if there is one, or if the shapes differ."""
+    same = found.shape == expected.shape
+    return float(np.abs(found - expected).max()) if same else math.nan
 
 
 def _bytes(graphs: Graphs) -> int:
     """Size of the encoder and of the decoder in f32."""
-    modules = (graphs.encoder, graphs.decoder)
+    modules = [module for module in (graphs.encoder, graphs.decoder) if module is not None]
     return 4 * sum(weights.numel() for module in modules for weights in module.parameters())
 
 

@@ -5,7 +5,7 @@ The encoder runs on all batches and is dropped before the decoder is loaded, for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,11 @@ from fairseq_openvino.runtime.engine import compile_properties
 
 
 class Runner(Protocol):
-    """The decoder of one format, after the encoder."""
+    """The decoder of one format, after the encoder; without one only `encoded` is there."""
+
+    def encoded(self, batch: int) -> np.ndarray:
+        """What an encoder without a decoder made of a batch, see `valid`."""
+        ...
 
     def start(self, batch: int) -> None:
         """Empty caches, and what the encoder made of a batch."""
@@ -34,7 +38,7 @@ class Runner(Protocol):
 
 
 class OnnxRunner:
-    """Both ONNX graphs under onnxruntime, caches passed explicitly."""
+    """The ONNX graphs under onnxruntime, caches passed explicitly."""
 
     def __init__(
         self, directory: Path, graphs: Graphs, batches: Sequence[Forced], threads: int
@@ -48,14 +52,21 @@ class OnnxRunner:
         options.add_session_config_entry("session.disable_prepacking", "1")  # no second copy
         encoder = onnxruntime.InferenceSession(str(directory / ENCODER_ONNX), options)
         names = [spec.name for spec in graphs.memory]
-        self.memory = [
-            dict(zip(names, encoder.run(names, encoder_inputs(batch)), strict=True))
-            for batch in batches
-        ]
+        self.memory, self.lengths = [], []
+        for batch in batches:
+            lengths, *memory = encoder.run(["encoder_lengths", *names], encoder_inputs(batch))
+            self.memory.append(dict(zip(names, memory, strict=True)))
+            self.lengths.append(lengths)
         del encoder
         machine.trim()
+        if not graphs.has_decoder:
+            return
         self.decoder = onnxruntime.InferenceSession(str(directory / DECODER_ONNX), options)
         self.state, self.rows = graphs.state, [batch.rows for batch in batches]
+
+    def encoded(self, batch: int) -> np.ndarray:
+        """See `Runner`."""
+        return valid(self.memory[batch], self.lengths[batch])
 
     def start(self, batch: int) -> None:
         """See `Runner`."""
@@ -81,18 +92,27 @@ class OnnxRunner:
 
 
 class IrRunner:
-    """Both IR models on the CPU at f32, the decoder's caches inside."""
+    """The IR models on the CPU at f32, the decoder's caches inside."""
 
-    def __init__(self, directory: Path, batches: Sequence[Forced], threads: int) -> None:
+    def __init__(
+        self, directory: Path, graphs: Graphs, batches: Sequence[Forced], threads: int
+    ) -> None:
         encoder = _compiled(directory / ENCODER_IR, threads)
-        self.memory = []
+        self.memory, self.lengths = [], []
         for batch in batches:
             outputs = encoder(encoder_inputs(batch))
             self.memory.append({o.get_any_name(): outputs[o] for o in encoder.outputs[1:]})
+            self.lengths.append(outputs["encoder_lengths"])
         del encoder, outputs
         machine.trim()
+        if not graphs.has_decoder:
+            return
         self.decoder = _compiled(directory / DECODER_IR, threads)
         self.request = self.decoder.create_infer_request()
+
+    def encoded(self, batch: int) -> np.ndarray:
+        """See `Runner`."""
+        return valid(self.memory[batch], self.lengths[batch])
 
     def start(self, batch: int) -> None:
         """See `Runner`."""
@@ -111,6 +131,12 @@ def _compiled(path: Path, threads: int) -> ov.CompiledModel:
     rewrite.keep_16_bits(model)
     properties = compile_properties("f32", "CPU", threads or None)
     return ov.Core().compile_model(model, "CPU", properties)
+
+
+def valid(memory: Mapping[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
+    """The only memory tensor (N, S, V) without padding: (valid frames of all utterances, V)."""
+    (tensor,) = memory.values()
+    return np.concatenate([row[:length] for row, length in zip(tensor, lengths, strict=True)])
 
 
 def encoder_inputs(batch: Forced) -> dict[str, np.ndarray]:

@@ -189,7 +189,7 @@ class Engine:
         is_narrow = self.on_cpu and variant.precision in ("bf16", INT8_BF16)
         described = [spec.name for spec in self.bundle.manifest.memory if not spec.is_mask]
         if encoder:
-            if is_narrow:
+            if is_narrow and self.bundle.manifest.has_decoder:
                 rewrite.narrow_outputs(model, described)
             return model
         if self.on_cpu:

@@ -86,12 +86,14 @@ class CompiledModel:
             streams = plan.streams if head.candidates else 1  # all log-probabilities: one at a time
             part = -(-utterances // streams)
             self.engine.lease(Variant("encoder", plan.encoder, streams)).release()
-            self.engine.lease(self._decoder(part, streams, beam, head)).release()
+            if self.manifest.has_decoder:
+                self.engine.lease(self._decoder(part, streams, beam, head)).release()
 
     def properties(self, names: Iterable[str]) -> dict[str, str]:
-        """What OpenVINO says of the compiled decoder; nothing before it is compiled."""
+        """What OpenVINO says of the compiled decoder, or of an encoder without one; {} before that."""
+        graph = "decoder" if self.manifest.has_decoder else "encoder"
         for variant, compiled in self.engine.compiled.items():
-            if variant.graph == "decoder":
+            if variant.graph == graph:
                 return read_back(compiled, names)
         return {}
 

@@ -33,6 +33,11 @@ def characters(line: str) -> str:
     return line.replace(BLANK, "").replace(WORD_BOUNDARY, BLANK)
 
 
+def letters(line: str) -> str:
+    """Letters with `|` between words: `data_utils.py:post_process`, "letter"."""
+    return line.replace(BLANK, "").replace("|", BLANK).strip()
+
+
 def subword_nmt(line: str, separator: str) -> str:
     """`subword_nmt_bpe.py`, `fastbpe.py`; `separator` ends a piece that continues."""
     return (line + BLANK).replace(separator + BLANK, "").rstrip()

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fairseq_openvino.bundle import Bundle
-from fairseq_openvino.decoding import attempt_each
-from fairseq_openvino.errors import FairseqOpenVINOError, invalid, named
+from fairseq_openvino.errors import invalid
 from fairseq_openvino.model import Clip, Head, Hypothesis, Memory, Model, News, Transcript
 from fairseq_openvino.runtime.voice import load_voice
 from fairseq_openvino.s2t import generation, longform
@@ -21,7 +20,7 @@ from fairseq_openvino.speech.recordings import Recording
 
 
 class S2T:
-    """A `recognizer.Family`."""
+    """A `families.Family`."""
 
     options = S2TOptions
     splits = True
@@ -38,7 +37,7 @@ class S2T:
         return Head(candidate_count(options.beam, self.manifest.dimensions.vocabulary_size))
 
     def language(self, stated: str | None, options: S2TOptions) -> str | None:
-        """See `recognizer.Family`."""
+        """See `families.Family`."""
         told = self.manifest.text.prepend_language_tag
         return options.language or (stated if told else None)
 
@@ -72,15 +71,8 @@ class S2T:
         options: S2TOptions,
         width: int,
     ) -> Iterator[News]:
-        """See `recognizer.Family`; longer ones are cut where nobody speaks, see `s2t.longform`."""
-
-        def decode(clips: list[Clip]) -> Sequence[Transcript | FairseqOpenVINOError]:
-            found = attempt_each(clips, lambda some: self.decode(model, some, options))
-            return [
-                named(each, clip.path) if isinstance(each, Exception) else each
-                for clip, each in zip(clips, found, strict=True)
-            ]
-
+        """See `families.Family`; longer ones are cut where nobody speaks, see `s2t.longform`."""
+        decode = longform.each_alone(lambda clips: self.decode(model, clips, options))
         eos = self.manifest.tokens.eos
         yield from longform.follow(recordings, self.front_end, eos, load_voice(), decode, width)
 

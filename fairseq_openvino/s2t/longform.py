@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 
+from fairseq_openvino.decoding import attempt_each
 from fairseq_openvino.errors import (
     FairseqOpenVINOError,
     UtteranceTooLongError,
@@ -35,6 +37,18 @@ are part of its features, and silence shifts them."""
 
 Decode = Callable[[list[Clip]], Sequence[Transcript | FairseqOpenVINOError]]
 """Clips decoded together: the transcript of each, or its error."""
+
+
+def each_alone(work: Callable[[Sequence[Clip]], Sequence[Transcript]]) -> Decode:
+    """Clips decoded together by `work`; where that fails, in parts, down to the clips at fault."""
+
+    def decode(clips: list[Clip]) -> Sequence[Transcript | FairseqOpenVINOError]:
+        return [
+            named(each, clip.path) if isinstance(each, Exception) else each
+            for clip, each in zip(clips, attempt_each(clips, work), strict=True)
+        ]
+
+    return decode
 
 
 def follow(
@@ -136,6 +150,8 @@ class _Story:
                 avg_logprob=best.average_log_probability, seek=span.start // HOP_SAMPLES,
                 tokens=tuple(best.tokens.tolist()),
             )  # fmt: skip
+            if answer.segments:
+                segment = _timed(segment, answer.segments[0])
             self._found.append(best)
             self._segments.append(segment)
             yield News(self._name, segment.end, self._seconds, (segment,))
@@ -146,7 +162,8 @@ class _Story:
             return self._item
         result = self._error or self._whole or self._joined(eos)
         seconds = result.seconds if isinstance(result, Transcript) else self._seconds
-        return News(self._name, seconds, seconds, (), result)
+        segments = () if self._whole is None else self._whole.segments
+        return News(self._name, seconds, seconds, segments, result)
 
     @property
     def _seconds(self) -> float:
@@ -198,3 +215,15 @@ class _Story:
             segments=tuple(self._segments), damage=self._item.damage,
             skipped=None if self._found else "no speech in the signal",
         )  # fmt: skip
+
+
+def _timed(piece: Segment, heard: Segment) -> Segment:
+    """A piece of a recording with the times that a family found within it."""
+    words = tuple(
+        replace(word, start=piece.start + word.start, end=piece.start + word.end)
+        for word in heard.words or ()
+    )
+    times = piece.start + heard.start, piece.start + heard.end
+    return replace(
+        piece, start=times[0], end=times[1], words=None if heard.words is None else words
+    )

@@ -29,6 +29,7 @@ DECODERS: dict[str | None, Callable[..., str]] = {
     None: decoders.words,
     "sentencepiece": decoders.sentencepiece,
     "characters": decoders.characters,
+    "letter": decoders.letters,
     "subword_nmt": decoders.subword_nmt,
     "bytes": decoders.byte_characters,
     "byte_pieces": decoders.byte_pieces,

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Whisper(Traits):
-    """A `recognizer.Family`."""
+    """A `families.Family`."""
 
     options = WhisperOptions
     splits = False
@@ -36,7 +36,7 @@ class Whisper(Traits):
         self._translation_noted = self.config.translates
 
     def language(self, stated: str | None, options: WhisperOptions) -> str | None:
-        """See `recognizer.Family`; of a translation a corpus states the target, which is English."""
+        """See `families.Family`; of a translation a corpus states the target, which is English."""
         if options.language or not self.config.languages:
             return options.language
         return None if options.task == TRANSLATE or not stated else language_code(stated)
@@ -72,7 +72,7 @@ class Whisper(Traits):
         options: WhisperOptions,
         width: int,
     ) -> Iterator[News]:
-        """See `recognizer.Family`."""
+        """See `families.Family`."""
         self._note_translation(options.task)
         return Transcription(self, model, options, width).follow(recordings)
 

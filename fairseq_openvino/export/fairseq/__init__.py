@@ -15,6 +15,7 @@ from fairseq_openvino.export.cache import cached
 from fairseq_openvino.export.fairseq import (
     berard,
     convtransformer,
+    ctc,
     s2t_conformer,
     s2t_transformer,
     wav2vec2,
@@ -70,7 +71,8 @@ def export_checkpoint(
         ParityError: a graph does not reproduce the model; nothing is published.
         StorageError: the bundle could not be written; nothing is left behind.
     """
-    original = _original(checkpoint, data, overrides or {})
+    options = options or ExportOptions()
+    original = _original(checkpoint, data, overrides or {}, options.ctc)
     if data.unsupported:
         raise failure(
             ModelError, "Exporting", data.path,
@@ -126,13 +128,18 @@ def cached_bundle(
     return cached(checkpoint.stem, content, cache_dir, make)
 
 
-def _original(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> Original:
+def _original(
+    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], ctc_head: bool = False
+) -> Original:
     loaded = load(checkpoint, data, overrides, ARCHITECTURES)
     _check_data(data)
-    described = {"family": "s2t", "source": loaded.source, **data.described()}
-    described["features"] = replace(described["features"], split=data.gen_subset)
     known = ARCHITECTURES[loaded.architecture]
+    if ctc_head:
+        known = ctc.head(known)
     graphs = known.build(loaded.model, loaded.arguments)
+    family = "s2t" if graphs.has_decoder else "ctc"
+    described = {"family": family, "source": loaded.source, **data.described()}
+    described["features"] = replace(described["features"], split=data.gen_subset)
     reference = known.reference(loaded.model)
     return Original(graphs, reference, described, data.copy_into, known.cases)
 

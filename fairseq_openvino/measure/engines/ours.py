@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from fairseq_openvino.bundle import open_bundle
+from fairseq_openvino.families import options_for
 from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search, samples
 from fairseq_openvino.model import Clip
 
@@ -51,12 +52,10 @@ class BundleEngine:
         recognizer = self.recognizer
         if self.spec.from_samples:
             clips = [recognizer.clip(clip.features, path=clip.path) for clip in clips]
-        known = recognizer.family.options.__dataclass_fields__
-        given = {name: value for name, value in asdict(search).items() if name in known}
+        given = asdict(search)
         if tokens is not None:
             given |= {"min_tokens": tokens, "max_tokens": tokens}
-        options = recognizer.options(**given)
-        options = replace(options, language=recognizer.family.language(language, options))
+        options = options_for(recognizer.family, given, language)
         found = recognizer.family.decode(recognizer.model, clips, options)
         eos = recognizer.manifest.tokens.eos
         counts = [int((one.hypotheses[0][1].tokens != eos).sum()) for one in found]

@@ -1,0 +1,1 @@
+"""Encoders whose output is the text: CTC models and the CTC heads of others."""
