@@ -63,10 +63,21 @@ def write_file(target: Path, content: bytes) -> None:
     Raises:
         StorageError: it could not be written; nothing is left behind.
     """
+    with staged_file(target) as file:
+        file.write(content)
+
+
+@contextmanager
+def staged_file(target: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes `target` when the block ends without error.
+
+    Raises:
+        StorageError: it could not be written; nothing is left behind.
+    """
     part = target.parent / f".{uuid.uuid4().hex}"  # shorter than a name that just fits
     try:
         with open(part, "xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from fairseq_openvino import __version__
 from fairseq_openvino.commands import (
+    average_checkpoints,
     benchmark,
     cache,
     detect_language,
@@ -37,6 +38,7 @@ from fairseq_openvino.errors import (
 from fairseq_openvino.flags import spelled
 
 COMMANDS = {
+    "average-checkpoints": (average_checkpoints, "mean of Fairseq checkpoints, as a checkpoint"),
     "export": (export, "checkpoint to bundle"),
     "verify": (verify, "fairseq-generate twice: eager and --ov-engine, compared"),
     "transcribe": (transcribe, "audio files to text"),

@@ -1,97 +1,24 @@
-"""The shipped model of examples/covost: how it was stripped, and what is in it."""
+"""The shipped model of examples/covost: what is in it."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
-import pytest
 import sentencepiece
 import torch
 import yaml
 
-from fairseq_openvino.errors import CheckpointError
 from fairseq_openvino.speech.audio import read_audio
 from fairseq_openvino.speech.features import fbank
 
-RECIPE = Path(__file__).parents[1] / "examples" / "covost"
-MINI = RECIPE / "mini"
-sys.path.insert(0, str(RECIPE))
-
-import strip_checkpoint  # noqa: E402
-
-
-def _training_checkpoint(value: float) -> dict[str, object]:
-    """What fairseq-train writes, in miniature."""
-    model = argparse.Namespace(
-        arch="s2t_transformer_xs",
-        ctc_weight=0.5,
-        data="/home/me/corpus/en",
-        load_pretrained_encoder_from="/home/me/asr.pt",
-    )
-    return {
-        "cfg": {
-            "checkpoint": {"save_dir": "/home/me/run/", "restore_file": "checkpoint_last.pt"},
-            "common": {"seed": 1, "user_dir": None},
-            "model": model,
-        },
-        "model": {
-            "decoder.bias": torch.full((3,), value),
-            "decoder.version": torch.tensor(int(value)),
-            "encoder.ctc_proj.bias": torch.zeros(2),
-        },
-        "optimizer_history": [
-            {
-                "criterion_name": "C",
-                "optimizer_name": "A",
-                "num_updates": 7,
-                "lr_scheduler_state": 1,
-            }
-        ],
-        "last_optimizer_state": {"state": torch.zeros(9)},
-    }
+MINI = Path(__file__).parents[1] / "examples" / "covost" / "mini"
 
 
 def _safe_load(path: Path) -> dict[str, object]:
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, weights_only=True)
-
-
-def test_stripped_checkpoint_is_averaged_safe_and_without_paths(tmp_path: Path) -> None:
-    files = [tmp_path / f"checkpoint{index}.pt" for index in (1, 2)]
-    for value, file in zip((1.0, 4.0), files, strict=True):
-        torch.save(_training_checkpoint(value), file)
-    output = tmp_path / "small.pt"
-    assert strip_checkpoint.main([*map(str, files), "--output", str(output)]) == 0
-    state = _safe_load(output)
-    assert state["model"]["decoder.bias"].tolist() == [2.5, 2.5, 2.5]
-    assert state["model"]["decoder.version"].item() == 4
-    assert state["model"]["encoder.ctc_proj.bias"].shape == (2,)
-    assert state["last_optimizer_state"] is None
-    assert state["cfg"]["checkpoint"] == {"save_dir": "run", "restore_file": "checkpoint_last.pt"}
-    assert state["cfg"]["model"].data == "en"
-    assert state["cfg"]["model"].load_pretrained_encoder_from is None
-    assert b"/home" not in output.read_bytes()
-    assert strip_checkpoint.main([str(files[0]), "--drop-ctc", "--output", str(output)]) == 0
-    state = _safe_load(output)
-    assert set(state["model"]) == {"decoder.bias", "decoder.version"}
-    assert state["cfg"]["model"].ctc_weight == 0
-
-
-def test_unfit_checkpoints_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = _training_checkpoint(1.0)
-    other["model"]["decoder.bias"] = torch.zeros(4)
-    with pytest.raises(CheckpointError, match=r"checkpoint 2 of 2.*decoder\.bias"):
-        strip_checkpoint.strip([_training_checkpoint(1.0), other])
-    unknown = _training_checkpoint(1.0)
-    unknown["cfg"]["common"]["seed"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match="key 'seed'.*got Tensor"):
-        strip_checkpoint.strip([unknown])
-    missing = tmp_path / "missing.pt"
-    assert strip_checkpoint.main([str(missing), "--output", str(tmp_path / "out.pt")]) == 3
-    assert "expected a Fairseq checkpoint" in capsys.readouterr().err
 
 
 def test_shipped_model_is_small_safe_and_complete() -> None:

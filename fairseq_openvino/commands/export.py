@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the training audio, if the YAML does not say (default: 16000)",
     )  # fmt: skip
     fairseq.add_argument(
+        "--user-dir", metavar="DIR",
+        help="module with further architectures and their exporters, as Fairseq's",
+    )  # fmt: skip
+    fairseq.add_argument(
         "--model-overrides", default="{}", help="dictionary of model arguments, as Fairseq's"
     )
     parser.add_argument_group("Whisper").add_argument(
@@ -73,11 +77,24 @@ def _export_checkpoint(arguments: argparse.Namespace, options: ExportOptions) ->
             "Name the directory the model was trained with",
         )
         raise invalid(ACTION, "--data", expected, "none", advice)
+    if arguments.user_dir is not None:
+        _import_user_dir(arguments.user_dir)
     data = DataDirectory(
         arguments.data, arguments.config_yaml, arguments.gen_subset, arguments.sample_rate
     )
     overrides = _overrides(arguments.model_overrides)
     return export_checkpoint(arguments.path, data, arguments.output, options, overrides)
+
+
+def _import_user_dir(directory: str) -> None:
+    """As Fairseq's commands do."""
+    from fairseq.utils import import_user_module
+
+    try:
+        import_user_module(argparse.Namespace(user_dir=directory))
+    except (ImportError, FileNotFoundError) as error:
+        expected, advice = "the directory of a Python module", "Check it as fairseq-train has it"
+        raise invalid(ACTION, "--user-dir", expected, f"{directory!r} ({error})", advice) from error
 
 
 def _export_source(arguments: argparse.Namespace, options: ExportOptions) -> tuple[Any, Any]:

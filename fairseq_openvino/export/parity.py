@@ -74,6 +74,11 @@ def at_nodes(hidden: torch.Tensor, batch: Forced) -> torch.Tensor:
     return hidden[torch.from_numpy(batch.nodes), torch.arange(batch.steps).unsqueeze(1)]
 
 
+def limit(own_error: float, largest: float) -> float:
+    """Accepted error of a graph in f32, if the original's own is `own_error`."""
+    return min(max(OWN_ERRORS * own_error, FLOOR * largest), CAP * largest)
+
+
 @dataclass(frozen=True)
 class Case:
     """A batch and what the original makes of it."""
@@ -102,8 +107,7 @@ class Expected:
         """Accepted logit error of graphs with weights stored in `precision`, f32 or f16."""
         if precision == "f16":
             return HALF_WEIGHTS * self.largest
-        own = max(case.own_error for case in self.cases)
-        return min(max(OWN_ERRORS * own, FLOOR * self.largest), CAP * self.largest)
+        return limit(max(case.own_error for case in self.cases), self.largest)
 
 
 @dataclass(frozen=True)

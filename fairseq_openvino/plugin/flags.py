@@ -46,13 +46,13 @@ def add_engine_flags(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def engine_options(arguments: Namespace, bundle: Bundle) -> EngineOptions:
-    """What the flags say for a bundle; left out, the precision is the bundle's own.
+def engine_options(arguments: Namespace, bundle: Bundle | None) -> EngineOptions:
+    """What the flags say for a bundle, or none; left out, the precision is the bundle's own, or f32.
 
     Raises:
         OptionError: a value is out of range.
     """
-    own: dict[str, Any] = {"precision": bundle.manifest.runtime.inference}
+    own: dict[str, Any] = {} if bundle is None else {"precision": bundle.manifest.runtime.inference}
     chosen = given(arguments, EngineOptions, PREFIX)
     cache = cache_dir(arguments)
     kept = {"cache_dir": cache / COMPILED if is_writable(cache) else None}

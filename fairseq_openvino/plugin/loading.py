@@ -6,6 +6,7 @@ import functools
 import logging
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle, is_bundle, open_bundle
-from fairseq_openvino.errors import ModelError, OptionError, failure, invalid
-from fairseq_openvino.export.fairseq import cached_bundle
+from fairseq_openvino.errors import (
+    ArchitectureError,
+    ModelError,
+    OptionError,
+    ParityError,
+    failure,
+    invalid,
+)
+from fairseq_openvino.export.fairseq import cached_bundle, cached_decoder
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.plugin.flags import cache_dir, check_options, engine_options
 from fairseq_openvino.plugin.model import S2TOpenVINOModel
+from fairseq_openvino.plugin.parts import in_parts
 from fairseq_openvino.plugin.whisper_task import WhisperTask
 from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.runtime.precision import MIN_UTTERANCES_PER_STREAM
@@ -51,7 +60,12 @@ def loading_bundles(load: Callable[..., Any]) -> Callable[..., Any]:
         overrides = dict(arg_overrides or {})
         models = []
         for name, source in zip(filenames, _chosen(filenames, arguments), strict=True):
-            bundle = _bundle(Path(name), Path(source), arguments, overrides)
+            try:
+                bundle = _bundle(Path(name), Path(source), arguments, overrides)
+            except (ArchitectureError, ParityError) as error:
+                (eager,), *_ = load([name], arg_overrides, task, *args, **kwargs)
+                models.append(_in_parts(eager, Path(name), error, task, overrides))
+                continue
             _check_fit(bundle, task)
             recognizer = load_recognizer(bundle, arguments)
             models.append(S2TOpenVINOModel(recognizer.model, task.target_dictionary))
@@ -97,10 +111,26 @@ def _bundle(
         }:
             logger.warning(f"--model-overrides have no effect on the exported bundle {source}")
         return bundle
+    return cached_bundle(checkpoint, _data(arguments), overrides, cache_dir(arguments))
+
+
+def _data(arguments: Namespace) -> DataDirectory:
     interactive = hasattr(arguments, "buffer_size")
     subset = "interactive" if interactive else getattr(arguments, "gen_subset", None)
-    data = DataDirectory(Path(arguments.data), arguments.config_yaml, subset)
-    return cached_bundle(checkpoint, data, overrides, cache_dir(arguments))
+    return DataDirectory(Path(arguments.data), arguments.config_yaml, subset)
+
+
+def _in_parts(
+    eager: Any, checkpoint: Path, refusal: Exception, task: Any, overrides: dict[str, Any]
+) -> Any:
+    """See `plugin.parts`."""
+    arguments = task.args
+
+    def decoder() -> Bundle:
+        return cached_decoder(checkpoint, _data(arguments), overrides, cache_dir(arguments))
+
+    bins = task.data_cfg.input_feat_per_channel * task.data_cfg.input_channels
+    return in_parts(eager, refusal, decoder, partial(engine_options, arguments), bins)
 
 
 def _check_fit(bundle: Bundle, task: Any) -> None:

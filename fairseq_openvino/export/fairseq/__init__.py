@@ -1,9 +1,13 @@
-"""Fairseq checkpoints: `ARCHITECTURES` is the table of those that have an exporter."""
+"""Fairseq checkpoints: `ARCHITECTURES` is the table of those that have an exporter.
+
+A module of a user's --user-dir adds a row for an architecture of its own (`examples/user_dir`).
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from fairseq_openvino.export.fairseq import (
     berard,
     convtransformer,
     ctc,
+    decoder_alone,
     s2t_conformer,
     s2t_transformer,
     wav2vec2,
@@ -28,6 +33,10 @@ from fairseq_openvino.export.first_use import announced, remembered_sha256, tool
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report
 from fairseq_openvino.export.procedure import Original, export
+
+__all__ = [
+    "ARCHITECTURES", "Architecture", "cached_bundle", "cached_decoder", "export_checkpoint",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +81,7 @@ def export_checkpoint(
         StorageError: the bundle could not be written; nothing is left behind.
     """
     options = options or ExportOptions()
-    original = _original(checkpoint, data, overrides or {}, options.ctc)
+    original = _original(checkpoint, data, overrides or {}, ARCHITECTURES, options.ctc)
     if data.unsupported:
         raise failure(
             ModelError, "Exporting", data.path,
@@ -107,6 +116,35 @@ def cached_bundle(
         StorageError: the cache directory is not writable.
         FairseqOpenVINOError: whatever `export_checkpoint` raises; nothing is left in the cache.
     """
+    return _cached(checkpoint, data, overrides, cache_dir, announce, ARCHITECTURES)
+
+
+def cached_decoder(
+    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], cache_dir: Path
+) -> Bundle:
+    """The bundle of a checkpoint's decoder, whatever its encoder is; see `decoder_alone`.
+
+    Raises:
+        FairseqOpenVINOError: as `cached_bundle`.
+    """
+    from fairseq.models import MODEL_REGISTRY
+
+    known = dict.fromkeys(MODEL_REGISTRY, decoder_alone.ARCHITECTURE)
+    return _cached(
+        checkpoint, data, overrides, cache_dir, logger.info, known, decoder_alone.UNSUPPORTED
+    )
+
+
+def _cached(
+    checkpoint: Path,
+    data: DataDirectory,
+    overrides: dict[str, Any],
+    cache_dir: Path,
+    announce: Callable[[str], object],
+    known: Mapping[str, Architecture],
+    unsupported: str = "",
+) -> Bundle:
+    """`unsupported` is what of the model is not in the bundle."""
     if not checkpoint.is_file():
         raise failure(
             CheckpointError, "Loading a checkpoint", checkpoint, "a file", "none", "Check --path"
@@ -118,22 +156,45 @@ def cached_bundle(
         "statistics": [values.tolist() for values in data.transforms.statistics or ()],
         "overrides": {key: repr(value) for key, value in sorted(overrides.items())},
         "versions": tool_versions(),
+        "code": _user_code(),
+        "unsupported": unsupported,
     }
 
     def make(target: Path) -> tuple[Bundle, Report]:
-        options = ExportOptions(overwrite=True)
-        return export(_original(checkpoint, data, overrides), target, options)
+        original = _original(checkpoint, data, overrides, known)
+        if unsupported:
+            original.described["unsupported"] = unsupported
+        return export(original, target, ExportOptions(overwrite=True))
 
     make = announced(make, checkpoint.name, checkpoint.stat().st_size, announce)
     return cached(checkpoint.stem, content, cache_dir, make)
 
 
+def _user_code() -> list[str]:
+    """SHA-256 of the files of packages that add an architecture or an exporter to those here."""
+    from fairseq.models import MODEL_REGISTRY
+
+    exporters = (known.build for known in ARCHITECTURES.values())
+    names = {each.__module__.partition(".")[0] for each in (*MODEL_REGISTRY.values(), *exporters)}
+    files: list[Path] = []
+    for module in map(sys.modules.get, sorted(names - {"fairseq", "fairseq_openvino"})):
+        for directory in getattr(module, "__path__", ()):
+            files += sorted(Path(directory).rglob("*.py"))
+        if not hasattr(module, "__path__") and getattr(module, "__file__", None):
+            files.append(Path(str(module.__file__)))
+    return [sha256(path) for path in files]
+
+
 def _original(
-    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], ctc_head: bool = False
+    checkpoint: Path,
+    data: DataDirectory,
+    overrides: dict[str, Any],
+    architectures: Mapping[str, Architecture],
+    ctc_head: bool = False,
 ) -> Original:
-    loaded = load(checkpoint, data, overrides, ARCHITECTURES)
+    loaded = load(checkpoint, data, overrides, architectures)
     _check_data(data)
-    known = ARCHITECTURES[loaded.architecture]
+    known = architectures[loaded.architecture]
     if ctc_head:
         known = ctc.head(known)
     graphs = known.build(loaded.model, loaded.arguments)
