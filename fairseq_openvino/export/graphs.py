@@ -24,7 +24,7 @@ class Graphs:
     model_width: int
     """D of the decoder."""
     feature_bins: int
-    """F."""
+    """F; 0: the encoder reads token ids."""
     vocabulary_size: int
     """V."""
     max_source_frames: int
@@ -33,6 +33,8 @@ class Graphs:
     """Decoder positions."""
     subsampling: int
     """T / S, rounded."""
+    source_vocabulary_size: int = 0
+    """Symbols of the source, where F is 0."""
 
     def without_modules(self) -> Graphs:
         """The numbers alone, which keep no weights in memory."""

@@ -3,6 +3,7 @@
 | graph   | tensor              | shape             | type  |
 |---------|---------------------|-------------------|-------|
 | encoder | in  features        | (N, T, F)         | f32   |
+|         | or, where F = 0     | (N, T)            | i64   |
 |         | in  lengths         | (N,)              | i64   |
 |         | out encoder_lengths | (N,)              | i64   |
 |         | out each memory     | its spec's        | f32   |
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 
 from fairseq_openvino import machine
-from fairseq_openvino.bundle import TensorSpec
+from fairseq_openvino.bundle import TensorSpec, features_layout
 from fairseq_openvino.export.graphs import Graphs
 
 OPSET = 17
@@ -74,7 +75,8 @@ def export_onnx(graphs: Graphs, directory: Path) -> tuple[Path, Path]:
         "encoder_lengths": {0: "N"},
     }
     axes |= {spec.name: _dynamic(spec) for spec in graphs.memory}
-    features = torch.zeros(2, 40, graphs.feature_bins)
+    shape, kind = features_layout(graphs.feature_bins)
+    features = torch.zeros(2, 40, *shape, dtype=getattr(torch, kind))
     _export(graphs.encoder, (features, torch.tensor([40, 32])), encoder, ["features", "lengths"],
             ["encoder_lengths", *(spec.name for spec in graphs.memory)], axes)  # fmt: skip
     tensors = decoder_tensors(graphs)

@@ -114,5 +114,5 @@ def _compiled(path: Path, threads: int) -> ov.CompiledModel:
 
 
 def encoder_inputs(batch: Forced) -> dict[str, np.ndarray]:
-    """Features (N, T, F) f32 and lengths (N,) i64."""
+    """Features and lengths, see `Forced`."""
     return {"features": batch.features, "lengths": batch.lengths}

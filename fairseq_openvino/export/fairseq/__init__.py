@@ -12,11 +12,12 @@ from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
-from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq import s2t_transformer, transformer
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.preprocessing import fail
+from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report
@@ -26,13 +27,14 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES: dict[str, Architecture] = {
     s2t_transformer.ARCHITECTURE: Architecture(s2t_transformer.build),
+    transformer.ARCHITECTURE: transformer.ROW,
 }
 """By Fairseq's model name."""
 
 
 def export_checkpoint(
     checkpoint: Path,
-    data: DataDirectory,
+    data: DataDirectory | TextDirectory,
     output: Path,
     options: ExportOptions | None = None,
     overrides: dict[str, Any] | None = None,
@@ -56,7 +58,7 @@ def export_checkpoint(
         StorageError: the bundle could not be written; nothing is left behind.
     """
     original = _original(checkpoint, data, overrides or {})
-    if data.unsupported:
+    if isinstance(data, DataDirectory) and data.unsupported:
         raise failure(
             ModelError, "Exporting", data.path,
             "features and text that can be made without Fairseq", "; ".join(data.unsupported),
@@ -68,7 +70,7 @@ def export_checkpoint(
 
 def cached_bundle(
     checkpoint: Path,
-    data: DataDirectory,
+    data: DataDirectory | TextDirectory,
     overrides: dict[str, Any],
     cache_dir: Path,
     announce: Callable[[str], object] = logger.info,
@@ -98,10 +100,11 @@ def cached_bundle(
         "checkpoint": remembered_sha256(checkpoint, cache_dir),
         "data": [sha256(path) for path in data.sources()],
         "described": {key: repr(value) for key, value in data.described().items()},
-        "statistics": [values.tolist() for values in data.transforms.statistics or ()],
         "overrides": {key: repr(value) for key, value in sorted(overrides.items())},
         "versions": tool_versions(),
     }
+    if isinstance(data, DataDirectory):
+        content["statistics"] = [values.tolist() for values in data.transforms.statistics or ()]
 
     def make(target: Path) -> tuple[Bundle, Report]:
         options = ExportOptions(overwrite=True)
@@ -111,11 +114,15 @@ def cached_bundle(
     return cached(checkpoint.stem, content, cache_dir, make)
 
 
-def _original(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) -> Original:
+def _original(
+    checkpoint: Path, data: DataDirectory | TextDirectory, overrides: dict[str, Any]
+) -> Original:
     loaded = load(checkpoint, data, overrides, ARCHITECTURES)
-    _check_data(data)
+    data = loaded.data
     described = {"family": "s2t", "source": loaded.source, **data.described()}
-    described["features"] = replace(described["features"], split=data.gen_subset)
+    if isinstance(data, DataDirectory):
+        _check_data(data)
+        described["features"] = replace(described["features"], split=data.gen_subset)
     known = ARCHITECTURES[loaded.architecture]
     graphs = known.build(loaded.model, loaded.arguments)
     reference = known.reference(loaded.model)
