@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +20,13 @@ from fairseq_openvino.errors import (
     invalid,
     named,
 )
-from fairseq_openvino.model import Clip, Head, Model, News, Segment, Transcript
+from fairseq_openvino.family import Family
+from fairseq_openvino.model import Clip, News, Segment, Transcript
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.family import S2T
 from fairseq_openvino.speech import stored
-from fairseq_openvino.speech.frontend import FrontEnd, heard
+from fairseq_openvino.speech.frontend import heard
 from fairseq_openvino.speech.options import SPLIT, AudioOptions
 from fairseq_openvino.speech.recordings import Recording, recordings
 from fairseq_openvino.speech.sources import Source, is_source, source_name
@@ -35,46 +36,8 @@ from fairseq_openvino.whisper.family import Whisper
 logger = logging.getLogger(__name__)
 BATCH_SIZE = 8
 """Windows decoded together, unless it is said."""
-
-
-class Family(Protocol):
-    """What models of one kind have in common: front end, text, options, search."""
-
-    options: ClassVar[type[Any]]
-    """A frozen dataclass; its fields are the keywords of `Recognizer.transcribe`."""
-    splits: ClassVar[bool]
-    """See `runtime.model.CompiledModel`."""
-    front_end: FrontEnd
-    vocabulary: Any
-    """`text(tokens)` gives the detokenised text."""
-
-    def head(self, options: Any) -> Head:
-        """What a session reports in a search with these options."""
-        ...
-
-    def language(self, stated: str | None, options: Any) -> str | None:
-        """The option `language` for clips whose corpus states one: None if the model is not told it."""
-        ...
-
-    def decode(self, model: Model, clips: Sequence[Clip], options: Any) -> list[Transcript]:
-        """Clips decoded together, in the order given.
-
-        Raises:
-            OptionError: the options do not fit the model.
-        """
-        ...
-
-    def follow(
-        self, model: Model, recordings: Iterable[Recording | Clip | News], options: Any, width: int
-    ) -> Iterator[News]:
-        """Recordings of any length, `width` windows at a time: news of each, in the order given.
-
-        In place of one there may be a clip of features, or the only news of what could not be opened.
-
-        Raises:
-            OptionError: the options do not fit the model.
-        """
-        ...
+SENTENCES = 32
+"""Sentences translated together."""
 
 
 FAMILIES: dict[str, type[Any]] = {"s2t": S2T, "whisper": Whisper}
@@ -102,7 +65,12 @@ class Recognizer:
         return self.bundle.manifest
 
     def check_supported(self) -> None:
-        """Raise ModelError if features and text of this model can only be made by Fairseq."""
+        """Raise ModelError if this model does not hear, or only Fairseq makes its features and text."""
+        if self.manifest.text.source_dictionary is not None:
+            raise failure(
+                ModelError, "Transcribing", self.bundle.directory, "a model of speech",
+                "one that translates text", "Give it text (translate)",
+            )  # fmt: skip
         if self.manifest.unsupported:
             raise failure(
                 ModelError, "Transcribing", self.bundle.directory,
@@ -242,14 +210,32 @@ class Recognizer:
             OptionError: the options contradict each other or the model.
         """
         results = self.transcribe_each(audios, sample_rate_hz, **options)
-        failed = [result for result in results if not isinstance(result, Transcript)]
-        if failed:
-            raise BatchError(
-                f"Transcribing failed for {len(failed)} of {len(results)} clips; the first: "
-                f"{failed[0]} The transcripts of the others are in this error's `results`.",
-                tuple(results),
-            ) from failed[0]
-        return [result for result in results if isinstance(result, Transcript)]
+        return _all_of(results, "Transcribing", "clips")
+
+    def translate(
+        self, texts: Sequence[str], batch_size: int = SENTENCES, **options: Any
+    ) -> list[Transcript]:
+        """Sentences to sentences, in the order given, by a model of text.
+
+        Args:
+            texts: as the model was exported for: plain, or in the symbols of its source dictionary.
+                Blank ones stay so.
+            batch_size: sentences decoded together.
+            options: fields of `s2t.options`.
+
+        Raises:
+            BatchError: some failed; its `results` has the translations of the others.
+            ModelError: the model reads no text.
+            OptionError: the options contradict each other or the model.
+        """
+        family, wanted = self.family, self.options(**options)
+        if not isinstance(family, S2T) or family.sentences is None:
+            raise failure(
+                ModelError, "Translating", self.bundle.directory, "a model of text", "one of speech",
+                "Give it audio (transcribe)",
+            )  # fmt: skip
+        found = family.translate(self.model, texts, wanted, batch_size)
+        return _all_of(found, "Translating", "sentences")
 
     def transcribe_each(
         self, audios: Sequence[Any], sample_rate_hz: int | None = None, **options: Any
@@ -371,6 +357,20 @@ class Recognizer:
             audio, self.family.front_end.rate_hz, sample_rate_hz=sample_rate_hz
         )
         return self.family.detect_language(self.model, recording, windows)
+
+
+def _all_of(
+    results: Sequence[Transcript | FairseqOpenVINOError], action: str, what: str
+) -> list[Transcript]:
+    """The results, if none is an error."""
+    failed = [result for result in results if not isinstance(result, Transcript)]
+    if failed:
+        raise BatchError(
+            f"{action} failed for {len(failed)} of {len(results)} {what}; the first: {failed[0]} "
+            "The transcripts of the others are in this error's `results`.",
+            tuple(results),
+        ) from failed[0]
+    return [result for result in results if isinstance(result, Transcript)]
 
 
 def _of_one_clip(error: Exception, path: str) -> FairseqOpenVINOError:

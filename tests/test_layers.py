@@ -22,7 +22,7 @@ FLOORS = [
     {"metrics"},
     {"runtime"},
     {"s2t", "whisper"},
-    {"recognizer"},
+    {"family", "recognizer"},
     {"export"},
     {"loading"},
     {"plugin", "tasks", "models"},

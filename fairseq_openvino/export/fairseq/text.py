@@ -12,11 +12,9 @@ from fairseq_openvino.bundle import ASSUMED_RATE_HZ, FeatureConfig, SpecialToken
 from fairseq_openvino.errors import ModelError, failure, invalid
 from fairseq_openvino.export.fairseq.data import DICTIONARY, SENTENCEPIECE, check_pieces
 from fairseq_openvino.export.fairseq.preprocessing import fail
-from fairseq_openvino.s2t.vocabulary import BOS, EOS, PAD, UNK, load_dictionary
+from fairseq_openvino.s2t.vocabulary import BOS, EOS, PAD, SUBWORDS, UNK, load_dictionary
 
 SOURCE_DICTIONARY = "dict.source.txt"
-SUBWORDS = ("sentencepiece", "characters", "subword_nmt")
-"""Values of --bpe; text for `subword_nmt` comes in pieces, as the others' models make them."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,6 @@ class TextDirectory:
             shutil.copyfile(self.sentencepiece, directory / SENTENCEPIECE)
 
 
-def is_text_directory(root: Path) -> bool:
-    """Whether it has dictionaries named by languages, as fairseq-preprocess writes them."""
-    return len(list(root.glob("dict.*.txt"))) > 1
+def holds_text(root: Path) -> bool:
+    """Whether it has dictionaries of languages, as fairseq-preprocess writes them, and no YAML."""
+    return len(list(root.glob("dict.*.txt"))) > 1 and not list(root.glob("config*.yaml"))
