@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from argparse import Namespace
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Shared
+from conftest import PACKAGE, Shared, assert_identical
 
 from fairseq_openvino.export.fairseq import export_checkpoint
 from fairseq_openvino.export.fairseq.text import TextDirectory
@@ -96,3 +99,75 @@ def test_options_reproduce_fairseq(options: dict[str, Any], tmp_path: Path) -> N
     bundle, report = export_checkpoint(path, TextDirectory(tmp_path), tmp_path / "bundle")
     assert report.passed
     assert bundle.manifest.source["target_lang"] == "de"
+
+
+def run(data: Path, *flags: str, typed: str | None = None) -> Any:
+    """`fairseq-generate`, or `fairseq-interactive` of what is typed, in this process: a `verify.Run`."""
+    import fairseq_cli.generate
+    import fairseq_cli.interactive
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    import fairseq_openvino.tasks.speech_to_text_openvino  # noqa: F401  --user-dir does this
+    from fairseq_openvino.commands.verify import parse_generate
+
+    words = [
+        str(data), "--task", "translation", "--path", str(data / "checkpoint.pt"),
+        "--user-dir", str(PACKAGE), "--num-workers", "0", "--no-progress-bar",
+        "--max-len-b", "20", *flags,
+    ]  # fmt: skip
+    output, interactive = io.StringIO(), typed is not None
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
+        patch.setattr(sys, "argv", ["fairseq-generate", *words])
+        patch.setattr(sys, "stdin", io.StringIO(typed))
+        if interactive:
+            parser = options.get_interactive_generation_parser()
+        else:
+            parser = options.get_generation_parser()
+            words += ["--scoring", "sacrebleu", "--required-batch-size-multiple", "1"]
+        parser.add_argument("--arch", default="wav2vec2")
+        arguments = options.parse_args_and_arch(parser, input_args=words)
+        configuration = convert_namespace_to_omegaconf(arguments)
+        if interactive:
+            fairseq_cli.interactive.main(configuration)
+        else:
+            fairseq_cli.generate._main(configuration, output)
+    return parse_generate(output.getvalue())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--beam", "5", "--nbest", "5", "--batch-size", "8"),
+        *(
+            pytest.param(("--beam", beam, "--batch-size", size), marks=pytest.mark.soak)
+            for beam in ("1", "5")
+            for size in ("1", "3", "8", "32")
+        ),
+        pytest.param(
+            ("--prefix-size", "2", "--max-len-a", "1.5", "--max-len-b", "3"), marks=pytest.mark.soak
+        ),
+        pytest.param(("--temperature", "1.3", "--remove-bpe"), marks=pytest.mark.soak),
+        pytest.param(("--sampling", "--nbest", "5", "--seed", "1"), marks=pytest.mark.soak),
+        pytest.param(("--score-reference",), marks=pytest.mark.soak),
+    ],
+    ids=" ".join,
+)
+def test_generate_is_identical(
+    tiny_text: Path,
+    cache_dir: Path,
+    flags: tuple[str, ...],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    eager = run(tiny_text, *flags)
+    with caplog.at_level("INFO", "fairseq_openvino"):
+        engine = run(tiny_text, *flags, "--ov-engine", "--ov-cache-dir", str(cache_dir))
+    assert "OpenVINO engine: transformer" in caplog.text
+    assert_identical(eager, engine)
+
+
+def test_interactive_is_identical(tiny_text: Path, cache_dir: Path) -> None:
+    typed = "t1 t2 t3\nt4 <pad> unknown t5\n\nt6\n"
+    flags = "--beam", "3", "--buffer-size", "4", "--batch-size", "4"
+    engine = run(tiny_text, *flags, "--ov-engine", "--ov-cache-dir", str(cache_dir), typed=typed)
+    assert_identical(run(tiny_text, *flags, typed=typed), engine)

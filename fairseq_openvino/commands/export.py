@@ -11,8 +11,8 @@ from typing import Any
 
 from fairseq_openvino.errors import EXIT_OK, invalid
 from fairseq_openvino.export.options import ExportOptions
-from fairseq_openvino.s2t.vocabulary import SUBWORDS
 from fairseq_openvino.flags import add_flags, given
+from fairseq_openvino.s2t.vocabulary import SUBWORDS
 
 ACTION = "Exporting"
 TEXT = ("source_lang", "target_lang", "bpe", "sentencepiece_model")
