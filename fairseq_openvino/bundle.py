@@ -76,6 +76,8 @@ class Dimensions:
     feature_bins: Count
     vocabulary_size: Count
     subsampling: Count
+    source_vocabulary_size: Count = 0
+    """Where the encoder reads token ids, F = 0."""
 
     @classmethod
     def of(cls, graphs: Any) -> Dimensions:
@@ -133,8 +135,10 @@ class TextConfig:
     """Fairseq dictionary file (S2T)."""
     bpe: str | None = None
     """One of `s2t.vocabulary.DECODERS`; `None` if tokens are words (S2T)."""
+    source_dictionary: str | None = None
+    """Fairseq dictionary file of what the encoder reads, where that is text."""
     sentencepiece: str | None = None
-    """SentencePiece model file."""
+    """SentencePiece model file; of the source, where that is text."""
     prepend_language_tag: bool = False
     """The first target token is a `<lang:xx>` tag that must be forced."""
     tokenizer: str | None = None
@@ -280,6 +284,11 @@ def attention_specs(
     cross = (TensorSpec(f"cross_{part}", ("N", heads, "S", head_width)) for part in parts)
     state = (TensorSpec(part, ("R", heads, "L", head_width)) for part in parts)
     return (mask, *cross), tuple(state)
+
+
+def features_layout(feature_bins: int) -> tuple[tuple[int, ...], str]:
+    """What follows (N, T) in the shape of an encoder's features, and their type: token ids if F is 0."""
+    return ((feature_bins,), "float32") if feature_bins else ((), "int64")
 
 
 def is_recurrent(state: Iterable[TensorSpec]) -> bool:

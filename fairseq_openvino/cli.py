@@ -1,4 +1,4 @@
-"""`fairseq-openvino export|verify|transcribe|detect-language|quantize|evaluate|benchmark|cache|doctor`.
+"""`fairseq-openvino COMMAND`: one of `COMMANDS`.
 
 Exit codes: 0 done; 1 done, but some utterances failed or a comparison did not hold; 2 wrong usage;
 3 model, bundle or data damaged or not fitting; 4 unsafe input refused; 5 dependency, device,
@@ -26,6 +26,7 @@ from fairseq_openvino.commands import (
     export,
     quantize,
     transcribe,
+    translate,
     verify,
 )
 from fairseq_openvino.commands.outputs import abandon_stdout
@@ -42,6 +43,7 @@ COMMANDS = {
     "export": (export, "checkpoint to bundle"),
     "verify": (verify, "fairseq-generate twice: eager and --ov-engine, compared"),
     "transcribe": (transcribe, "audio files to text"),
+    "translate": (translate, "lines of text to lines of text"),
     "detect-language": (detect_language, "which language is spoken"),
     "quantize": (quantize, "smaller and faster, gated"),
     "evaluate": (evaluate, "accuracy and time on a corpus"),

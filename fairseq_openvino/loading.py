@@ -126,13 +126,18 @@ def export_place(
 
 
 def _of_fairseq(checkpoint: Path, data: Path, config_yaml: str | None, cache_dir: Path) -> Bundle:
-    config_yaml = config_yaml or _only_config(data)
     try:
         from fairseq_openvino.export.fairseq import cached_bundle
         from fairseq_openvino.export.fairseq.data import DataDirectory
+        from fairseq_openvino.export.fairseq.text import TextDirectory, holds_text
     except ImportError as error:
         raise _missing(str(checkpoint), "fairseq", error) from error
-    return cached_bundle(checkpoint, DataDirectory(data, config_yaml), {}, cache_dir, _tell)
+    directory: DataDirectory | TextDirectory
+    if config_yaml is None and holds_text(data):
+        directory = TextDirectory(data)
+    else:
+        directory = DataDirectory(data, config_yaml or _only_config(data))
+    return cached_bundle(checkpoint, directory, {}, cache_dir, _tell)
 
 
 def _only_config(data: Path) -> str:

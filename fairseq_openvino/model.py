@@ -172,7 +172,7 @@ class Clip:
 
     path: str
     features: np.ndarray
-    """Shape (T, F), float32."""
+    """Shape (T, F), float32; of a text token ids (T,), int64."""
     seconds: float
     """Duration of the audio."""
     damage: str | None = None
@@ -327,6 +327,8 @@ class Model(Protocol):
         self, features: np.ndarray, lengths: np.ndarray, streams: int = 1, together: int = 0
     ) -> Memory:
         """Features (N, T, F), zero-padded, and their lengths (N,) in frames.
+
+        Where F is 0 they are token ids (N, T), padded behind.
 
         `streams` is the number of batches in flight; sessions opened on the result expect the same.
         Precisions are chosen for `together` utterances (0: N), so that a last, smaller batch is

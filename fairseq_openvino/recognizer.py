@@ -24,6 +24,7 @@ from fairseq_openvino.families import FAMILIES, Family
 from fairseq_openvino.model import Clip, News, Segment, Transcript
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
+from fairseq_openvino.s2t.family import S2T
 from fairseq_openvino.speech import stored
 from fairseq_openvino.speech.frontend import heard
 from fairseq_openvino.speech.options import SPLIT, AudioOptions
@@ -35,6 +36,8 @@ from fairseq_openvino.whisper.family import Whisper
 logger = logging.getLogger(__name__)
 BATCH_SIZE = 8
 """Windows decoded together, unless it is said."""
+SENTENCES = 32
+"""Sentences translated together."""
 
 
 class Recognizer:
@@ -58,7 +61,12 @@ class Recognizer:
         return self.bundle.manifest
 
     def check_supported(self) -> None:
-        """Raise ModelError if features and text of this model can only be made by Fairseq."""
+        """Raise ModelError if this model does not hear, or only Fairseq makes its features and text."""
+        if self.manifest.text.source_dictionary is not None:
+            raise failure(
+                ModelError, "Transcribing", self.bundle.directory, "a model of speech",
+                "one that translates text", "Give it text (translate)",
+            )  # fmt: skip
         if self.manifest.unsupported:
             raise failure(
                 ModelError, "Transcribing", self.bundle.directory,
@@ -198,14 +206,32 @@ class Recognizer:
             OptionError: the options contradict each other or the model.
         """
         results = self.transcribe_each(audios, sample_rate_hz, **options)
-        failed = [result for result in results if not isinstance(result, Transcript)]
-        if failed:
-            raise BatchError(
-                f"Transcribing failed for {len(failed)} of {len(results)} clips; the first: "
-                f"{failed[0]} The transcripts of the others are in this error's `results`.",
-                tuple(results),
-            ) from failed[0]
-        return [result for result in results if isinstance(result, Transcript)]
+        return _all_of(results, "Transcribing", "clips")
+
+    def translate(
+        self, texts: Sequence[str], batch_size: int = SENTENCES, **options: Any
+    ) -> list[Transcript]:
+        """Sentences to sentences, in the order given, by a model of text.
+
+        Args:
+            texts: as the model was exported for: plain, or in the symbols of its source dictionary.
+                Blank ones stay so.
+            batch_size: sentences decoded together.
+            options: fields of `s2t.options`.
+
+        Raises:
+            BatchError: some failed; its `results` has the translations of the others.
+            ModelError: the model reads no text.
+            OptionError: the options contradict each other or the model.
+        """
+        family, wanted = self.family, self.options(**options)
+        if not isinstance(family, S2T) or family.sentences is None:
+            raise failure(
+                ModelError, "Translating", self.bundle.directory, "a model of text", "one of speech",
+                "Give it audio (transcribe)",
+            )  # fmt: skip
+        found = family.translate(self.model, texts, wanted, batch_size)
+        return _all_of(found, "Translating", "sentences")
 
     def transcribe_each(
         self, audios: Sequence[Any], sample_rate_hz: int | None = None, **options: Any
@@ -327,6 +353,20 @@ class Recognizer:
             audio, self.family.front_end.rate_hz, sample_rate_hz=sample_rate_hz
         )
         return self.family.detect_language(self.model, recording, windows)
+
+
+def _all_of(
+    results: Sequence[Transcript | FairseqOpenVINOError], action: str, what: str
+) -> list[Transcript]:
+    """The results, if none is an error."""
+    failed = [result for result in results if not isinstance(result, Transcript)]
+    if failed:
+        raise BatchError(
+            f"{action} failed for {len(failed)} of {len(results)} {what}; the first: {failed[0]} "
+            "The transcripts of the others are in this error's `results`.",
+            tuple(results),
+        ) from failed[0]
+    return [result for result in results if isinstance(result, Transcript)]
 
 
 def _of_one_clip(error: Exception, path: str) -> FairseqOpenVINOError:

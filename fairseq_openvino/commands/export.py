@@ -12,8 +12,11 @@ from typing import Any
 from fairseq_openvino.errors import EXIT_OK, invalid
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.flags import add_flags, given
+from fairseq_openvino.s2t.vocabulary import SUBWORDS
 
 ACTION = "Exporting"
+TEXT = ("source_lang", "target_lang", "bpe", "sentencepiece_model")
+"""Fields of a `TextDirectory`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, ExportOptions)
     fairseq = parser.add_argument_group("Fairseq")
     fairseq.add_argument("--data", type=Path, metavar="DIR", help="data directory of --path")
+    for side in ("source", "target"):
+        fairseq.add_argument(
+            f"--{side}-lang", f"-{side[0]}", metavar="XX",
+            help=f"{side} language of a text model (default: the checkpoint's)",
+        )  # fmt: skip
+    fairseq.add_argument(
+        "--bpe", choices=SUBWORDS,
+        help="subwords of a text model, as Fairseq's (default: sentencepiece if there is a model of it)",
+    )  # fmt: skip
+    fairseq.add_argument(
+        "--sentencepiece-model", type=Path, metavar="FILE",
+        help="of the text model's source (default: the only *.model in --data)",
+    )  # fmt: skip
     fairseq.add_argument("--config-yaml", default="config.yaml", help="YAML in the data directory")
     fairseq.add_argument(
         "--gen-subset", metavar="NAME",
@@ -70,6 +86,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
 def _export_checkpoint(arguments: argparse.Namespace, options: ExportOptions) -> tuple[Any, Any]:
     from fairseq_openvino.export.fairseq import export_checkpoint
     from fairseq_openvino.export.fairseq.data import DataDirectory
+    from fairseq_openvino.export.fairseq.text import TextDirectory, holds_text
 
     if arguments.data is None:
         expected, advice = (
@@ -79,9 +96,12 @@ def _export_checkpoint(arguments: argparse.Namespace, options: ExportOptions) ->
         raise invalid(ACTION, "--data", expected, "none", advice)
     if arguments.user_dir is not None:
         _import_user_dir(arguments.user_dir)
-    data = DataDirectory(
-        arguments.data, arguments.config_yaml, arguments.gen_subset, arguments.sample_rate
-    )
+    text = TextDirectory(arguments.data, *(getattr(arguments, name) for name in TEXT))
+    data: DataDirectory | TextDirectory = text
+    if text == TextDirectory(arguments.data) and not holds_text(arguments.data):
+        data = DataDirectory(
+            arguments.data, arguments.config_yaml, arguments.gen_subset, arguments.sample_rate
+        )
     overrides = _overrides(arguments.model_overrides)
     return export_checkpoint(arguments.path, data, arguments.output, options, overrides)
 

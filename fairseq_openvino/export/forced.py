@@ -10,8 +10,9 @@ from fairseq_openvino.export.graphs import Graphs
 
 BEAM = 2
 """K, rows of each utterance."""
-START, FIRST = 2, 4
-"""The first token of every row; the smallest token after it (Fairseq's special ones are below)."""
+PAD, START, FIRST = 1, 2, 4
+"""Behind a source; the first token of every row; the smallest other one (Fairseq's special ones are
+below)."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Forced:
     """
 
     features: np.ndarray
-    """(N, T, F) f32, zero behind each length."""
+    """(N, T, F) f32, zero behind each length; or ids (N, T) i64, `PAD` behind it."""
     lengths: np.ndarray
     """(N,) i64."""
     paths: np.ndarray
@@ -69,9 +70,7 @@ def forced(
     """A batch of utterances of T = `frames`, not beyond what the model was configured for."""
     lengths = np.minimum(frames, graphs.max_source_frames)
     steps = min(steps, graphs.max_target_tokens)
-    shape = len(lengths), int(lengths.max()), graphs.feature_bins
-    features = random.standard_normal(shape).astype(np.float32)
-    features[np.arange(shape[1]) >= lengths[:, None]] = 0
+    features = _features(random, graphs, lengths)
     trees = [_tree(random, graphs.vocabulary_size, steps) for _ in frames]
     counts = [len(paths) for paths, _, _ in trees]
     first = np.cumsum([0, *counts])
@@ -83,6 +82,19 @@ def forced(
         np.concatenate([nodes + first[i] for i, (_, nodes, _) in enumerate(trees)], 1),
         np.concatenate([beams + i * BEAM for i, (_, _, beams) in enumerate(trees)], 1),
     )
+
+
+def _features(random: np.random.Generator, graphs: Graphs, lengths: np.ndarray) -> np.ndarray:
+    """See `Forced`."""
+    size = len(lengths), int(lengths.max())
+    behind = np.arange(size[1]) >= lengths[:, None]
+    if graphs.feature_bins:
+        features = random.standard_normal((*size, graphs.feature_bins)).astype(np.float32)
+        features[behind] = 0
+        return features
+    ids = random.integers(FIRST, graphs.source_vocabulary_size, size)
+    ids[behind] = PAD
+    return ids
 
 
 def _tree(

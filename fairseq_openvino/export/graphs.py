@@ -25,7 +25,7 @@ class Graphs:
     model_width: int
     """D of the decoder."""
     feature_bins: int
-    """F."""
+    """F; 0: the encoder reads token ids."""
     vocabulary_size: int
     """V."""
     max_source_frames: int
@@ -36,6 +36,8 @@ class Graphs:
     """T / S, rounded."""
     min_source_frames: int = 1
     """Smallest T that gives an encoder frame."""
+    source_vocabulary_size: int = 0
+    """Symbols of the source, where F is 0."""
 
     @property
     def has_decoder(self) -> bool:

@@ -3,6 +3,7 @@
 | graph   | tensor              | shape             | type  |
 |---------|---------------------|-------------------|-------|
 | encoder | in  features        | (N, T, F)         | f32   |
+|         | or, where F = 0     | (N, T)            | i64   |
 |         | in  lengths         | (N,)              | i64   |
 |         | out encoder_lengths | (N,)              | i64   |
 |         | out each memory     | its spec's        | f32   |
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 
 from fairseq_openvino import machine
-from fairseq_openvino.bundle import TensorSpec
+from fairseq_openvino.bundle import TensorSpec, features_layout
 from fairseq_openvino.export.graphs import Graphs
 
 OPSET = 17
@@ -70,7 +71,8 @@ def export_onnx(graphs: Graphs, directory: Path) -> None:
     }
     axes |= {spec.name: _dynamic(spec) for spec in graphs.memory}
     frames = 40 * graphs.min_source_frames
-    features = torch.zeros(2, frames, graphs.feature_bins)
+    shape, kind = features_layout(graphs.feature_bins)
+    features = torch.zeros(2, frames, *shape, dtype=getattr(torch, kind))
     example = features, torch.tensor([frames, frames - 8])
     _export(graphs.encoder, example, directory / ENCODER_ONNX, ["features", "lengths"],
             ["encoder_lengths", *(spec.name for spec in graphs.memory)], axes)  # fmt: skip
@@ -135,7 +137,9 @@ def _export(
     weights = {each.name: stored[each.name] for each in model.graph.input if each.name in stored}
     read = {each.name: each for each in model.graph.input}
     del model.graph.input[:]
-    for name, tensor in zip(inputs, example, strict=True):  # the exporter leaves out what is not read
+    for name, tensor in zip(
+        inputs, example, strict=True
+    ):  # the exporter leaves out what is not read
         sizes = [axes.get(name, {}).get(axis, size) for axis, size in enumerate(tensor.shape)]
         kind = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
         unread = onnx.helper.make_tensor_value_info(name, kind, sizes)

@@ -140,5 +140,5 @@ def valid(memory: Mapping[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
 
 
 def encoder_inputs(batch: Forced) -> dict[str, np.ndarray]:
-    """Features (N, T, F) f32 and lengths (N,) i64."""
+    """Features and lengths, see `Forced`."""
     return {"features": batch.features, "lengths": batch.lengths}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import invalid
@@ -16,7 +18,7 @@ PREFIX = "--ov-"
 ACTION = "Generating with --ov-engine"
 REFUSED = {
     "retain_dropout": "dropout is not part of an exported graph",
-    "print_alignment": "Fairseq's S2T decoders return no attention",
+    "print_alignment": "the engine's decoders return no attention",
     "fp16": "precision is set by --ov-precision",
     "iter_decode_with_beam": "iterative refinement is not autoregressive",
 }
@@ -31,6 +33,27 @@ WHISPER_NEUTRAL = {
 
 class Unstated(int):
     """A default that the user did not type; as such it reaches the arguments of the task."""
+
+
+def settings(task: Any) -> Namespace:
+    """What a task of Fairseq was set up with, or of one with a dataclass what is not None."""
+    if getattr(task, "args", None) is not None or getattr(task, "cfg", None) is None:
+        return getattr(task, "args", None) or Namespace()
+    values = task.cfg if isinstance(task.cfg, Mapping) else vars(task.cfg)
+    return Namespace(**{name: value for name, value in values.items() if value is not None})
+
+
+def with_engine_flags(config: type[Any]) -> type[Any]:
+    """The dataclass of a task, with a field for each of the --ov-* flags."""
+    parser = ArgumentParser(add_help=False)
+    add_engine_flags(parser)
+    own: list[tuple[str, Any, Any]] = []
+    for action in parser._actions:
+        if action.nargs == 0:
+            own.append((action.dest, bool, False))
+        else:  # Fairseq knows no other spelling of this type (dataclass/utils.py:interpret_dc_type)
+            own.append((action.dest, Optional[action.type or str], None))  # noqa: UP045
+    return make_dataclass(config.__name__, own, bases=(config,))
 
 
 def add_engine_flags(parser: ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.model import Head, Hypothesis
-from fairseq_openvino.plugin.model import S2TOpenVINOModel, features_of
+from fairseq_openvino.plugin.model import S2TOpenVINOModel, encoder_inputs
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.search import TokenIds, candidate_count, decode_batch
 
@@ -57,8 +57,8 @@ class OpenVINOGenerator:
         Raises:
             NumericsError: naming the utterances whose scores are not numbers.
         """
-        features = features_of(sample["net_input"]["src_tokens"])  # (N, T, F)
-        lengths = sample["net_input"]["src_lengths"].cpu().numpy()
+        source = sample["net_input"]
+        features, lengths = encoder_inputs(self.model, source["src_tokens"], source["src_lengths"])
         prefix = None if prefix_tokens is None else prefix_tokens.cpu().numpy()
         ids = TokenIds(self.pad, self.eos, self.unk, bos_token, self.suppressed)
         try:

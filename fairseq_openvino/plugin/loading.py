@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.tasks.speech_to_text import SpeechToTextTask
+from fairseq.tasks.translation import TranslationTask
+from fairseq.utils import split_paths
 
 from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle, is_bundle, open_bundle
@@ -24,7 +26,8 @@ from fairseq_openvino.errors import (
 )
 from fairseq_openvino.export.fairseq import cached_bundle, cached_decoder
 from fairseq_openvino.export.fairseq.data import DataDirectory
-from fairseq_openvino.plugin.flags import cache_dir, check_options, engine_options
+from fairseq_openvino.export.fairseq.text import TextDirectory
+from fairseq_openvino.plugin.flags import cache_dir, check_options, engine_options, settings
 from fairseq_openvino.plugin.model import S2TOpenVINOModel
 from fairseq_openvino.plugin.parts import in_parts
 from fairseq_openvino.plugin.whisper_task import WhisperTask
@@ -35,6 +38,8 @@ from fairseq_openvino.s2t.vocabulary import load_dictionary
 logger = logging.getLogger(__name__)
 
 ACTION = "Loading a bundle"
+TASKS = (SpeechToTextTask, TranslationTask)
+"""Of Fairseq, with those derived from them, whose models the engine runs."""
 
 
 def loading_bundles(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,12 +51,12 @@ def loading_bundles(load: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any, **kwargs: Any,
     ) -> tuple[list[Any], Any, Any]:  # fmt: skip
         bundles = [is_bundle(name) for name in filenames]
-        arguments: Any = getattr(task, "args", None)
-        wanted = isinstance(task, SpeechToTextTask) and getattr(arguments, "ov_engine", False)
+        arguments: Any = settings(task)
+        wanted = isinstance(task, TASKS) and getattr(arguments, "ov_engine", False)
         if not wanted and not any(bundles):
             return load(filenames, arg_overrides, task, *args, **kwargs)
-        if not isinstance(task, SpeechToTextTask):
-            expected = "the task speech_to_text or speech_to_text_openvino"
+        if not isinstance(task, TASKS):
+            expected = "the task speech_to_text, speech_to_text_openvino or translation"
             got = type(task).__name__
             raise failure(OptionError, ACTION, f"--path {filenames}", expected, got, "Set --task")
         if isinstance(task, WhisperTask):  # it has its model already
@@ -61,7 +66,7 @@ def loading_bundles(load: Callable[..., Any]) -> Callable[..., Any]:
         models = []
         for name, source in zip(filenames, _chosen(filenames, arguments), strict=True):
             try:
-                bundle = _bundle(Path(name), Path(source), arguments, overrides)
+                bundle = _bundle(Path(name), Path(source), task, overrides)
             except (ArchitectureError, ParityError) as error:
                 (eager,), *_ = load([name], arg_overrides, task, *args, **kwargs)
                 models.append(_in_parts(eager, Path(name), error, task, overrides))
@@ -98,9 +103,7 @@ def _chosen(filenames: list[str], arguments: Namespace) -> list[str]:
     return chosen
 
 
-def _bundle(
-    checkpoint: Path, source: Path, arguments: Namespace, overrides: dict[str, Any]
-) -> Bundle:
+def _bundle(checkpoint: Path, source: Path, task: Any, overrides: dict[str, Any]) -> Bundle:
     if source != checkpoint or is_bundle(source):
         bundle = open_bundle(source)
         stated = bundle.manifest.source.get("sha256")
@@ -111,10 +114,15 @@ def _bundle(
         }:
             logger.warning(f"--model-overrides have no effect on the exported bundle {source}")
         return bundle
-    return cached_bundle(checkpoint, _data(arguments), overrides, cache_dir(arguments))
+    arguments = settings(task)
+    return cached_bundle(checkpoint, _data(task, arguments), overrides, cache_dir(arguments))
 
 
-def _data(arguments: Namespace) -> DataDirectory:
+def _data(task: Any, arguments: Namespace) -> DataDirectory | TextDirectory:
+    """What the task was given."""
+    if isinstance(task, TranslationTask):
+        root, *_ = split_paths(arguments.data)
+        return TextDirectory(Path(root), arguments.source_lang, arguments.target_lang)
     interactive = hasattr(arguments, "buffer_size")
     subset = "interactive" if interactive else getattr(arguments, "gen_subset", None)
     return DataDirectory(Path(arguments.data), arguments.config_yaml, subset)
@@ -124,28 +132,38 @@ def _in_parts(
     eager: Any, checkpoint: Path, refusal: Exception, task: Any, overrides: dict[str, Any]
 ) -> Any:
     """See `plugin.parts`."""
-    arguments = task.args
+    arguments = settings(task)
 
     def decoder() -> Bundle:
-        return cached_decoder(checkpoint, _data(arguments), overrides, cache_dir(arguments))
+        return cached_decoder(checkpoint, _data(task, arguments), overrides, cache_dir(arguments))
 
-    bins = task.data_cfg.input_feat_per_channel * task.data_cfg.input_channels
+    bins = 0 if isinstance(task, TranslationTask) else _bins(task.data_cfg)
     return in_parts(eager, refusal, decoder, partial(engine_options, arguments), bins)
 
 
+def _bins(config: Any) -> int:
+    """F of a data configuration."""
+    return 1 if config.use_audio_input else config.input_feat_per_channel * config.input_channels
+
+
 def _check_fit(bundle: Bundle, task: Any) -> None:
-    """The data directory's dictionary and features must be the bundle's."""
+    """The data directory's dictionaries and features must be the bundle's."""
     manifest, advice = bundle.manifest, "Use the configuration the model was trained with"
     if manifest.family != "s2t":
         got, use = repr(manifest.family), "Set --task speech_to_text_openvino"
         raise failure(OptionError, ACTION, bundle.directory, "the family s2t", got, use)
-    symbols = load_dictionary(bundle.path(manifest.text.dictionary))
-    if tuple(task.target_dictionary.symbols) != symbols:
-        expected = f"the dictionary of the data directory ({len(task.target_dictionary)} symbols)"
-        got = f"another one ({len(symbols)} symbols)"
-        raise failure(ModelError, ACTION, bundle.directory, expected, got, advice)
-    config = task.data_cfg
-    bins = 1 if config.use_audio_input else config.input_feat_per_channel * config.input_channels
+    dictionaries = {manifest.text.dictionary: task.target_dictionary}
+    if isinstance(task, TranslationTask):
+        dictionaries[manifest.text.source_dictionary] = task.source_dictionary
+    for name, dictionary in dictionaries.items():
+        symbols = load_dictionary(bundle.path(name))
+        if tuple(dictionary.symbols) != symbols:
+            expected = f"the dictionary of the data directory ({len(dictionary)} symbols)"
+            got = f"another one ({len(symbols)} symbols)"
+            raise failure(ModelError, ACTION, bundle.directory, expected, got, advice)
+    if isinstance(task, TranslationTask):
+        return
+    bins = _bins(task.data_cfg)
     if bins != manifest.dimensions.feature_bins:
         expected = f"{bins} feature bins as in the data configuration"
         got = manifest.dimensions.feature_bins

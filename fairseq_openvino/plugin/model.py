@@ -48,7 +48,7 @@ class S2TOpenVINOModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
         return cls(load_model(args.bundle).model, task.target_dictionary)
 
     def max_positions(self) -> tuple[int, int]:
-        """As the S2T models: the task limits the source, the decoder the target."""
+        """As Fairseq's models."""
         return self.encoder.max_positions(), self.decoder.max_positions()
 
 
@@ -57,14 +57,24 @@ def base_architecture(args: Any) -> None:
     """All dimensions come from the bundle."""
 
 
-def features_of(src_tokens: Tensor) -> np.ndarray:
-    """What a dataset collates, as (N, T, F); of waveforms (N, T), F is 1."""
-    found: np.ndarray = src_tokens.cpu().numpy()
-    return found[..., None] if found.ndim == 2 and found.dtype.kind == "f" else found  # noqa: PLR2004
+def encoder_inputs(
+    model: Model, src_tokens: Tensor, src_lengths: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """What Fairseq collates, as `Model.encode` takes it.
+
+    Text is padded behind, not in front; a waveform (N, T) has one bin, (N, T, 1).
+    """
+    source = src_tokens.cpu().numpy()
+    bins = model.manifest.dimensions.feature_bins
+    if bins:
+        return source if source.ndim > len("NT") else source[..., None], src_lengths.cpu().numpy()
+    is_padding = source == model.manifest.tokens.pad
+    order = np.argsort(is_padding, axis=1, kind="stable")
+    return np.take_along_axis(source, order, 1), np.sum(~is_padding, 1)
 
 
 class OpenVINOEncoder(FairseqEncoder):  # type: ignore[misc]
-    """src_tokens (N, T, F) or (N, T), src_lengths (N,) -> encoder output and the utterance of each row."""
+    """src_tokens (N, T, F), waveforms or ids (N, T), src_lengths (N,) -> output, utterance of each row."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(None)
@@ -72,8 +82,14 @@ class OpenVINOEncoder(FairseqEncoder):  # type: ignore[misc]
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, **_: Any) -> dict[str, Any]:
         """Encode one padded batch."""
-        memory = self.compiled.encode(features_of(src_tokens), src_lengths.cpu().numpy())
+        memory = self.compiled.encode(*encoder_inputs(self.compiled, src_tokens, src_lengths))
         return {"memory": memory, "rows": np.arange(memory.utterances)}
+
+    def max_positions(self) -> int:
+        """Of text the exported model's, as Fairseq's; of speech the task knows."""
+        manifest = self.compiled.manifest
+        is_text = not manifest.dimensions.feature_bins
+        return manifest.limits.max_source_frames if is_text else super().max_positions()
 
     def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:
         """Only the row table is reordered, never the tensors."""

@@ -28,9 +28,7 @@ from fairseq_openvino.runtime.options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
-ENCODERS: dict[type[Any], Callable[[Any], nn.Module]] = {
-    S2TTransformerEncoder: s2t_transformer.Encoder
-}
+ENCODERS: dict[Any, Callable[[Any], nn.Module]] = {S2TTransformerEncoder: s2t_transformer.Encoder}
 """Fairseq's encoders that can be compiled whatever the decoder is."""
 PROBED_FRAMES = (160, 97)
 """T of the utterances on which an encoder is tried."""

@@ -1,4 +1,4 @@
-"""`--ov-engine` for Fairseq's `speech_to_text`, and the same as a task of its own.
+"""`--ov-engine` for Fairseq's `speech_to_text` and `translation`, and the former as a task of its own.
 
 Importing this module, as `--user-dir fairseq_openvino` does, applies the compatibility shims, adds the
 --ov-* flags and hooks the engine in: `HOOKS` is all that is changed in Fairseq besides the shims.
@@ -18,8 +18,10 @@ from fairseq.data.audio.speech_to_text_dataset import (
     SpeechToTextDataset,
     SpeechToTextDatasetCreator,
 )
-from fairseq.tasks import register_task
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, register_task
 from fairseq.tasks.speech_to_text import SpeechToTextTask
+from fairseq.tasks.translation import TranslationTask
+from hydra.core.config_store import ConfigStore
 
 from fairseq_openvino.compat.shims import apply_shims
 from fairseq_openvino.errors import FairseqOpenVINOError, OptionError, invalid
@@ -31,6 +33,8 @@ from fairseq_openvino.plugin.flags import (
     add_engine_flags,
     cache_dir,
     check_options,
+    settings,
+    with_engine_flags,
 )
 from fairseq_openvino.plugin.generator import (
     BATCH_SIZES,
@@ -56,9 +60,13 @@ def building_generators(build: Callable[..., Any]) -> Callable[..., Any]:
         args: Any,
         seq_gen_cls: Any = None,
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        **others: Any,
     ) -> Any:
+        ours = [model for model in models if isinstance(model, S2TOpenVINOModel)]
+        if ours:
+            check_options(args)
         try:
-            generator = build(self, models, args, seq_gen_cls, extra_gen_cls_kwargs)
+            generator = build(self, models, args, seq_gen_cls, extra_gen_cls_kwargs, **others)
         except FairseqOpenVINOError:
             raise
         except (ValueError, Warning) as error:  # Fairseq's, about language tags
@@ -68,7 +76,6 @@ def building_generators(build: Callable[..., Any]) -> Callable[..., Any]:
         sizes = batch_sizes(self)
         if replaces(generator):
             return OpenVINOGenerator(generator, models[0], sizes)
-        ours = [model for model in models if isinstance(model, S2TOpenVINOModel)]
         for model in ours:
             model.compiled.prepare(sizes, args.beam, Head())
         if ours:
@@ -87,9 +94,10 @@ def making_batches(iterate: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(iterate)
     def get_batch_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
-        shards = getattr(self.args, "num_shards", 1) if kwargs.get("num_shards") == 1 else 1
+        arguments = settings(self)
+        shards = getattr(arguments, "num_shards", 1) if kwargs.get("num_shards") == 1 else 1
         if shards != 1:
-            kwargs |= {"num_shards": shards, "shard_id": self.args.shard_id}
+            kwargs |= {"num_shards": shards, "shard_id": arguments.shard_id}
         try:
             found = iterate(self, *args, **kwargs)
         except Exception as error:  # Fairseq's are of no type of their own
@@ -100,8 +108,8 @@ def making_batches(iterate: Callable[..., Any]) -> Callable[..., Any]:
                 "--max-tokens, or set --skip-invalid-size-inputs-valid-test."
             ) from error
         if shards != 1:
-            _check_shard(self.args, len(found.frozen_batches))
-        if getattr(self.args, "ov_engine", False):
+            _check_shard(arguments, len(found.frozen_batches))
+        if getattr(arguments, "ov_engine", False):
             setattr(self, BATCH_SIZES, {len(batch) for batch in found.frozen_batches} - {0})
         return found
 
@@ -131,6 +139,25 @@ def adding_flags(add: Callable[..., Any]) -> Any:
     return classmethod(add_args)
 
 
+def adding_text_flags(add: Callable[..., Any]) -> Any:
+    """The same where a task has a dataclass; those derived from it have their own, without our fields."""
+
+    def add_args(cls: type[TranslationTask], parser: ArgumentParser) -> None:
+        add.__func__(cls, parser)  # type: ignore[attr-defined]
+        if cls is TranslationTask:
+            add_engine_flags(parser)
+
+    return classmethod(add_args)
+
+
+def _carry_flags(task: str) -> None:
+    """Let the configuration of a task with a dataclass hold our flags, from the command line to the task."""
+    config = TASK_DATACLASS_REGISTRY[task] = with_engine_flags(TASK_DATACLASS_REGISTRY[task])
+    node = config()
+    node._name = task
+    ConfigStore.instance().store(name=task, group="task", node=node, provider="fairseq")
+
+
 HOOKS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (checkpoint_utils, "load_model_ensemble_and_task", loading_bundles),
     (SpeechToTextDatasetCreator, "_load_samples_from_tsv", lambda _: staticmethod(read_manifest)),
@@ -143,6 +170,9 @@ HOOKS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (SpeechToTextTask, "inference_step", skipping.decoding),
     (SpeechToTextTask, "inference_step", data.unscored),
     (SpeechToTextTask, "get_interactive_tokens_and_lengths", skipping.measuring),
+    (TranslationTask, "add_args", adding_text_flags),
+    (TranslationTask, "get_batch_iterator", making_batches),
+    (TranslationTask, "build_generator", building_generators),
     (SpeechToTextDataset, "ordered_indices", skipping.ordering),
     (SpeechToTextDataset, "__getitem__", skipping.reading),
     (SpeechToTextDataset, "collater", skipping.collating),
@@ -153,6 +183,7 @@ HOOKS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
 apply_shims()
 for owner, name, replacement in HOOKS:
     setattr(owner, name, replacement(getattr(owner, name)))
+_carry_flags("translation")
 commands.guard()
 
 

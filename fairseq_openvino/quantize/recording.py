@@ -37,7 +37,7 @@ class EncoderCall:
     """One call of the encoder and the decoder sessions on its output."""
 
     features: np.ndarray
-    """Shape (N, T, F), float32."""
+    """Shape (N, T, F), float32; or ids (N, T), int64."""
     lengths: np.ndarray
     """Shape (N,), int64."""
     sequences: tuple[np.ndarray, ...]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import openvino as ov
 
-from fairseq_openvino.bundle import Bundle
+from fairseq_openvino.bundle import Bundle, features_layout
 from fairseq_openvino.errors import AudioError, ModelError, failure
 from fairseq_openvino.model import Head, Memory
 from fairseq_openvino.runtime.engine import Engine, Variant, read_back
@@ -48,10 +48,11 @@ class CompiledModel:
         The tensors stay in the request's own memory: the request returns to its pool when the result
         is no longer referenced.
         """
-        bins = self.manifest.dimensions.feature_bins
-        if features.shape[2:] != (bins,):
+        shape, kind = features_layout(self.manifest.dimensions.feature_bins)
+        if features.shape[2:] != shape:
             raise failure(
-                ModelError, "Encoding", self.bundle.directory, f"features (N, T, {bins})",
+                ModelError, "Encoding", self.bundle.directory,
+                f"features ({', '.join(('N', 'T', *map(str, shape)))})",
                 features.shape, "Use the feature configuration the model was trained with",
             )  # fmt: skip
         shortest = self.manifest.limits.min_source_frames
@@ -63,8 +64,8 @@ class CompiledModel:
         precision = self.plan(together or len(features) * streams).encoder
         lease = self.engine.lease(Variant("encoder", precision, streams))
         request = lease.request
-        request.set_tensor("features", _tensor(features, np.float32))
-        request.set_tensor("lengths", _tensor(lengths, np.int64))
+        request.set_tensor("features", _tensor(features, kind))
+        request.set_tensor("lengths", _tensor(lengths, "int64"))
         lease.infer()
         tensors = {
             spec.name: _array(request.get_tensor(spec.name)) for spec in self.manifest.memory
@@ -106,7 +107,7 @@ class CompiledModel:
         return Variant("decoder", precision, streams, static, head)
 
 
-def _tensor(array: np.ndarray, dtype: type[np.generic]) -> ov.Tensor:
+def _tensor(array: np.ndarray, dtype: str) -> ov.Tensor:
     return ov.Tensor(np.asarray(array, dtype, order="C"), shared_memory=True)
 
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from fairseq_openvino.bundle import Bundle
-from fairseq_openvino.errors import invalid
+from fairseq_openvino.decoding import attempt_each
+from fairseq_openvino.errors import FairseqOpenVINOError, UtteranceTooLongError, invalid, named
 from fairseq_openvino.model import Clip, Head, Hypothesis, Memory, Model, News, Transcript
 from fairseq_openvino.runtime.voice import load_voice
 from fairseq_openvino.s2t import generation, longform
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.search import TokenIds, candidate_count, generate
+from fairseq_openvino.s2t.sentences import Sentences
 from fairseq_openvino.s2t.vocabulary import Vocabulary
 from fairseq_openvino.speech.frontend import speech_to_text
 from fairseq_openvino.speech.recordings import Recording
@@ -29,6 +31,9 @@ class S2T:
         self.manifest = bundle.manifest
         self.vocabulary = Vocabulary.of(bundle)
         self.front_end = speech_to_text(bundle)
+        text = bundle.manifest.text
+        self.sentences = None if text.source_dictionary is None else Sentences.of(bundle)
+        """In its place where the model reads text."""
 
     def head(self, options: S2TOptions) -> Head:
         """What a session reports in a search."""
@@ -63,6 +68,39 @@ class S2T:
             forced = None if prefix is None else np.repeat(prefix, len(group), axis=0)
             found += generate(model, batch, frames[group[0]], options, ids, forced)
         return self._transcripts(clips, found, options)
+
+    def translate(
+        self, model: Model, texts: Sequence[str], options: S2TOptions, width: int
+    ) -> list[Transcript | FairseqOpenVINOError]:
+        """Sentences, `width` of similar length at a time: the result of each, or its error.
+
+        A blank one has no hypotheses.
+
+        Raises:
+            OptionError: the options do not fit the model.
+        """
+        assert self.sentences is not None
+        found: dict[int, Transcript | FairseqOpenVINOError] = {}
+        clips: dict[int, Clip] = {}
+        for i, text in enumerate(texts):
+            try:
+                if text.strip():
+                    clips[i] = Clip(text, self.sentences(text), seconds=0.0)
+                else:
+                    found[i] = Transcript(text, "", 0.0, 0.0, ())
+            except UtteranceTooLongError as error:
+                found[i] = error
+        order = sorted(clips, key=lambda i: len(clips[i].features))
+        for start in range(0, len(order), width):
+            some = order[start : start + width]
+            results = attempt_each(
+                some, lambda s: self.decode(model, [clips[i] for i in s], options)
+            )
+            found |= {
+                i: named(each, texts[i]) if isinstance(each, Exception) else each
+                for i, each in zip(some, results, strict=True)
+            }
+        return [found[i] for i in range(len(texts))]
 
     def follow(
         self,

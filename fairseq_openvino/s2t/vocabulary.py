@@ -36,6 +36,8 @@ DECODERS: dict[str | None, Callable[..., str]] = {
     "bert": decoders.bert,
 }
 """By `TextConfig.bpe`."""
+SUBWORDS = ("sentencepiece", "characters", "subword_nmt")
+"""Of text models. What `subword_nmt` stands for is read in pieces, and written in words."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class JsonLines(Whole):
             "text": transcript.text,
             "score": transcript.score,
             "seconds": round(transcript.seconds, 3),
-            "hypotheses": [_hypothesis(*pair) for pair in transcript.hypotheses],
+            "hypotheses": [described(*pair) for pair in transcript.hypotheses],
             "language": transcript.language,
             "language_probabilities": dict(transcript.language_probabilities) or None,
             "no_speech_probability": transcript.no_speech_probability,
@@ -144,7 +144,8 @@ def _segment(segment: Segment) -> dict[str, Any]:
     return content
 
 
-def _hypothesis(line: str, hypothesis: Hypothesis) -> dict[str, Any]:
+def described(line: str, hypothesis: Hypothesis) -> dict[str, Any]:
+    """A hypothesis and its text in JSONL."""
     return {
         "text": line,
         "score": hypothesis.score,

@@ -23,12 +23,14 @@ from fairseq_openvino.export.fairseq import (
     decoder_alone,
     s2t_conformer,
     s2t_transformer,
+    transformer,
     wav2vec2,
     xm_transformer,
 )
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report
@@ -51,13 +53,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         complete=xm_transformer.complete,
     ),
     berard.ARCHITECTURE: Architecture(berard.build, berard.Reference),
+    transformer.ARCHITECTURE: transformer.ROW,
 }
 """By Fairseq's model name."""
 
 
 def export_checkpoint(
     checkpoint: Path,
-    data: DataDirectory,
+    data: DataDirectory | TextDirectory,
     output: Path,
     options: ExportOptions | None = None,
     overrides: dict[str, Any] | None = None,
@@ -82,7 +85,7 @@ def export_checkpoint(
     """
     options = options or ExportOptions()
     original = _original(checkpoint, data, overrides or {}, ARCHITECTURES, options.ctc)
-    if data.unsupported:
+    if isinstance(data, DataDirectory) and data.unsupported:
         raise failure(
             ModelError, "Exporting", data.path,
             "features and text that can be made without Fairseq", "; ".join(data.unsupported),
@@ -94,7 +97,7 @@ def export_checkpoint(
 
 def cached_bundle(
     checkpoint: Path,
-    data: DataDirectory,
+    data: DataDirectory | TextDirectory,
     overrides: dict[str, Any],
     cache_dir: Path,
     announce: Callable[[str], object] = logger.info,
@@ -120,7 +123,10 @@ def cached_bundle(
 
 
 def cached_decoder(
-    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], cache_dir: Path
+    checkpoint: Path,
+    data: DataDirectory | TextDirectory,
+    overrides: dict[str, Any],
+    cache_dir: Path,
 ) -> Bundle:
     """The bundle of a checkpoint's decoder, whatever its encoder is; see `decoder_alone`.
 
@@ -137,7 +143,7 @@ def cached_decoder(
 
 def _cached(
     checkpoint: Path,
-    data: DataDirectory,
+    data: DataDirectory | TextDirectory,
     overrides: dict[str, Any],
     cache_dir: Path,
     announce: Callable[[str], object],
@@ -153,12 +159,13 @@ def _cached(
         "checkpoint": remembered_sha256(checkpoint, cache_dir),
         "data": [sha256(path) for path in data.sources()],
         "described": {key: repr(value) for key, value in data.described().items()},
-        "statistics": [values.tolist() for values in data.transforms.statistics or ()],
         "overrides": {key: repr(value) for key, value in sorted(overrides.items())},
         "versions": tool_versions(),
         "code": _user_code(),
         "unsupported": unsupported,
     }
+    if isinstance(data, DataDirectory):
+        content["statistics"] = [values.tolist() for values in data.transforms.statistics or ()]
 
     def make(target: Path) -> tuple[Bundle, Report]:
         original = _original(checkpoint, data, overrides, known)
@@ -187,20 +194,22 @@ def _user_code() -> list[str]:
 
 def _original(
     checkpoint: Path,
-    data: DataDirectory,
+    data: DataDirectory | TextDirectory,
     overrides: dict[str, Any],
     architectures: Mapping[str, Architecture],
     ctc_head: bool = False,
 ) -> Original:
     loaded = load(checkpoint, data, overrides, architectures)
-    _check_data(data)
     known = architectures[loaded.architecture]
     if ctc_head:
         known = ctc.head(known)
     graphs = known.build(loaded.model, loaded.arguments)
+    data = loaded.data
     family = "s2t" if graphs.has_decoder else "ctc"
     described = {"family": family, "source": loaded.source, **data.described()}
-    described["features"] = replace(described["features"], split=data.gen_subset)
+    if isinstance(data, DataDirectory):
+        _check_data(data)
+        described["features"] = replace(described["features"], split=data.gen_subset)
     reference = known.reference(loaded.model)
     return Original(graphs, reference, described, data.copy_into, known.cases)
 

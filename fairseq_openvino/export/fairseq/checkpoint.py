@@ -20,7 +20,8 @@ from fairseq_openvino.errors import (
 )
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.data import DataDirectory
-from fairseq_openvino.s2t.vocabulary import check_size
+from fairseq_openvino.export.fairseq.text import TextDirectory
+from fairseq_openvino.s2t.vocabulary import check_size, load_dictionary
 
 _fail = partial(
     failure, CheckpointError, "Loading a checkpoint",
@@ -28,7 +29,9 @@ _fail = partial(
     "export or fairseq-generate",
 )  # fmt: skip
 
-EMBEDDING = "decoder.embed_tokens.weight"
+EMBEDDING, SOURCE_EMBEDDING = "decoder.embed_tokens.weight", "encoder.embed_tokens.weight"
+TRANSLATION = "translation"
+"""The task whose data is a `TextDirectory`."""
 MAX_NAMES_IN_MESSAGE = 5
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of the names in DistributedDataParallel and torch.compile."""
@@ -45,14 +48,14 @@ class Loaded:
     """Its model arguments."""
     architecture: str
     """Fairseq's model name, as `s2t_transformer`."""
-    data: DataDirectory
+    data: DataDirectory | TextDirectory
     source: dict[str, Any]
     """For the manifest: file name, SHA-256, architecture and overrides of the checkpoint."""
 
 
 def load(
     checkpoint: Path,
-    data: DataDirectory,
+    data: DataDirectory | TextDirectory,
     overrides: dict[str, Any],
     known: Mapping[str, Architecture],
 ) -> Loaded:
@@ -93,16 +96,24 @@ def load(
             f"got {name!r}. Generate with Fairseq itself."
         )
     arguments = known[architecture].complete(arguments)
-    source = {
+    source: dict[str, Any] = {
         "checkpoint": checkpoint.name,
         "sha256": sha256(checkpoint),
         "arch": name,
         "overrides": {key: repr(value) for key, value in overrides.items()},
     }
     weights = _weights(checkpoint, state["model"])
+    wanted = known[architecture].task
+    if isinstance(data, TextDirectory) != (wanted == TRANSLATION):
+        raise failure(
+            ModelError, "Loading a checkpoint", data.path, f"data of the task {wanted}", "another's",
+            "Give the directory the model was trained with",
+        )  # fmt: skip
+    if isinstance(data, TextDirectory):
+        data = data.of(arguments)
+        source |= {"source_lang": data.source_lang, "target_lang": data.target_lang}
     check_fit(weights, data)
-    task = TASKS[known[architecture].task]
-    model = _build(checkpoint, data, arguments, name, task)
+    model = _build(checkpoint, data, arguments, name, TASKS[wanted])
     _load_weights(checkpoint, model, weights, arguments)
     return Loaded(model.eval(), arguments, architecture, data, source)
 
@@ -152,10 +163,10 @@ def _weights(checkpoint: Path, stored: Any) -> dict[str, Any]:
 
 def _build(
     checkpoint: Path,
-    data: DataDirectory,
+    data: DataDirectory | TextDirectory,
     arguments: Namespace,
     name: str,
-    setup: Callable[[DataDirectory, Namespace], Any],
+    setup: Callable[[Any, Namespace], Any],
 ) -> Any:
     """The model without its weights, as Fairseq's task builds it."""
     from fairseq.dataclass.utils import _set_legacy_defaults
@@ -184,8 +195,23 @@ def _speech_to_text(data: DataDirectory, arguments: Namespace) -> Any:
     return SpeechToTextTask.setup_task(wanted)
 
 
-TASKS: dict[str, Callable[[DataDirectory, Namespace], Any]] = {"speech_to_text": _speech_to_text}
-"""What sets up each of Fairseq's tasks; model arguments are completed with the task's defaults."""
+def _translation(data: TextDirectory, arguments: Namespace) -> Any:
+    """Source: Fairseq `tasks/translation.py`."""
+    from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+    _ = arguments
+    wanted = TranslationConfig(
+        data=str(data.root), source_lang=data.source_lang, target_lang=data.target_lang
+    )
+    return TranslationTask.setup_task(wanted)
+
+
+TASKS: dict[str, Callable[[Any, Namespace], Any]] = {
+    "speech_to_text": _speech_to_text,
+    TRANSLATION: _translation,
+}
+"""What sets up each of Fairseq's tasks, of its data directory and the model arguments, which are
+completed with the task's defaults."""
 
 
 def _load_weights(
@@ -212,8 +238,8 @@ def _first(names: list[str]) -> str:
     return f"{listed} and {more} more" if more > 0 else listed
 
 
-def check_fit(weights: dict[str, Any], data: DataDirectory) -> None:
-    """Compare V and F of the weights with the data directory.
+def check_fit(weights: dict[str, Any], data: DataDirectory | TextDirectory) -> None:
+    """Compare V and F of the weights, or V of the source, with the data directory.
 
     Raises:
         ModelError: one of them differs.
@@ -221,6 +247,10 @@ def check_fit(weights: dict[str, Any], data: DataDirectory) -> None:
     symbols = data.symbols()
     if EMBEDDING in weights:
         check_size(data.dictionary, symbols, weights[EMBEDDING].shape[0])
+    if isinstance(data, TextDirectory):
+        symbols, wanted = load_dictionary(data.source_dictionary), weights.get(SOURCE_EMBEDDING)
+        check_size(data.source_dictionary, symbols, len(symbols if wanted is None else wanted))
+        return
     if FIRST_CONVOLUTION in weights and weights[FIRST_CONVOLUTION].shape[1] != data.feature_bins:
         raise ModelError(
             f"Loading a checkpoint failed in {data.config_yaml!r}: expected input_feat_per_channel * "

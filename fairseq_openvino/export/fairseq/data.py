@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,20 +146,8 @@ class DataDirectory:
             ModelError: the dictionary is malformed, or the two do not belong together.
         """
         symbols = load_dictionary(self.dictionary)
-        model = self.sentencepiece
-        if model is None:
-            return symbols
-        try:
-            processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-        except (OSError, RuntimeError) as error:
-            raise fail(model, "a SentencePiece model", str(error)) from error
-        pieces = {processor.id_to_piece(i) for i in range(processor.get_piece_size())}
-        words = [s for s in symbols[len(SPECIAL_SYMBOLS) :] if not LANGUAGE_TAG.fullmatch(s)]
-        shared = sum(word in pieces for word in words)
-        if shared < MIN_SHARED_PIECES * len(words):
-            raise fail(
-                model, f"the pieces of {self.dictionary.name}", f"{shared} of {len(words)} of them"
-            )
+        if self.sentencepiece is not None:
+            check_pieces(self.sentencepiece, self.dictionary, symbols)
         return symbols
 
     def feature_config(self) -> FeatureConfig:
@@ -211,3 +200,20 @@ class DataDirectory:
         if self.transforms.statistics is not None:
             mean, std = self.transforms.statistics
             np.savez(directory / GLOBAL_CMVN, mean=mean, std=std)
+
+
+def check_pieces(model: Path, dictionary: Path, symbols: Sequence[str]) -> None:
+    """Refuse a SentencePiece model that does not belong to a dictionary.
+
+    Raises:
+        ModelError: it is none, or few of the symbols are its pieces.
+    """
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except (OSError, RuntimeError) as error:
+        raise fail(model, "a SentencePiece model", str(error)) from error
+    pieces = {processor.id_to_piece(i) for i in range(processor.get_piece_size())}
+    words = [s for s in symbols[len(SPECIAL_SYMBOLS) :] if not LANGUAGE_TAG.fullmatch(s)]
+    shared = sum(word in pieces for word in words)
+    if shared < MIN_SHARED_PIECES * len(words):
+        raise fail(model, f"the pieces of {dictionary.name}", f"{shared} of {len(words)} of them")

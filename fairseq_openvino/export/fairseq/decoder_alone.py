@@ -27,7 +27,7 @@ def build(model: Any, arguments: Any) -> Graphs:
     from fairseq.models.speech_to_text.s2t_transformer import TransformerDecoderScriptable
     from fairseq.models.transformer import TransformerDecoder
 
-    decoder = getattr(model, "decoder", None)
+    decoder: Any = getattr(model, "decoder", None)
     name = type(model).__name__
     if type(decoder) not in (TransformerDecoder, TransformerDecoderScriptable):
         raise ArchitectureError(
@@ -53,9 +53,8 @@ class Given:
 
     def __call__(self, x: Tensor, lengths: Tensor) -> dict[str, list[Tensor]]:
         """x (N, S, D), lengths (N,) -> encoder_out (S, N, D), encoder_padding_mask (N, S)."""
-        unused = dict.fromkeys(
-            ("encoder_embedding", "encoder_states", "src_tokens", "src_lengths"), []
-        )
+        names = ("encoder_embedding", "encoder_states", "src_tokens", "src_lengths")
+        unused: dict[str, list[Tensor]] = dict.fromkeys(names, [])
         mask = ~valid_frames(x, lengths)
         return unused | {"encoder_out": [x.transpose(0, 1)], "encoder_padding_mask": [mask]}
 

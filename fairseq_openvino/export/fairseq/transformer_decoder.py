@@ -132,7 +132,7 @@ class DecoderGraph(nn.Module):
         self.tokens, self.scale = decoder.embed_tokens, decoder.embed_scale
         self.project_in, self.project_out = decoder.project_in_dim, decoder.project_out_dim
         self.first_position = decoder.padding_idx + 1
-        self.register_buffer("positions", _position_table(decoder))
+        self.register_buffer("positions", position_table(decoder, decoder.embed_dim))
         self.embedding_norm, self.norm = decoder.layernorm_embedding, decoder.layer_norm
         self.layers = nn.ModuleList(
             DecoderLayer(layer, layer.normalize_before) for layer in decoder.layers
@@ -165,11 +165,16 @@ class DecoderGraph(nn.Module):
         return self.output(x), *present
 
 
-def _position_table(decoder: Any) -> Tensor:
-    """Rows indexed by padding_idx + 1 + position: sinusoidal buffer, learned weight, or zeros."""
-    rows = decoder.padding_idx + 1 + int(decoder.max_positions())
-    table = decoder.embed_positions
+def position_table(part: Any, width: int) -> Tensor:
+    """Rows indexed by padding_idx + 1 + position: sinusoidal buffer, learned weight, or zeros.
+
+    Args:
+        part: a Fairseq encoder or decoder.
+        width: of its embeddings.
+    """
+    rows = part.padding_idx + 1 + int(part.max_positions())
+    table = part.embed_positions
     if table is None:
-        return torch.zeros(rows, decoder.embed_dim)
+        return torch.zeros(rows, width)
     weights = table.weights if hasattr(table, "weights") else table.weight.detach()
     return weights[:rows].clone()
