@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.errors import ArchitectureError, ParityError
-from fairseq_openvino.export.fairseq import s2t_transformer
+from fairseq_openvino.export.fairseq import convtransformer, s2t_transformer
 from fairseq_openvino.export.fairseq.decoder_alone import Given, encoder_output
 from fairseq_openvino.export.float64 import Float64
 from fairseq_openvino.export.parity import limit
@@ -28,7 +28,10 @@ from fairseq_openvino.runtime.options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
-ENCODERS: dict[Any, Callable[[Any], nn.Module]] = {S2TTransformerEncoder: s2t_transformer.Encoder}
+ENCODERS: dict[Any, Callable[[Any], nn.Module]] = {
+    S2TTransformerEncoder: lambda own: s2t_transformer.Encoder(own, own.subsample),
+    ConvTransformerEncoder: lambda own: s2t_transformer.Encoder(own, convtransformer.FrontEnd(own)),
+}
 """Fairseq's encoders that can be compiled whatever the decoder is."""
 PROBED_FRAMES = (160, 97)
 """T of the utterances on which an encoder is tried."""
