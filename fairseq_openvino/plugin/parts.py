@@ -10,6 +10,7 @@ import numpy as np
 import openvino as ov
 import torch
 from fairseq.models import FairseqEncoderDecoderModel
+from fairseq.models.speech_to_text.convtransformer import ConvTransformerEncoder
 from fairseq.models.speech_to_text.s2t_transformer import S2TTransformerEncoder
 from torch import Tensor, nn
 
