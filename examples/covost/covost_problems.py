@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -44,20 +45,15 @@ class Problem(NamedTuple):
     reason: str
 
 
-def summary(problems: Iterable[Problem], splits: Iterable[str]) -> list[str]:
+def summary(problems: Iterable[Problem], splits: Sequence[str]) -> list[str]:
     """Lines of a table that counts the problems by kind and split; none without problems."""
-    problems = list(problems)
-    columns = [*splits, ""]
+    counts = Counter((problem.kind, problem.split) for problem in problems)
     rows = [
-        [kind.title, *(str(_count(problems, kind, split)) for split in columns)]
+        [kind.title, *(str(counts[kind, split]) for split in (*splits, ""))]
         for kind in Kind
-        if any(problem.kind is kind for problem in problems)
+        if any(counts[kind, split] for split in (*splits, ""))
     ]
-    return aligned([["problem", *columns[:-1], "no split"], *rows]) if rows else []
-
-
-def _count(problems: list[Problem], kind: Kind, split: str) -> int:
-    return sum(problem.kind is kind and problem.split == split for problem in problems)
+    return aligned([["problem", *splits, "no split"], *rows]) if rows else []
 
 
 def exit_code(problems: Iterable[Problem]) -> int:
