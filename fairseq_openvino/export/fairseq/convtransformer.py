@@ -26,7 +26,9 @@ def build(model: Any, arguments: Any) -> Graphs:
     transformer_decoder.refuse_unsupported(ARCHITECTURE, model.decoder)
     return transformer_decoder.graphs(
         ARCHITECTURE,
-        Encoder(model.encoder, FrontEnd(model.encoder)),
+        Encoder(
+            model.encoder, FrontEnd(model.encoder), None
+        ),  # Fairseq has its norm and leaves it out
         model.decoder,
         int(model.encoder.input_dim),
         int(arguments.max_source_positions),

@@ -53,6 +53,10 @@ def random_model(
     model = ARCH_MODEL_REGISTRY[arch].build_model(arguments, task)
     with torch.no_grad():
         model.decoder.output_projection.weight.mul_(sharpness)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):  # untrained it does nothing
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 2)
     return model.eval(), arguments, dictionary
 
 
