@@ -141,6 +141,8 @@ def measure(model: Any, arguments: Any, directory: Path) -> Report:
         ({"conv_pos": 5}, {"adaptor_kernel_size": 5, "adaptor_layernorm": True}),
         ({}, {"encoder_proj": True, "decoder_embed_dim": 48}),
         ({}, {"adaptor_proj": True, "decoder_embed_dim": 48, "no_scale_embedding": True}),
+        ({"layer_type": "conformer", "required_seq_len_multiple": 4}, {}),
+        ({"layer_type": "conformer", "attn_type": "espnet", "layer_norm_first": False}, {}),
         ({"encoder_embed_dim": 16}, {"remove_weight_norm": True, "layerdrop": 0.1}),
     ],
     ids=str,

@@ -13,6 +13,7 @@ from torch.nn.utils import skip_init
 
 from fairseq_openvino.errors import ArchitectureError
 from fairseq_openvino.export.fairseq import architecture
+from fairseq_openvino.export.fairseq.conformer_layer import ConformerLayer
 from fairseq_openvino.export.fairseq.transformer_decoder import key_bias, valid_frames
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.layers import EncoderLayer
@@ -53,17 +54,19 @@ def refuse_unsupported(name: str, encoder: Any) -> None:
         ArchitectureError: naming them.
     """
     from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer, Wav2Vec2Model
+    from fairseq.modules.conformer_layer import ConformerWav2Vec2EncoderLayer
 
     model = encoder.w2v_model
     if type(model) is not Wav2Vec2Model:
         found = [f"the pre-trained model {type(model).__name__}"]
     else:
-        kinds = {type(layer) for layer in model.encoder.layers} - {TransformerSentenceEncoderLayer}
+        known = {TransformerSentenceEncoderLayer, ConformerWav2Vec2EncoderLayer}
+        kinds = {type(layer) for layer in model.encoder.layers} - known
         found = sorted(f"layers of the kind {kind.__name__}" for kind in kinds)
         found += ["quantize_input"] if model.input_quantizer is not None else []
     if found:
         raise ArchitectureError(
-            f"Export failed in {name}: expected the Transformer of wav2vec 2.0, got "
+            f"Export failed in {name}: expected wav2vec 2.0, got "
             f"{', '.join(found)}. Generate with Fairseq itself."
         )
 
@@ -91,8 +94,9 @@ def receptive_field(encoder: Any) -> tuple[int, int]:
 class Wav2Vec2(nn.Module):
     """features (N, T, 1), lengths (N,) -> (N, S, D), (N,).
 
-    Fairseq pads S to a multiple with frames that nothing attends to and cuts them off again; they are
-    left out here. A clip that is too short for a frame reads the padding of its batch, as there.
+    Fairseq pads S to a multiple with frames that nothing attends to and cuts them off again: they reach
+    the convolutions of Conformer layers, and are left out for Transformer layers. A clip that is too short
+    for a frame reads the padding of its batch, as there.
 
     Source: Fairseq `models/wav2vec/wav2vec2_asr.py:Wav2VecEncoder` and
     `models/wav2vec/wav2vec2.py:Wav2Vec2Model`, `TransformerEncoder`.
@@ -106,8 +110,13 @@ class Wav2Vec2(nn.Module):
         self.crop, self.project_in = model.crop_seq_to_multiple, model.post_extract_proj
         self.positions = _without_weight_norm(model.encoder.pos_conv)
         self.norm, self.norm_first = model.encoder.layer_norm, model.encoder.layer_norm_first
+        is_conformer = not hasattr(model.encoder.layers[0], "layer_norm_first")
+        self.multiple = model.encoder.required_seq_len_multiple if is_conformer else 1
         self.layers = nn.ModuleList(
-            EncoderLayer(layer, layer.layer_norm_first) for layer in model.encoder.layers
+            ConformerLayer(layer, None)
+            if is_conformer
+            else EncoderLayer(layer, layer.layer_norm_first)
+            for layer in model.encoder.layers
         )
         self.project_out = encoder.proj
 
@@ -122,14 +131,17 @@ class Wav2Vec2(nn.Module):
             lengths = torch.minimum(lengths, torch.zeros_like(lengths) + x.shape[1])
         if self.project_in is not None:
             x = self.project_in(x)
-        valid = valid_frames(x, lengths)
+        frames, valid = x.shape[1], valid_frames(x, lengths)
         x = torch.where(valid.unsqueeze(2), x, 0.0)
         x = x + self.positions(x.transpose(1, 2)).transpose(1, 2)
         if not self.norm_first:
             x = self.norm(x)
-        bias = key_bias(valid)
+        if self.multiple > 1:
+            x = nn.functional.pad(x, (0, 0, 0, -frames % self.multiple))
+        bias = key_bias(valid_frames(x, lengths))
         for layer in self.layers:
             x = layer(x, bias)
+        x = x[:, :frames]
         if self.norm_first:
             x = self.norm(x)
         return (x if self.project_out is None else self.project_out(x)), lengths
