@@ -136,7 +136,9 @@ def _export(
     weights = {each.name: stored[each.name] for each in model.graph.input if each.name in stored}
     read = {each.name: each for each in model.graph.input}
     del model.graph.input[:]
-    for name, tensor in zip(inputs, example, strict=True):  # the exporter leaves out what is not read
+    for name, tensor in zip(
+        inputs, example, strict=True
+    ):  # the exporter leaves out what is not read
         sizes = [axes.get(name, {}).get(axis, size) for axis, size in enumerate(tensor.shape)]
         kind = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
         unread = onnx.helper.make_tensor_value_info(name, kind, sizes)
