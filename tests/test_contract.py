@@ -193,9 +193,15 @@ class TorchSession:
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_a_recurrent_decoder_searches_through_the_session(bundle: Bundle, beam: int) -> None:
-    """Utterances of several lengths, which finish one after another: rows move and are dropped."""
-    random, frames = np.random.default_rng(1), (9, 50, 23, 36, 36, 12)
+@pytest.mark.parametrize("frames", [(9, 50, 23, 36, 36, 12), (50,)])
+def test_a_recurrent_decoder_searches_through_the_session(
+    bundle: Bundle, beam: int, frames: tuple[int, ...]
+) -> None:
+    """Utterances of several lengths, which finish one after another: rows move and are dropped.
+
+    One utterance alone has a decoder of static shapes.
+    """
+    random = np.random.default_rng(1)
     features = np.zeros((len(frames), max(frames), BINS), np.float32)
     for row, length in zip(features, frames, strict=True):
         row[:length] = random.standard_normal((length, BINS))
@@ -206,7 +212,7 @@ def test_a_recurrent_decoder_searches_through_the_session(bundle: Bundle, beam: 
         found.append(generate(model, memory, max(frames), options, TokenIds(1, 2, 3)))
     expected, ours = found
     lengths = {len(best[0].tokens) for best in expected}
-    assert len(lengths) > 2, lengths
+    assert len(lengths) > min(len(frames) - 1, 2), lengths
     for a, b in zip(expected, ours, strict=True):
         assert [h.tokens.tolist() for h in a] == [h.tokens.tolist() for h in b]
         np.testing.assert_allclose([h.score for h in a], [h.score for h in b], atol=1e-4)

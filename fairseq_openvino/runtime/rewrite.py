@@ -133,7 +133,11 @@ def _is_constant(node: ov.Node) -> bool:
 
 
 def fix_batch(model: ov.Model, utterances: int, beam: int, memory: Iterable[TensorSpec]) -> None:
-    """Make N and R = N * K static; l, S and L stay dynamic."""
+    """Make N and R = N * K static; l, S and L stay dynamic.
+
+    A recurrent state becomes static as a whole, its variable with it: the CPU plugin keeps nothing of
+    what such a graph writes to a variable of dynamic shape.
+    """
     first = {spec.name: utterances for spec in memory}
     first |= dict.fromkeys(("tokens", "beam_idx", "bounds"), utterances * beam)
     shapes = {}
@@ -141,6 +145,13 @@ def fix_batch(model: ov.Model, utterances: int, beam: int, memory: Iterable[Tens
         if (name := port.get_any_name()) in first:  # not the bias: one row for all, or one each
             shapes[port] = ov.PartialShape([first[name], *list(port.get_partial_shape())[1:]])
     model.reshape(shapes)
+    for variable in model.get_variables():
+        info = variable.info
+        sizes = list(info.data_shape)[1:]
+        if all(size.is_static for size in sizes):
+            info.data_shape = ov.PartialShape([utterances * beam, *sizes])
+            variable.update(info)
+    model.validate_nodes_and_infer_types()
 
 
 def append_head(model: ov.Model, head: Head) -> None:

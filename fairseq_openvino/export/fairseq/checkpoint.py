@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.s2t.vocabulary import check_size, load_dictionary
 
+logger = logging.getLogger(__name__)
+
 _fail = partial(
     failure, CheckpointError, "Loading a checkpoint",
     advice="Give a checkpoint written by fairseq-train, or correct its arguments with --model-overrides of "
@@ -36,6 +39,10 @@ MAX_NAMES_IN_MESSAGE = 5
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of the names in DistributedDataParallel and torch.compile."""
 FIRST_CONVOLUTION = "encoder.subsample.conv_layers.0.weight"
+AUXILIARY = "_decoder"
+"""Ends the names of what --multitask-config-yaml adds to a model (xm_transformer.py:build_model)."""
+TWO_PASSES = {"unity_xm_transformer", "unity_conformer"}
+"""Models whose second decoder reads what a first one wrote."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,11 @@ def load(
     arguments = _model_arguments(checkpoint, state, overrides)
     name = str(getattr(arguments, "_name", None) or getattr(arguments, "arch", ""))
     architecture = ARCH_MODEL_NAME_REGISTRY.get(name, name)
+    if architecture in TWO_PASSES:
+        raise ArchitectureError(
+            f"Exporting failed: expected a model with one decoder, got {name!r}, whose second decoder reads "
+            "the text that its first one found, each by a search of its own. Generate with Fairseq itself."
+        )
     if architecture not in known:
         raise ArchitectureError(
             f"Exporting failed: expected one of the architectures {', '.join(known)} (all sizes), "
@@ -114,7 +126,7 @@ def load(
         source |= {"source_lang": data.source_lang, "target_lang": data.target_lang}
     check_fit(weights, data)
     model = _build(checkpoint, data, arguments, name, TASKS[wanted])
-    _load_weights(checkpoint, model, weights, arguments)
+    _load_weights(checkpoint, model, _without_auxiliary(checkpoint, weights, model), arguments)
     return Loaded(model.eval(), arguments, architecture, data, source)
 
 
@@ -212,6 +224,19 @@ TASKS: dict[str, Callable[[Any, Namespace], Any]] = {
 }
 """What sets up each of Fairseq's tasks, of its data directory and the model arguments, which are
 completed with the task's defaults."""
+
+
+def _without_auxiliary(checkpoint: Path, weights: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Weights without the decoders that a model has for multitask training alone."""
+    modules = {name.partition(".")[0] for name in weights}
+    known = {name for name, _ in model.named_children()}
+    auxiliary = sorted(name for name in modules - known if name.endswith(AUXILIARY))
+    if auxiliary:
+        names = ", ".join(name.removesuffix(AUXILIARY) for name in auxiliary)
+        logger.warning(f"{checkpoint.name}: auxiliary decoders of training are left out: {names}")
+    return {
+        name: value for name, value in weights.items() if name.partition(".")[0] not in auxiliary
+    }
 
 
 def _load_weights(

@@ -44,10 +44,11 @@ def random_model(
     dictionary = Dictionary()
     for i in range(vocabulary - SPECIAL_SYMBOLS):
         dictionary.add_symbol(f"t{i}")
-    arguments = Namespace(
-        arch=arch, task="speech_to_text", max_source_positions=6000, max_target_positions=1024,
-        input_feat_per_channel=FEATURE_BINS, input_channels=1, **overrides,
-    )  # fmt: skip
+    stated = {
+        "arch": arch, "task": "speech_to_text", "max_source_positions": 6000,
+        "max_target_positions": 1024, "input_feat_per_channel": FEATURE_BINS, "input_channels": 1,
+    }  # fmt: skip
+    arguments = Namespace(**(stated | overrides))
     ARCH_CONFIG_REGISTRY[arch](arguments)
     task = Namespace(target_dictionary=dictionary, multitask_tasks={})
     model = ARCH_MODEL_REGISTRY[arch].build_model(arguments, task)
