@@ -123,6 +123,8 @@ def _original(
     if isinstance(data, DataDirectory):
         _check_data(data)
         described["features"] = replace(described["features"], split=data.gen_subset)
+    else:
+        described["source"] |= {"languages": [data.source_lang, data.target_lang]}
     known = ARCHITECTURES[loaded.architecture]
     graphs = known.build(loaded.model, loaded.arguments)
     reference = known.reference(loaded.model)
