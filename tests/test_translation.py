@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from argparse import Namespace
 from contextlib import redirect_stdout
@@ -14,8 +15,12 @@ import pytest
 import torch
 from conftest import PACKAGE, Shared, assert_identical
 
-from fairseq_openvino.export.fairseq import export_checkpoint
+from fairseq_openvino import cli, load_model
+from fairseq_openvino.errors import BatchError, ModelError, OptionError, UtteranceTooLongError
+from fairseq_openvino.export.fairseq import cached_bundle, export_checkpoint
+from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.text import TextDirectory
+from fairseq_openvino.recognizer import Recognizer
 
 SENTENCES = 21
 SHARPNESS = 4.0
@@ -91,6 +96,18 @@ def tiny_text(shared: Shared) -> Path:
     return shared("tiny-text", lambda directory: checkpoint(directory, **TINY))
 
 
+@pytest.fixture(scope="session")
+def text_bundle(tiny_text: Path, cache_dir: Path) -> Path:
+    """Its bundle, exported as --ov-engine does on first use."""
+    data = TextDirectory(tiny_text, "en", "de")
+    return cached_bundle(tiny_text / "checkpoint.pt", data, {}, cache_dir).directory
+
+
+@pytest.fixture
+def translator(text_bundle: Path) -> Recognizer:
+    return load_model(text_bundle)
+
+
 @pytest.mark.parametrize(
     "options", [{}, *(pytest.param(each, marks=pytest.mark.soak) for each in ODD)], ids=",".join
 )
@@ -98,7 +115,7 @@ def test_options_reproduce_fairseq(options: dict[str, Any], tmp_path: Path) -> N
     path = checkpoint(tmp_path, **(TINY | options))
     bundle, report = export_checkpoint(path, TextDirectory(tmp_path), tmp_path / "bundle")
     assert report.passed
-    assert bundle.manifest.source["target_lang"] == "de"
+    assert bundle.manifest.source["languages"] == ["en", "de"]
 
 
 def run(data: Path, *flags: str, typed: str | None = None) -> Any:
@@ -148,7 +165,7 @@ def run(data: Path, *flags: str, typed: str | None = None) -> Any:
             ("--prefix-size", "2", "--max-len-a", "1.5", "--max-len-b", "3"), marks=pytest.mark.soak
         ),
         pytest.param(("--temperature", "1.3", "--remove-bpe"), marks=pytest.mark.soak),
-        pytest.param(("--sampling", "--nbest", "5", "--seed", "1"), marks=pytest.mark.soak),
+        pytest.param(("--sampling", "--sampling-topk", "1", "--beam", "1"), marks=pytest.mark.soak),
         pytest.param(("--score-reference",), marks=pytest.mark.soak),
     ],
     ids=" ".join,
@@ -171,3 +188,88 @@ def test_interactive_is_identical(tiny_text: Path, cache_dir: Path) -> None:
     flags = "--beam", "3", "--buffer-size", "4", "--batch-size", "4"
     engine = run(tiny_text, *flags, "--ov-engine", "--ov-cache-dir", str(cache_dir), typed=typed)
     assert_identical(run(tiny_text, *flags, typed=typed), engine)
+
+
+def test_sentences_do_not_depend_on_their_batch(translator: Recognizer) -> None:
+    texts = ["t1 t2 t3", "", "t4 t5 t6 t7 t8 t9 t10", "  ", "t11"]
+    together = translator.translate(texts, beam=3, nbest=2, max_len_b=12)
+    alone = [translator.translate([text], beam=3, nbest=2, max_len_b=12)[0] for text in texts]
+    assert [each.text for each in together] == [each.text for each in alone]
+    assert [len(each.hypotheses) for each in together] == [2, 0, 2, 0, 2]
+    assert together[1].text == "" and together[0].path == texts[0]
+
+
+def test_a_sentence_that_is_too_long_does_not_stop_the_others(translator: Recognizer) -> None:
+    with pytest.raises(BatchError, match="1 of 2 sentences") as caught:
+        translator.translate(["t1 " * 1024, "t2"], max_len_b=5)
+    long, short = caught.value.results
+    assert isinstance(long, UtteranceTooLongError)
+    assert short.text == translator.translate(["t2"], max_len_b=5)[0].text
+
+
+def test_audio_and_text_are_not_mixed_up(translator: Recognizer, tiny_bundle: Path) -> None:
+    with pytest.raises(ModelError, match="Give it text"):
+        translator.transcribe("a.wav")
+    with pytest.raises(ModelError, match="Give it audio"):
+        load_model(tiny_bundle).translate(["t1"])
+
+
+def translated(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, text: str, *flags: str
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    capsys.readouterr()
+    code = cli.main(["translate", *flags])
+    return code, *capsys.readouterr()
+
+
+def test_command_keeps_names_and_lines(
+    text_bundle: Path,
+    translator: Recognizer,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "t1 t2\n\na.mp3\t0.00\t1.00\tt3\n" + "t4 " * 1024 + "\nt5\n"
+    flags = "--model", str(text_bundle), "--max-len-b", "6", "--batch-size", "3"
+    code, out, err = translated(capsys, monkeypatch, text, *flags)
+    one, two, three = (
+        each.text for each in translator.translate(["t1 t2", "t3", "t5"], max_len_b=6)
+    )
+    assert out.split("\n") == [one, "", f"a.mp3\t0.00\t1.00\t{two}", "", three, ""]
+    assert code == 1 and "line 4" in err and "1 of 5 lines failed" in err
+    _, out, _ = translated(capsys, monkeypatch, text, *flags, "--format", "jsonl")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [each.get("text") for each in found] == [one, "", two, None, three]
+    assert found[2]["name"] == "a.mp3\t0.00\t1.00" and "at most 1023 tokens" in found[3]["error"]
+
+
+def test_cascade_equals_both_models_by_hand(
+    tiny: Path,
+    tiny_bundle: Path,
+    text_bundle: Path,
+    translator: Recognizer,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = [str(tiny / "features" / f"test-{i}.npy") for i in range(3)]
+    cli.main(["transcribe", *files, "--model", str(tiny_bundle), "--max-len-b", "15"])
+    heard = capsys.readouterr().out
+    flags = "--model", str(text_bundle), "--max-len-b", "9"
+    code, out, _ = translated(capsys, monkeypatch, heard, *flags)
+    speech = load_model(tiny_bundle)
+    texts = [each.text for each in speech.transcribe_batch(files, max_len_b=15)]
+    expected = [each.text for each in translator.translate(texts, max_len_b=9)]
+    assert code == 0
+    assert out == "".join(f"{path}\t{text}\n" for path, text in zip(files, expected, strict=True))
+
+
+def test_what_does_not_fit_is_named(tiny: Path, tiny_text: Path, tmp_path: Path) -> None:
+    for data, message in (
+        (TextDirectory(tiny_text, "de", "en"), "--source-lang en as in training"),
+        (TextDirectory(tiny_text, bpe="sentencepiece"), "one SentencePiece model"),
+        (DataDirectory(tiny), "data of the task translation"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            export_checkpoint(tiny_text / "checkpoint.pt", data, tmp_path / "bundle")
+    with pytest.raises(OptionError, match="print-alignment"):
+        run(tiny_text, "--ov-engine", "--print-alignment", "hard")

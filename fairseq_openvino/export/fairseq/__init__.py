@@ -210,6 +210,8 @@ def _original(
     if isinstance(data, DataDirectory):
         _check_data(data)
         described["features"] = replace(described["features"], split=data.gen_subset)
+    elif isinstance(data, TextDirectory):
+        described["source"] |= {"languages": [data.source_lang, data.target_lang]}
     reference = known.reference(loaded.model)
     return Original(graphs, reference, described, data.copy_into, known.cases)
 

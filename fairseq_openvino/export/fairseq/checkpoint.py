@@ -107,27 +107,41 @@ def load(
             f"Exporting failed: expected one of the architectures {', '.join(known)} (all sizes), "
             f"got {name!r}. Generate with Fairseq itself."
         )
+<<<<<<< HEAD
     arguments = known[architecture].complete(arguments)
     source: dict[str, Any] = {
+=======
+    source = {
+>>>>>>> h-mt
         "checkpoint": checkpoint.name,
         "sha256": sha256(checkpoint),
         "arch": name,
         "overrides": {key: repr(value) for key, value in overrides.items()},
     }
     weights = _weights(checkpoint, state["model"])
-    wanted = known[architecture].task
-    if isinstance(data, TextDirectory) != (wanted == TRANSLATION):
-        raise failure(
-            ModelError, "Loading a checkpoint", data.path, f"data of the task {wanted}", "another's",
-            "Give the directory the model was trained with",
-        )  # fmt: skip
-    if isinstance(data, TextDirectory):
-        data = data.of(arguments)
-        source |= {"source_lang": data.source_lang, "target_lang": data.target_lang}
+    task = known[architecture].task
+    data = _data_of(task, data, arguments)
     check_fit(weights, data)
+<<<<<<< HEAD
     model = _build(checkpoint, data, arguments, name, TASKS[wanted])
     _load_weights(checkpoint, model, _without_auxiliary(checkpoint, weights, model), arguments)
+=======
+    model = _build(checkpoint, data, arguments, name, TASKS[task])
+    _load_weights(checkpoint, model, weights, arguments)
+>>>>>>> h-mt
     return Loaded(model.eval(), arguments, architecture, data, source)
+
+
+def _data_of(
+    task: str, data: DataDirectory | TextDirectory, arguments: Namespace
+) -> DataDirectory | TextDirectory:
+    """The data directory of a task, with the languages of the checkpoint."""
+    if isinstance(data, TextDirectory) != (task == TRANSLATION):
+        raise failure(
+            ModelError, "Loading a checkpoint", data.path, f"data of the task {task}", "another's",
+            "Give the directory the model was trained with",
+        )  # fmt: skip
+    return data.of(arguments) if isinstance(data, TextDirectory) else data
 
 
 def _model_arguments(
