@@ -14,6 +14,8 @@ from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.transformer_decoder import valid_frames
 from fairseq_openvino.export.graphs import Graphs
 
+UNUSED = ("encoder_embedding", "encoder_states", "src_tokens", "src_lengths")
+"""What Fairseq's encoders return too."""
 UNSUPPORTED = "the encoder, which is not in this bundle"
 
 
@@ -27,7 +29,7 @@ def build(model: Any, arguments: Any) -> Graphs:
     from fairseq.models.speech_to_text.s2t_transformer import TransformerDecoderScriptable
     from fairseq.models.transformer import TransformerDecoder
 
-    decoder = getattr(model, "decoder", None)
+    decoder: Any = getattr(model, "decoder", None)
     name = type(model).__name__
     if type(decoder) not in (TransformerDecoder, TransformerDecoderScriptable):
         raise ArchitectureError(
@@ -53,11 +55,9 @@ class Given:
 
     def __call__(self, x: Tensor, lengths: Tensor) -> dict[str, list[Tensor]]:
         """x (N, S, D), lengths (N,) -> encoder_out (S, N, D), encoder_padding_mask (N, S)."""
-        unused = dict.fromkeys(
-            ("encoder_embedding", "encoder_states", "src_tokens", "src_lengths"), []
-        )
         mask = ~valid_frames(x, lengths)
-        return unused | {"encoder_out": [x.transpose(0, 1)], "encoder_padding_mask": [mask]}
+        found = {"encoder_out": [x.transpose(0, 1)], "encoder_padding_mask": [mask]}
+        return found | {name: [] for name in UNUSED}
 
     def reorder_encoder_out(
         self, found: dict[str, list[Tensor]], order: Tensor
