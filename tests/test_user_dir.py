@@ -106,6 +106,7 @@ def both(data: Path, user_dir: Path, cache: Path, *flags: str) -> tuple[Any, Any
     )
 
 
+@pytest.mark.soak
 def test_an_exporter_of_ones_own(
     gated: Path, odd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -147,6 +148,7 @@ def test_export_imports_a_user_dir(
     assert "in --user-dir: expected the directory of a Python module" in capsys.readouterr().err
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("arch", "line"),
     [

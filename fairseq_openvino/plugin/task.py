@@ -18,6 +18,7 @@ from fairseq.data.audio.speech_to_text_dataset import (
     SpeechToTextDataset,
     SpeechToTextDatasetCreator,
 )
+from fairseq.models.speech_to_text.hub_interface import S2THubInterface
 from fairseq.tasks import register_task
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 
@@ -25,7 +26,7 @@ from fairseq_openvino.compat.shims import apply_shims
 from fairseq_openvino.errors import FairseqOpenVINOError, OptionError, invalid
 from fairseq_openvino.loading import find_bundle
 from fairseq_openvino.model import Head
-from fairseq_openvino.plugin import commands, data, skipping
+from fairseq_openvino.plugin import commands, data, hub, language, skipping
 from fairseq_openvino.plugin.flags import (
     Unstated,
     add_engine_flags,
@@ -57,6 +58,7 @@ def building_generators(build: Callable[..., Any]) -> Callable[..., Any]:
         seq_gen_cls: Any = None,
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        language.apply(self, args)
         try:
             generator = build(self, models, args, seq_gen_cls, extra_gen_cls_kwargs)
         except FairseqOpenVINOError:
@@ -140,12 +142,18 @@ HOOKS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (SpeechToTextTask, "build_tokenizer", data.building),
     (SpeechToTextTask, "build_bpe", data.building),
     (SpeechToTextTask, "load_dataset", data.completing),
+    (SpeechToTextTask, "load_dataset", language.stating),
+    (SpeechToTextTask, "build_dataset_for_inference", language.typing),
     (SpeechToTextTask, "inference_step", skipping.decoding),
     (SpeechToTextTask, "inference_step", data.unscored),
+    (SpeechToTextTask, "inference_step", language.prefixing),
     (SpeechToTextTask, "get_interactive_tokens_and_lengths", skipping.measuring),
+    (SpeechToTextDataset, "check_tgt_lang_tag", language.checking),
     (SpeechToTextDataset, "ordered_indices", skipping.ordering),
     (SpeechToTextDataset, "__getitem__", skipping.reading),
     (SpeechToTextDataset, "collater", skipping.collating),
+    (S2THubInterface, "__init__", hub.opening),
+    (S2THubInterface, "predict", hub.predicting),
 )
 """Owner, attribute, and what makes its replacement from Fairseq's own or the one before."""
 
