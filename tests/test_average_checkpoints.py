@@ -118,6 +118,7 @@ def test_without_ctc_head_and_paths(tmp_path: Path) -> None:
     assert b"/home" not in output.read_bytes()
 
 
+@pytest.mark.soak
 def test_fairseq_generates_with_a_mean(tmp_path: Path) -> None:
     from conftest import assert_identical, generate
 

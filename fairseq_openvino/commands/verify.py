@@ -138,13 +138,13 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def split_engine_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Other flags, and --ov-* flags with their values."""
+    """Flags of both runs, and --ov-* flags of the engine with their values."""
     common: list[str] = []
     engine: list[str] = []
     remaining = list(arguments)
     while remaining:
         word = remaining.pop(0)
-        if word.startswith("--ov-"):
+        if word.startswith("--ov-") and not word.startswith("--ov-tgt-lang"):
             engine.append(word)
             if "=" not in word and remaining:
                 engine.append(remaining.pop(0))

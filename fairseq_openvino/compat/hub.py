@@ -8,6 +8,7 @@ import numpy as np
 
 from fairseq_openvino.compat.speech import kaldi_fbank
 from fairseq_openvino.speech.features import PCM16_SCALE
+from fairseq_openvino.speech.stored import frames
 
 
 def hub_interface() -> None:
@@ -19,7 +20,6 @@ def hub_interface() -> None:
     Versions: all.
     """
     import torch
-    from fairseq.data.audio.audio_utils import get_fbank
     from fairseq.data.audio.feature_transforms import CompositeAudioFeatureTransform
     from fairseq.data.audio.feature_transforms.utterance_cmvn import UtteranceCMVN
     from fairseq.models.speech_to_text.hub_interface import S2THubInterface
@@ -31,7 +31,11 @@ def hub_interface() -> None:
         if input_type not in ("fbank80", "fbank80_w_utt_cmvn"):
             return original(cls, task, audio)
         if isinstance(audio, str):
-            features = get_fbank(audio)  # (T, F)
+            rate_hz, bins = (
+                task.data_cfg.config.get("sample_rate"),
+                task.data_cfg.input_feat_per_channel,
+            )
+            features = frames(audio, rate_hz, bins).values  # (T, F)
         else:
             scaled = audio.reshape(1, -1).numpy() * np.float32(PCM16_SCALE)
             features = kaldi_fbank(scaled, task.data_cfg.sample_rate)

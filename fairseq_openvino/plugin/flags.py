@@ -63,6 +63,10 @@ def add_engine_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--ov-model", metavar="BUNDLE", help="exported bundle to run (default: export and cache)"
     )
+    group.add_argument(
+        "--ov-tgt-lang", metavar="LANG",
+        help="target language of a multilingual model, as de (default: the manifest's)",
+    )  # fmt: skip
     add_flags(
         group, EngineOptions, ("device", "precision", "threads", "streams", "cache_dir"), PREFIX,
         cache_dir="exported bundles and compiled models are kept here",

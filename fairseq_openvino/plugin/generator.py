@@ -64,7 +64,8 @@ class OpenVINOGenerator:
         try:
             found = decode_batch(self.model, features, lengths, self.options, ids, prefix)
         except NumericsError as error:
-            affected = [int(sample["id"][i]) for i in error.indices]
+            ids = sample.get("id", range(len(lengths)))  # fairseq-interactive gives none
+            affected = [int(ids[i]) for i in error.indices]
             raise NumericsError(f"{error} Utterances: {affected}.", error.indices) from error
         return [[as_fairseq(hypothesis) for hypothesis in best] for best in found]
 

@@ -28,6 +28,7 @@ from fairseq_openvino.export.fairseq import cached_bundle, cached_decoder
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.plugin.flags import cache_dir, check_options, engine_options, settings
+from fairseq_openvino.plugin.hub import of_model, task_of
 from fairseq_openvino.plugin.model import S2TOpenVINOModel
 from fairseq_openvino.plugin.parts import in_parts
 from fairseq_openvino.plugin.whisper_task import WhisperTask
@@ -50,6 +51,9 @@ def loading_bundles(load: Callable[..., Any]) -> Callable[..., Any]:
         filenames: list[str], arg_overrides: dict[str, Any] | None = None, task: Any = None,
         *args: Any, **kwargs: Any,
     ) -> tuple[list[Any], Any, Any]:  # fmt: skip
+        overrides, config = dict(arg_overrides or {}), None
+        if task is None and overrides.get("ov_engine"):  # from_pretrained
+            task, config = task_of(filenames[0], overrides)
         bundles = [is_bundle(name) for name in filenames]
         arguments: Any = settings(task)
         wanted = isinstance(task, TASKS) and getattr(arguments, "ov_engine", False)
@@ -61,9 +65,10 @@ def loading_bundles(load: Callable[..., Any]) -> Callable[..., Any]:
             raise failure(OptionError, ACTION, f"--path {filenames}", expected, got, "Set --task")
         if isinstance(task, WhisperTask):  # it has its model already
             return [], Namespace(task=arguments), task
-        check_options(arguments)
-        overrides = dict(arg_overrides or {})
-        models = []
+        if config is None:
+            check_options(arguments)
+            config = Namespace(task=arguments, model=Namespace(arch="s2t_openvino"))
+        overrides, models = of_model(overrides), []
         for name, source in zip(filenames, _chosen(filenames, arguments), strict=True):
             try:
                 bundle = _bundle(Path(name), Path(source), task, overrides)
@@ -74,7 +79,7 @@ def loading_bundles(load: Callable[..., Any]) -> Callable[..., Any]:
             _check_fit(bundle, task)
             recognizer = load_recognizer(bundle, arguments)
             models.append(S2TOpenVINOModel(recognizer.model, task.target_dictionary))
-        return models, Namespace(task=arguments, model=Namespace(arch="s2t_openvino")), task
+        return models, config, task
 
     return load_model_ensemble_and_task
 

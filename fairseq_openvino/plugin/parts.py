@@ -30,8 +30,10 @@ from fairseq_openvino.runtime.options import EngineOptions
 logger = logging.getLogger(__name__)
 
 ENCODERS: dict[Any, Callable[[Any], nn.Module]] = {
-    S2TTransformerEncoder: lambda own: s2t_transformer.Encoder(own, own.subsample),
-    ConvTransformerEncoder: lambda own: s2t_transformer.Encoder(own, convtransformer.FrontEnd(own)),
+    S2TTransformerEncoder: lambda own: s2t_transformer.Encoder(own, own.subsample, own.layer_norm),
+    ConvTransformerEncoder: lambda own: s2t_transformer.Encoder(
+        own, convtransformer.FrontEnd(own), own.layer_norm
+    ),
 }
 """Fairseq's encoders that can be compiled whatever the decoder is."""
 PROBED_FRAMES = (160, 97)
@@ -63,24 +65,25 @@ def in_parts(
     ):  # what the exporter makes of it is wrong in a way nobody knows
         logger.warning(f"{name} runs in PyTorch: {refusal}")
         return model
+    why = str(refusal).rpartition(". ")[0]  # without the advice
     model.make_generation_fast_(need_attn=False)
-    reasons = [refusal]
+    reasons = []
     try:
         probe(model, bins)
         bundle = decoder()
         compiled = EncodedByTorch(model.encoder, CompiledModel(bundle, options(bundle)))
-        logger.warning(f"{name}: the decoder runs on OpenVINO, its encoder in PyTorch: {refusal}")
+        logger.warning(f"{name}: the decoder runs on OpenVINO, its encoder in PyTorch: {why}")
         return S2TOpenVINOModel(compiled, model.decoder.dictionary)
     except Exception as error:  # code of others may fail in any way; Fairseq itself runs it
         reasons.append(error)
     try:
         model.encoder.forward = compiled_encoder(model.encoder, options(None), bins)
-        logger.warning(f"{name}: the encoder runs on OpenVINO, its decoder in PyTorch: {refusal}")
+        logger.warning(f"{name}: the encoder runs on OpenVINO, its decoder in PyTorch: {why}")
         return model
     except Exception as error:
         reasons.append(error)
-    logger.warning(f"{name} runs in PyTorch: {refusal}")
-    for reason in reasons[1:]:
+    logger.warning(f"{name} runs in PyTorch: {why}")
+    for reason in reasons:
         logger.debug("a part of it cannot be exported either", exc_info=reason)
     return model
 

@@ -18,6 +18,7 @@ from fairseq.data.audio.speech_to_text_dataset import (
     SpeechToTextDataset,
     SpeechToTextDatasetCreator,
 )
+from fairseq.models.speech_to_text.hub_interface import S2THubInterface
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, register_task
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 from fairseq.tasks.translation import TranslationTask
@@ -27,7 +28,7 @@ from fairseq_openvino.compat.shims import apply_shims
 from fairseq_openvino.errors import FairseqOpenVINOError, OptionError, invalid
 from fairseq_openvino.loading import find_bundle
 from fairseq_openvino.model import Head
-from fairseq_openvino.plugin import commands, data, skipping
+from fairseq_openvino.plugin import commands, data, hub, language, skipping
 from fairseq_openvino.plugin.flags import (
     Unstated,
     add_engine_flags,
@@ -65,6 +66,8 @@ def building_generators(build: Callable[..., Any]) -> Callable[..., Any]:
         ours = [model for model in models if isinstance(model, S2TOpenVINOModel)]
         if ours:
             check_options(args)
+        if isinstance(self, SpeechToTextTask):
+            language.apply(self, args)
         try:
             generator = build(self, models, args, seq_gen_cls, extra_gen_cls_kwargs, **others)
         except FairseqOpenVINOError:
@@ -167,15 +170,21 @@ HOOKS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (SpeechToTextTask, "build_tokenizer", data.building),
     (SpeechToTextTask, "build_bpe", data.building),
     (SpeechToTextTask, "load_dataset", data.completing),
+    (SpeechToTextTask, "load_dataset", language.stating),
+    (SpeechToTextTask, "build_dataset_for_inference", language.typing),
     (SpeechToTextTask, "inference_step", skipping.decoding),
     (SpeechToTextTask, "inference_step", data.unscored),
+    (SpeechToTextTask, "inference_step", language.prefixing),
     (SpeechToTextTask, "get_interactive_tokens_and_lengths", skipping.measuring),
     (TranslationTask, "add_args", adding_text_flags),
     (TranslationTask, "get_batch_iterator", making_batches),
     (TranslationTask, "build_generator", building_generators),
+    (SpeechToTextDataset, "check_tgt_lang_tag", language.checking),
     (SpeechToTextDataset, "ordered_indices", skipping.ordering),
     (SpeechToTextDataset, "__getitem__", skipping.reading),
     (SpeechToTextDataset, "collater", skipping.collating),
+    (S2THubInterface, "__init__", hub.opening),
+    (S2THubInterface, "predict", hub.predicting),
 )
 """Owner, attribute, and what makes its replacement from Fairseq's own or the one before."""
 

@@ -64,8 +64,10 @@ class CompiledModel:
         precision = self.plan(together or len(features) * streams).encoder
         lease = self.engine.lease(Variant("encoder", precision, streams))
         request = lease.request
-        request.set_tensor("features", _tensor(features, kind))
-        request.set_tensor("lengths", _tensor(lengths, "int64"))
+        features = np.ascontiguousarray(features, kind)  # the request reads this memory
+        lengths = np.ascontiguousarray(lengths, np.int64)
+        request.set_tensor("features", ov.Tensor(features, shared_memory=True))
+        request.set_tensor("lengths", ov.Tensor(lengths, shared_memory=True))
         lease.infer()
         tensors = {
             spec.name: _array(request.get_tensor(spec.name)) for spec in self.manifest.memory
@@ -105,10 +107,6 @@ class CompiledModel:
         precision = "f32" if head.following else plan.decoder
         static = beam if head.candidates and utterances == 1 and self.engine.on_cpu else 0
         return Variant("decoder", precision, streams, static, head)
-
-
-def _tensor(array: np.ndarray, dtype: str) -> ov.Tensor:
-    return ov.Tensor(np.asarray(array, dtype, order="C"), shared_memory=True)
 
 
 def _array(tensor: ov.Tensor) -> np.ndarray:

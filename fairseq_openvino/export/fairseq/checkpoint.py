@@ -107,12 +107,8 @@ def load(
             f"Exporting failed: expected one of the architectures {', '.join(known)} (all sizes), "
             f"got {name!r}. Generate with Fairseq itself."
         )
-<<<<<<< HEAD
     arguments = known[architecture].complete(arguments)
-    source: dict[str, Any] = {
-=======
     source = {
->>>>>>> h-mt
         "checkpoint": checkpoint.name,
         "sha256": sha256(checkpoint),
         "arch": name,
@@ -122,13 +118,8 @@ def load(
     task = known[architecture].task
     data = _data_of(task, data, arguments)
     check_fit(weights, data)
-<<<<<<< HEAD
-    model = _build(checkpoint, data, arguments, name, TASKS[wanted])
-    _load_weights(checkpoint, model, _without_auxiliary(checkpoint, weights, model), arguments)
-=======
     model = _build(checkpoint, data, arguments, name, TASKS[task])
-    _load_weights(checkpoint, model, weights, arguments)
->>>>>>> h-mt
+    _load_weights(checkpoint, model, _without_auxiliary(checkpoint, weights, model), arguments)
     return Loaded(model.eval(), arguments, architecture, data, source)
 
 

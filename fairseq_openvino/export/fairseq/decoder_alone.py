@@ -14,6 +14,8 @@ from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.transformer_decoder import valid_frames
 from fairseq_openvino.export.graphs import Graphs
 
+UNUSED = ("encoder_embedding", "encoder_states", "src_tokens", "src_lengths")
+"""What Fairseq's encoders return too."""
 UNSUPPORTED = "the encoder, which is not in this bundle"
 
 
@@ -53,10 +55,9 @@ class Given:
 
     def __call__(self, x: Tensor, lengths: Tensor) -> dict[str, list[Tensor]]:
         """x (N, S, D), lengths (N,) -> encoder_out (S, N, D), encoder_padding_mask (N, S)."""
-        names = ("encoder_embedding", "encoder_states", "src_tokens", "src_lengths")
-        unused: dict[str, list[Tensor]] = dict.fromkeys(names, [])
         mask = ~valid_frames(x, lengths)
-        return unused | {"encoder_out": [x.transpose(0, 1)], "encoder_padding_mask": [mask]}
+        found = {"encoder_out": [x.transpose(0, 1)], "encoder_padding_mask": [mask]}
+        return found | {name: [] for name in UNUSED}
 
     def reorder_encoder_out(
         self, found: dict[str, list[Tensor]], order: Tensor
