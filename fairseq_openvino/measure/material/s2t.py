@@ -17,7 +17,7 @@ from fairseq_openvino.measure.material.corpora import (
 SHARPNESS = 4.0
 """Untrained output layers are nearly flat, and a flat search would compare rounding errors."""
 GAINS = {"s2t_berard": 4.0, "xm_transformer": 2.0}
-"""Factor of all matrices by model name: at Fairseq's initial scale these hear all audio alike."""
+"""Factor of matrices by model name: at Fairseq's initial scale these decoders hear all audio alike."""
 WAV2VEC = "w2v"
 """Override that holds the arguments of a wav2vec 2.0 encoder."""
 TASKS = {
@@ -70,8 +70,8 @@ def random_model(
     )
     model = ARCH_MODEL_REGISTRY[arch].build_model(arguments, built_by)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if name in GAINS and parameter.dim() > 1:
+        for of, parameter in model.named_parameters():
+            if name in GAINS and parameter.dim() > 1 and "w2v_encoder" not in of:
                 parameter.mul_(GAINS[name])
         _output_weights(model).mul_(sharpness)
     return model.eval(), arguments, dictionary
