@@ -317,12 +317,12 @@ class Generation:
 
 
 def compare(
-    row: Row, data: Path, cache: Path, batches: Sequence[int] = tuple(UTTERANCES),
+    eager: Generation,
+    engine: Generation,
+    batches: Sequence[int] = tuple(UTTERANCES),
     beams: Sequence[int] = tuple(BEAMS),
-) -> Counts:  # fmt: skip
-    """Hypotheses of `fairseq-generate` with --ov-engine beside those without, f32."""
-    eager = Generation(row, data)
-    engine = Generation(row, data, "--ov-engine", "--ov-cache-dir", str(cache))
+) -> Counts:
+    """Hypotheses of the same subsets, in the same batches."""
     counts = Counts()
     for batch in batches:
         for beam in beams:

@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from architectures import ROWS, Row, compare
+from architectures import ROWS, Counts, Generation, Row, compare
 from conftest import Shared
 
 from fairseq_openvino.export.fairseq import ARCHITECTURES
+
+
+def compared(row: Row, data: Path, cache: Path, *how: tuple[int, ...]) -> Counts:
+    """Of f32, exported into the cache."""
+    engine = Generation(row, data, "--ov-engine", "--ov-cache-dir", str(cache))
+    return compare(Generation(row, data), engine, *how)
+
 
 by_name = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
@@ -25,7 +32,7 @@ def test_hypotheses_of_padded_batches_are_identical(
 ) -> None:
     exported(row)
     data = shared(f"architecture-{row.name}", lambda at: row.checkpoint(at, batches=(3,)))
-    counts = compare(row, data, cache_dir, (3,), (5,))
+    counts = compared(row, data, cache_dir, (3,), (5,))
     assert counts.total == 6 and not counts.differences, counts.differences
 
 
@@ -37,6 +44,6 @@ def test_hypotheses_of_padded_batches_are_identical(
 def test_hypotheses_of_every_size_are_identical(row: Row, size: str, tmp_path: Path) -> None:
     exported(row)
     row.checkpoint(tmp_path, size)
-    counts = compare(row, tmp_path, tmp_path / "cache")
+    counts = compared(row, tmp_path, tmp_path / "cache")
     print(f"{row.name}, {size}: {counts}")
     assert not counts.differences, counts.differences
