@@ -8,10 +8,11 @@ PEERS := optimum-intel-f32:optimum_intel.py/f32 optimum-intel-bf16:optimum_intel
 	whisper.cpp-q8_0:whisper_cpp.py/q8_0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long covost-train clean
+.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long bench-architectures architectures \
+	covost-train clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## create .venv with the tested versions (instant when up to date)
 	@.ci/install.sh
@@ -45,6 +46,16 @@ covost-train: setup ## synthesize, train and pack the models of examples/covost 
 
 bench-long: setup peers ## measure long recordings (1 h): MODEL=base=DIR CORPUS=TSV OUTPUT=DIR [FLAGS]
 	@$(PYTHON) scripts/longform.py $(MODEL) --corpus $(CORPUS) --output $(OUTPUT) $(FLAGS)
+
+bench-architectures: setup ## measure every architecture at true size beside eager Fairseq (25 minutes; FLAGS as for bench)
+	@.venv/bin/fairseq-openvino benchmark --models conformer-rel_pos,conformer-rope,conformer-abs,convtransformer,berard,xm \
+		--utterances 1,3,8,32 --engines eager,ours-f32,ours-bf16,ours-int8 --rounds 3 --timeout 600 \
+		--output benchmark-architectures $(FLAGS)
+	@for suffix in md json; do cp benchmark-architectures/benchmark.$$suffix \
+		examples/covost/results/benchmark-architectures.$$suffix; done
+
+architectures: setup ## write the table of architectures: parity and identical hypotheses (1 h; FLAGS="--sizes tiny")
+	@$(PYTHON) scripts/architectures.py $(FLAGS)
 
 clean: ## remove .venv, .venv-peers, caches and build files
 	@rm -rf .venv .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

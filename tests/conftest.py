@@ -20,10 +20,10 @@ import soundfile
 from whisper_models import LAYOUTS, Pair, write_pair
 
 from fairseq_openvino.atomic import locked
+from fairseq_openvino.measure.material.corpora import write_data
 from fairseq_openvino.measure.material.s2t import (
     random_model,  # noqa: F401  for the tests, from here
     write_checkpoint,
-    write_data,
 )
 from fairseq_openvino.measure.material.whisper import Layout, write_whisper
 

@@ -124,9 +124,8 @@ class _Measurement:
             chosen = clips[: case.utterances]
             for number, part in enumerate(self._batches(subject, chosen)):
                 self._rounds(case, number, part)
-        self.numbers = [case.number for case in group]
-        for spec in list(self.turns.alive):
-            self._describe(spec, group[0])
+            for spec in list(self.turns.alive):
+                self._describe(spec, case)
         self.turns.stop()
 
     def _make(self, case: Case, subject: Subject) -> None:

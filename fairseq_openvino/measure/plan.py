@@ -18,8 +18,24 @@ from fairseq_openvino.measure.options import check_names, check_positive, peer_e
 from fairseq_openvino.runtime.options import PRECISIONS
 
 ACTION = "Benchmarking"
-MODELS = {"s": "s2t_transformer_s", "m": "s2t_transformer_m", "l": "s2t_transformer_l"}
+MODELS = {
+    "s": "s2t_transformer_s",
+    "m": "s2t_transformer_m",
+    "l": "s2t_transformer_l",
+    "conformer-abs": "s2t_conformer",
+    "conformer-rope": "s2t_conformer",
+    "conformer-rel_pos": "s2t_conformer",
+    "convtransformer": "convtransformer",
+    "berard": "s2t_berard_512_5_3",
+    "xm": "xm_transformer",
+}
 """Random Fairseq models of true size, by name."""
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "conformer-rope": {"attn_type": "espnet", "pos_enc_type": "rope"},
+    "conformer-rel_pos": {"attn_type": "espnet", "pos_enc_type": "rel_pos"},
+    "xm": {"decoder_layers": 6, "share_decoder_input_output_embed": True},
+}
+"""Of those, where they are not the architecture's defaults; xm has the base wav2vec 2.0."""
 TRAINED = "mini"
 """The model of `trained`."""
 BASELINES = ("eager", "transformers-f32")
@@ -61,7 +77,8 @@ class BenchmarkOptions:
     """One benchmark run."""
 
     models: tuple[str, ...] = field(default=("s",), metadata=flag(metavar="LIST"))
-    """s,m,l (random weights), mini (that of --trained); default: s, and mini if there is one."""
+    """s,m,l,conformer-abs,conformer-rope,conformer-rel_pos,convtransformer,berard,xm (random weights),
+    mini (that of --trained); default: s, and mini if there is one."""
     trained: Path | None = field(default=None, metadata=flag(metavar="DIR"))
     """Trained Fairseq model: checkpoint.pt, config*.yaml, test*.tsv; Whisper hears its clips/*.mp3."""
     vocabularies: tuple[int, ...] = field(default=(250,), metadata=flag(metavar="LIST"))
@@ -218,7 +235,8 @@ class Case:
         if self.utterances is None:
             return f"{self.model} (trained), test set, beam {self.beam}"
         batch = f"{self.utterances} utterance{'s' if self.utterances != 1 else ''}"
-        return f"{MODELS[self.model]}, vocabulary {self.vocabulary}, {batch}, beam {self.beam}"
+        arch = MODELS[self.model] + (f" ({self.model})" if self.model in ARGUMENTS else "")
+        return f"{arch}, vocabulary {self.vocabulary}, {batch}, beam {self.beam}"
 
     @property
     def short(self) -> str:
@@ -248,10 +266,11 @@ def cases(options: BenchmarkOptions) -> list[list[Case]]:
         trained = model == TRAINED
         asked = None if trained else tokens
         for vocabulary in (None,) if trained else options.vocabularies:
-            for utterances in (None,) if trained else options.utterances:
-                for beam in options.beams:
-                    sizes = (vocabulary, utterances, beam)
-                    found.append([Case(next(numbers), model, *sizes, asked)])
+            for beam in options.beams:
+                sizes: tuple[int | None, ...] = (None,) if trained else options.utterances
+                found.append(
+                    [Case(next(numbers), model, vocabulary, size, beam, asked) for size in sizes]
+                )
     return found
 
 

@@ -16,6 +16,7 @@ from fairseq_openvino.measure.engines import EngineSpec
 from fairseq_openvino.measure.material import whisper
 from fairseq_openvino.measure.plan import (
     ACTION,
+    ARGUMENTS,
     CLIP_SECONDS,
     MODELS,
     TRAINED,
@@ -74,15 +75,15 @@ def subject_of(case: Case, options: BenchmarkOptions, work_dir: Path) -> Subject
         model |= {"config_yaml": config.name, "judged": True}
         subject = Subject([], manifest, max_tokens=50_000)
     else:  # random weights at true size, as `fairseq-train` writes them, and random features
-        assert case.utterances is not None  # of random cases
-        subset = f"test{case.utterances}"
-        subsets = {subset: case.utterances, CALIBRATION: CALIBRATION_UTTERANCES}
+        subset = f"test{max(options.utterances)}"  # its first ones are a smaller batch
+        subsets = {subset: max(options.utterances), CALIBRATION: CALIBRATION_UTTERANCES}
         making = {
             "arch": MODELS[case.model], "vocabulary": case.vocabulary, "subsets": subsets,
-            "overrides": options.model_overrides, "frames": options.frames,
+            "overrides": ARGUMENTS.get(case.model, {}) | options.model_overrides,
+            "frames": options.frames,
         }  # fmt: skip
         model = {"checkpoint": made / "checkpoint.pt", "data": made}
-        model |= {"calibration": made / f"{CALIBRATION}.tsv", "batch_sizes": (case.utterances,)}
+        model |= {"calibration": made / f"{CALIBRATION}.tsv", "batch_sizes": options.utterances}
         subject = Subject([], made / f"{subset}.tsv", {"s2t": making})
     made.mkdir(parents=True, exist_ok=True)
     model = {

@@ -18,7 +18,7 @@ from fairseq_openvino.errors import (
     OptionError,
     UtteranceTooLongError,
 )
-from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search
+from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search, samples
 from fairseq_openvino.measure.engines.ours import READ_BACK
 from fairseq_openvino.model import Clip
 from fairseq_openvino.speech.stored import frames
@@ -109,7 +109,12 @@ class FairseqEngine:
         return models[0], int(limit or MAX_SOURCE_POSITIONS)
 
     def read(self, path: str) -> Clip:
-        """As Fairseq's dataset: filter banks, then the transforms of the data configuration."""
+        """As Fairseq's dataset: filter banks, then the transforms of the data configuration.
+
+        A model of waveforms gets a normalised one, (samples,).
+        """
+        if self.task.data_cfg.use_audio_input:
+            return self._waveform(path)
         found = frames(path, self.rate_hz, self.bins)
         if len(found.values) > self.max_frames:
             raise UtteranceTooLongError(
@@ -118,6 +123,15 @@ class FairseqEngine:
             )
         values = found.values if self.transforms is None else self.transforms(found.values)
         return Clip(path, np.asarray(values, np.float32), found.seconds)
+
+    def _waveform(self, path: str) -> Clip:
+        """Fairseq normalises every waveform, see its `speech_to_text_dataset.py`."""
+        import torch
+
+        clip = samples(path, self.rate_hz)
+        audio = torch.from_numpy(clip.features)
+        normalised = torch.nn.functional.layer_norm(audio, audio.shape)
+        return Clip(path, normalised.numpy(), clip.seconds)
 
     def generate(
         self, clips: Sequence[Clip], search: Search, language: str | None, tokens: int | None
@@ -131,7 +145,7 @@ class FairseqEngine:
 
         order = sorted(range(len(clips)), key=lambda i: -len(clips[i].features))
         lengths = [len(clips[i].features) for i in order]
-        batch = torch.zeros(len(order), lengths[0], self.bins)
+        batch = torch.zeros(len(order), lengths[0], *clips[0].features.shape[1:])
         for row, i in enumerate(order):
             batch[row, : lengths[row]] = torch.from_numpy(clips[i].features)
         sample = {
@@ -218,6 +232,11 @@ class PluginEngine(FairseqEngine):
             "--ov-cache-dir", str(spec.cache_dir),
             *([] if spec.bundle is None else ["--ov-model", spec.bundle]),
         ]  # fmt: skip
+
+    def load(self) -> tuple[Any, int]:
+        """The bundle says what it takes."""
+        model, _ = super().load()
+        return model, model.compiled.manifest.limits.max_source_frames
 
     def precision(self) -> dict[str, str]:
         """What the compiled decoder says about itself."""

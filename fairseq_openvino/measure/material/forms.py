@@ -32,7 +32,8 @@ def make(
         with staged_directory(checkpoint) as stage:
             write_whisper(stage, Layout(**whisper))
     if s2t is not None:
-        from fairseq_openvino.measure.material.s2t import write_checkpoint, write_data
+        from fairseq_openvino.measure.material.corpora import write_data
+        from fairseq_openvino.measure.material.s2t import write_checkpoint
 
         if not checkpoint.is_file():
             size = {"vocabulary": s2t["vocabulary"], **s2t["overrides"]}
