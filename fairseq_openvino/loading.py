@@ -126,13 +126,15 @@ def export_place(
 
 
 def _of_fairseq(checkpoint: Path, data: Path, config_yaml: str | None, cache_dir: Path) -> Bundle:
-    config_yaml = config_yaml or _only_config(data)
     try:
         from fairseq_openvino.export.fairseq import cached_bundle
-        from fairseq_openvino.export.fairseq.data import DataDirectory
+        from fairseq_openvino.export.fairseq.audio_data import AudioDirectory, data_directory
     except ImportError as error:
         raise _missing(str(checkpoint), "fairseq", error) from error
-    return cached_bundle(checkpoint, DataDirectory(data, config_yaml), {}, cache_dir, _tell)
+    directory = data_directory(data, config_yaml or DEFAULT_CONFIG)
+    if not (config_yaml or isinstance(directory, AudioDirectory)):
+        directory = data_directory(data, _only_config(data))
+    return cached_bundle(checkpoint, directory, {}, cache_dir, _tell)
 
 
 def _only_config(data: Path) -> str:

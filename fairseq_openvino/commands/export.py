@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
 
 def _export_checkpoint(arguments: argparse.Namespace, options: ExportOptions) -> tuple[Any, Any]:
     from fairseq_openvino.export.fairseq import export_checkpoint
-    from fairseq_openvino.export.fairseq.data import DataDirectory
+    from fairseq_openvino.export.fairseq.audio_data import data_directory
 
     if arguments.data is None:
         expected, advice = (
@@ -73,7 +73,7 @@ def _export_checkpoint(arguments: argparse.Namespace, options: ExportOptions) ->
             "Name the directory the model was trained with",
         )
         raise invalid(ACTION, "--data", expected, "none", advice)
-    data = DataDirectory(
+    data = data_directory(
         arguments.data, arguments.config_yaml, arguments.gen_subset, arguments.sample_rate
     )
     overrides = _overrides(arguments.model_overrides)

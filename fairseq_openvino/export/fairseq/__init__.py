@@ -12,10 +12,16 @@ from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
-from fairseq_openvino.export.fairseq import ctc, s2t_transformer, wav2vec2, xm_transformer
+from fairseq_openvino.export.fairseq import (
+    ctc,
+    s2t_transformer,
+    wav2vec2,
+    wav2vec_ctc,
+    xm_transformer,
+)
 from fairseq_openvino.export.fairseq.architecture import Architecture
-from fairseq_openvino.export.fairseq.checkpoint import load
-from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.fairseq.audio_data import AudioDirectory, Data
+from fairseq_openvino.export.fairseq.checkpoint import AUDIO_FINETUNING, load
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report
@@ -31,13 +37,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         cases=wav2vec2.CASES,
         complete=xm_transformer.complete,
     ),
+    wav2vec_ctc.ARCHITECTURE: Architecture(
+        wav2vec_ctc.build,
+        wav2vec_ctc.Reference,
+        AUDIO_FINETUNING,
+        wav2vec2.CASES,
+        wav2vec_ctc.complete,
+    ),
 }
 """By Fairseq's model name."""
 
 
 def export_checkpoint(
     checkpoint: Path,
-    data: DataDirectory,
+    data: Data,
     output: Path,
     options: ExportOptions | None = None,
     overrides: dict[str, Any] | None = None,
@@ -74,7 +87,7 @@ def export_checkpoint(
 
 def cached_bundle(
     checkpoint: Path,
-    data: DataDirectory,
+    data: Data,
     overrides: dict[str, Any],
     cache_dir: Path,
     announce: Callable[[str], object] = logger.info,
@@ -118,9 +131,11 @@ def cached_bundle(
 
 
 def _original(
-    checkpoint: Path, data: DataDirectory, overrides: dict[str, Any], ctc_head: bool = False
+    checkpoint: Path, data: Data, overrides: dict[str, Any], ctc_head: bool = False
 ) -> Original:
     loaded = load(checkpoint, data, overrides, ARCHITECTURES)
+    if isinstance(data, AudioDirectory):
+        data = replace(data, normalize=bool(loaded.arguments.normalize))
     _check_data(data)
     known = ARCHITECTURES[loaded.architecture]
     if ctc_head:
@@ -133,7 +148,7 @@ def _original(
     return Original(graphs, reference, described, data.copy_into, known.cases)
 
 
-def _check_data(data: DataDirectory) -> None:
+def _check_data(data: Data) -> None:
     """Say what is assumed about the training data, and refuse what has no exporter."""
     features, text = data.feature_config(), data.text_config()
     if features.sample_rate_assumed:

@@ -19,7 +19,7 @@ from fairseq_openvino.errors import (
     failure,
 )
 from fairseq_openvino.export.fairseq.architecture import Architecture
-from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.fairseq.audio_data import AudioDirectory, Data
 from fairseq_openvino.s2t.vocabulary import check_size
 
 _fail = partial(
@@ -28,7 +28,9 @@ _fail = partial(
     "export or fairseq-generate",
 )  # fmt: skip
 
-EMBEDDING = "decoder.embed_tokens.weight"
+AUDIO_FINETUNING = "audio_finetuning"
+VOCABULARY = ("decoder.embed_tokens.weight", "w2v_encoder.proj.weight")
+"""Weights with a row for each symbol, of models that decode and of `wav2vec_ctc`."""
 MAX_NAMES_IN_MESSAGE = 5
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of the names in DistributedDataParallel and torch.compile."""
@@ -45,14 +47,14 @@ class Loaded:
     """Its model arguments."""
     architecture: str
     """Fairseq's model name, as `s2t_transformer`."""
-    data: DataDirectory
+    data: Data
     source: dict[str, Any]
     """For the manifest: file name, SHA-256, architecture and overrides of the checkpoint."""
 
 
 def load(
     checkpoint: Path,
-    data: DataDirectory,
+    data: Data,
     overrides: dict[str, Any],
     known: Mapping[str, Architecture],
 ) -> Loaded:
@@ -100,9 +102,10 @@ def load(
         "overrides": {key: repr(value) for key, value in overrides.items()},
     }
     weights = _weights(checkpoint, state["model"])
+    task = known[architecture].task
+    _check_kind(data, task)
     check_fit(weights, data)
-    task = TASKS[known[architecture].task]
-    model = _build(checkpoint, data, arguments, name, task)
+    model = _build(checkpoint, data, arguments, name, TASKS[task])
     _load_weights(checkpoint, model, weights, arguments)
     return Loaded(model.eval(), arguments, architecture, data, source)
 
@@ -152,10 +155,10 @@ def _weights(checkpoint: Path, stored: Any) -> dict[str, Any]:
 
 def _build(
     checkpoint: Path,
-    data: DataDirectory,
+    data: Data,
     arguments: Namespace,
     name: str,
-    setup: Callable[[DataDirectory, Namespace], Any],
+    setup: Callable[[Data, Namespace], Any],
 ) -> Any:
     """The model without its weights, as Fairseq's task builds it."""
     from fairseq.dataclass.utils import _set_legacy_defaults
@@ -169,11 +172,12 @@ def _build(
         raise _fail(checkpoint, f"model arguments that build {name}", got) from error
 
 
-def _speech_to_text(data: DataDirectory, arguments: Namespace) -> Any:
+def _speech_to_text(data: Data, arguments: Namespace) -> Any:
     """Source: Fairseq `tasks/speech_to_text.py`."""
     from fairseq.dataclass.utils import _set_legacy_defaults
     from fairseq.tasks.speech_to_text import SpeechToTextTask
 
+    assert not isinstance(data, AudioDirectory)
     _set_legacy_defaults(arguments, SpeechToTextTask)
     wanted = Namespace(
         data=str(data.root),
@@ -184,7 +188,21 @@ def _speech_to_text(data: DataDirectory, arguments: Namespace) -> Any:
     return SpeechToTextTask.setup_task(wanted)
 
 
-TASKS: dict[str, Callable[[DataDirectory, Namespace], Any]] = {"speech_to_text": _speech_to_text}
+def _audio_finetuning(data: Data, arguments: Any) -> Any:
+    """Source: Fairseq `tasks/audio_finetuning.py`."""
+    from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
+
+    assert isinstance(data, AudioDirectory)
+    wanted = AudioFinetuningConfig(
+        data=str(data.root), labels=data.labels, normalize=arguments.normalize
+    )
+    return AudioFinetuningTask(wanted)
+
+
+TASKS: dict[str, Callable[[Data, Namespace], Any]] = {
+    "speech_to_text": _speech_to_text,
+    AUDIO_FINETUNING: _audio_finetuning,
+}
 """What sets up each of Fairseq's tasks; model arguments are completed with the task's defaults."""
 
 
@@ -212,18 +230,30 @@ def _first(names: list[str]) -> str:
     return f"{listed} and {more} more" if more > 0 else listed
 
 
-def check_fit(weights: dict[str, Any], data: DataDirectory) -> None:
+def _check_kind(data: Data, task: str) -> None:
+    """Raise ModelError if the data directory is of another task."""
+    is_audio = task == AUDIO_FINETUNING
+    if isinstance(data, AudioDirectory) != is_audio:
+        wanted = ("a YAML", "one dict.<labels>.txt and no YAML")
+        raise failure(
+            ModelError, "Loading a checkpoint", data.root, f"{wanted[is_audio]}, as of {task}",
+            wanted[not is_audio], "Give the data directory the model was trained with",
+        )  # fmt: skip
+
+
+def check_fit(weights: dict[str, Any], data: Data) -> None:
     """Compare V and F of the weights with the data directory.
 
     Raises:
         ModelError: one of them differs.
     """
     symbols = data.symbols()
-    if EMBEDDING in weights:
-        check_size(data.dictionary, symbols, weights[EMBEDDING].shape[0])
+    for name in VOCABULARY:
+        if name in weights:
+            check_size(data.dictionary, symbols, weights[name].shape[0])
     if FIRST_CONVOLUTION in weights and weights[FIRST_CONVOLUTION].shape[1] != data.feature_bins:
         raise ModelError(
-            f"Loading a checkpoint failed in {data.config_yaml!r}: expected input_feat_per_channel * "
+            f"Loading a checkpoint failed in {data.path.name!r}: expected input_feat_per_channel * "
             f"input_channels = {weights[FIRST_CONVOLUTION].shape[1]} as the model has, "
             f"got {data.feature_bins}. Use the configuration the model was trained with."
         )
