@@ -129,14 +129,12 @@ def _of_fairseq(checkpoint: Path, data: Path, config_yaml: str | None, cache_dir
     try:
         from fairseq_openvino.export.fairseq import cached_bundle
         from fairseq_openvino.export.fairseq.data import DataDirectory
-        from fairseq_openvino.export.fairseq.text import TextDirectory, holds_text
+        from fairseq_openvino.export.fairseq.task import data_directory
     except ImportError as error:
         raise _missing(str(checkpoint), "fairseq", error) from error
-    directory: DataDirectory | TextDirectory
-    if config_yaml is None and holds_text(data):
-        directory = TextDirectory(data)
-    else:
-        directory = DataDirectory(data, config_yaml or _only_config(data))
+    directory = data_directory(data, config_yaml)
+    if config_yaml is None and isinstance(directory, DataDirectory):
+        directory = DataDirectory(data, _only_config(data))
     return cached_bundle(checkpoint, directory, {}, cache_dir, _tell)
 
 

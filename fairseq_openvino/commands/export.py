@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
 
 def _export_checkpoint(arguments: argparse.Namespace, options: ExportOptions) -> tuple[Any, Any]:
     from fairseq_openvino.export.fairseq import export_checkpoint
-    from fairseq_openvino.export.fairseq.data import DataDirectory
-    from fairseq_openvino.export.fairseq.text import TextDirectory, holds_text
+    from fairseq_openvino.export.fairseq.task import Data, data_directory
+    from fairseq_openvino.export.fairseq.text import TextDirectory
 
     if arguments.data is None:
         expected, advice = (
@@ -97,9 +97,9 @@ def _export_checkpoint(arguments: argparse.Namespace, options: ExportOptions) ->
     if arguments.user_dir is not None:
         _import_user_dir(arguments.user_dir)
     text = TextDirectory(arguments.data, *(getattr(arguments, name) for name in TEXT))
-    data: DataDirectory | TextDirectory = text
-    if text == TextDirectory(arguments.data) and not holds_text(arguments.data):
-        data = DataDirectory(
+    data: Data = text
+    if text == TextDirectory(arguments.data):
+        data = data_directory(
             arguments.data, arguments.config_yaml, arguments.gen_subset, arguments.sample_rate
         )
     overrides = _overrides(arguments.model_overrides)

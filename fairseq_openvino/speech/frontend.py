@@ -121,10 +121,10 @@ class FilterBanks:
 
 @dataclass(frozen=True)
 class Waveform:
-    """The samples themselves, scaled as Fairseq does.
+    """The samples themselves, scaled as Fairseq does where the bundle says `layer_norm`.
 
-    Fairseq does so whatever `standardize_audio` says: it tests a method where it means to call it
-    (data/audio/speech_to_text_dataset.py:246).
+    Of an S2T model Fairseq does so whatever `standardize_audio` says: it tests a method where it means to
+    call it (data/audio/speech_to_text_dataset.py:246).
     """
 
     config: FeatureConfig
@@ -144,7 +144,8 @@ class Waveform:
                 f"{ACTION} failed: expected at most {self.max_samples} samples, got {len(waveform)}. "
                 "Split the audio."
             )
-        return layer_norm(waveform)[:, None]
+        scaled = layer_norm(waveform) if self.config.transforms else waveform.astype(np.float32)
+        return scaled[:, None]
 
     def stored(self, frames: np.ndarray) -> np.ndarray:
         """Always an error: the model reads samples."""
@@ -154,7 +155,7 @@ class Waveform:
 def speech_to_text(bundle: Bundle) -> FilterBanks | Waveform:
     """The front end of a Fairseq model."""
     features, limits = bundle.manifest.features, bundle.manifest.limits
-    if features.transforms == ("layer_norm",):
+    if features.bins == 1:
         return Waveform(features, limits.max_source_frames)
     return FilterBanks.of(bundle)
 

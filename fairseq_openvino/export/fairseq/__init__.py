@@ -25,11 +25,13 @@ from fairseq_openvino.export.fairseq import (
     s2t_transformer,
     transformer,
     wav2vec2,
+    wav2vec_ctc,
     xm_transformer,
 )
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.fairseq.task import AUDIO_FINETUNING, Data
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.options import ExportOptions
@@ -54,13 +56,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     berard.ARCHITECTURE: Architecture(berard.build, berard.Reference),
     transformer.ARCHITECTURE: transformer.ROW,
+    wav2vec_ctc.ARCHITECTURE: Architecture(
+        wav2vec_ctc.build,
+        wav2vec_ctc.Reference,
+        AUDIO_FINETUNING,
+        wav2vec2.CASES,
+        wav2vec_ctc.complete,
+    ),
 }
 """By Fairseq's model name."""
 
 
 def export_checkpoint(
     checkpoint: Path,
-    data: DataDirectory | TextDirectory,
+    data: Data,
     output: Path,
     options: ExportOptions | None = None,
     overrides: dict[str, Any] | None = None,
@@ -97,7 +106,7 @@ def export_checkpoint(
 
 def cached_bundle(
     checkpoint: Path,
-    data: DataDirectory | TextDirectory,
+    data: Data,
     overrides: dict[str, Any],
     cache_dir: Path,
     announce: Callable[[str], object] = logger.info,
@@ -124,7 +133,7 @@ def cached_bundle(
 
 def cached_decoder(
     checkpoint: Path,
-    data: DataDirectory | TextDirectory,
+    data: Data,
     overrides: dict[str, Any],
     cache_dir: Path,
 ) -> Bundle:
@@ -143,7 +152,7 @@ def cached_decoder(
 
 def _cached(
     checkpoint: Path,
-    data: DataDirectory | TextDirectory,
+    data: Data,
     overrides: dict[str, Any],
     cache_dir: Path,
     announce: Callable[[str], object],
@@ -194,7 +203,7 @@ def _user_code() -> list[str]:
 
 def _original(
     checkpoint: Path,
-    data: DataDirectory | TextDirectory,
+    data: Data,
     overrides: dict[str, Any],
     architectures: Mapping[str, Architecture],
     ctc_head: bool = False,

@@ -20,7 +20,7 @@ from fairseq_openvino.errors import (
     failure,
 )
 from fairseq_openvino.export.fairseq.architecture import Architecture
-from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.fairseq.task import TASKS, Data, data_of
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.s2t.vocabulary import check_size, load_dictionary
 
@@ -32,9 +32,9 @@ _fail = partial(
     "export or fairseq-generate",
 )  # fmt: skip
 
-EMBEDDING, SOURCE_EMBEDDING = "decoder.embed_tokens.weight", "encoder.embed_tokens.weight"
-TRANSLATION = "translation"
-"""The task whose data is a `TextDirectory`."""
+VOCABULARY = ("decoder.embed_tokens.weight", "w2v_encoder.proj.weight")
+"""Weights with a row for each symbol, of models that decode and of `wav2vec_ctc`."""
+SOURCE_EMBEDDING = "encoder.embed_tokens.weight"
 MAX_NAMES_IN_MESSAGE = 5
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of the names in DistributedDataParallel and torch.compile."""
@@ -55,14 +55,14 @@ class Loaded:
     """Its model arguments."""
     architecture: str
     """Fairseq's model name, as `s2t_transformer`."""
-    data: DataDirectory | TextDirectory
+    data: Data
     source: dict[str, Any]
     """For the manifest: file name, SHA-256, architecture and overrides of the checkpoint."""
 
 
 def load(
     checkpoint: Path,
-    data: DataDirectory | TextDirectory,
+    data: Data,
     overrides: dict[str, Any],
     known: Mapping[str, Architecture],
 ) -> Loaded:
@@ -116,23 +116,11 @@ def load(
     }
     weights = _weights(checkpoint, state["model"])
     task = known[architecture].task
-    data = _data_of(task, data, arguments)
+    data = data_of(task, data, arguments)
     check_fit(weights, data)
     model = _build(checkpoint, data, arguments, name, TASKS[task])
     _load_weights(checkpoint, model, _without_auxiliary(checkpoint, weights, model), arguments)
     return Loaded(model.eval(), arguments, architecture, data, source)
-
-
-def _data_of(
-    task: str, data: DataDirectory | TextDirectory, arguments: Namespace
-) -> DataDirectory | TextDirectory:
-    """The data directory of a task, with the languages of the checkpoint."""
-    if isinstance(data, TextDirectory) != (task == TRANSLATION):
-        raise failure(
-            ModelError, "Loading a checkpoint", data.path, f"data of the task {task}", "another's",
-            "Give the directory the model was trained with",
-        )  # fmt: skip
-    return data.of(arguments) if isinstance(data, TextDirectory) else data
 
 
 def _model_arguments(
@@ -180,7 +168,7 @@ def _weights(checkpoint: Path, stored: Any) -> dict[str, Any]:
 
 def _build(
     checkpoint: Path,
-    data: DataDirectory | TextDirectory,
+    data: Data,
     arguments: Namespace,
     name: str,
     setup: Callable[[Any, Namespace], Any],
@@ -195,40 +183,6 @@ def _build(
     except Exception as error:  # a model may trip over its arguments anywhere
         got = f"{type(error).__name__}: {error}"
         raise _fail(checkpoint, f"model arguments that build {name}", got) from error
-
-
-def _speech_to_text(data: DataDirectory, arguments: Namespace) -> Any:
-    """Source: Fairseq `tasks/speech_to_text.py`."""
-    from fairseq.dataclass.utils import _set_legacy_defaults
-    from fairseq.tasks.speech_to_text import SpeechToTextTask
-
-    _set_legacy_defaults(arguments, SpeechToTextTask)
-    wanted = Namespace(
-        data=str(data.root),
-        config_yaml=data.config_yaml,
-        max_source_positions=arguments.max_source_positions,
-        max_target_positions=arguments.max_target_positions,
-    )
-    return SpeechToTextTask.setup_task(wanted)
-
-
-def _translation(data: TextDirectory, arguments: Namespace) -> Any:
-    """Source: Fairseq `tasks/translation.py`."""
-    from fairseq.tasks.translation import TranslationConfig, TranslationTask
-
-    _ = arguments
-    wanted = TranslationConfig(
-        data=str(data.root), source_lang=data.source_lang, target_lang=data.target_lang
-    )
-    return TranslationTask.setup_task(wanted)
-
-
-TASKS: dict[str, Callable[[Any, Namespace], Any]] = {
-    "speech_to_text": _speech_to_text,
-    TRANSLATION: _translation,
-}
-"""What sets up each of Fairseq's tasks, of its data directory and the model arguments, which are
-completed with the task's defaults."""
 
 
 def _without_auxiliary(checkpoint: Path, weights: dict[str, Any], model: Any) -> dict[str, Any]:
@@ -268,22 +222,23 @@ def _first(names: list[str]) -> str:
     return f"{listed} and {more} more" if more > 0 else listed
 
 
-def check_fit(weights: dict[str, Any], data: DataDirectory | TextDirectory) -> None:
+def check_fit(weights: dict[str, Any], data: Data) -> None:
     """Compare V and F of the weights, or V of the source, with the data directory.
 
     Raises:
         ModelError: one of them differs.
     """
     symbols = data.symbols()
-    if EMBEDDING in weights:
-        check_size(data.dictionary, symbols, weights[EMBEDDING].shape[0])
+    for name in VOCABULARY:
+        if name in weights:
+            check_size(data.dictionary, symbols, weights[name].shape[0])
     if isinstance(data, TextDirectory):
         symbols, wanted = load_dictionary(data.source_dictionary), weights.get(SOURCE_EMBEDDING)
         check_size(data.source_dictionary, symbols, len(symbols if wanted is None else wanted))
         return
     if FIRST_CONVOLUTION in weights and weights[FIRST_CONVOLUTION].shape[1] != data.feature_bins:
         raise ModelError(
-            f"Loading a checkpoint failed in {data.config_yaml!r}: expected input_feat_per_channel * "
+            f"Loading a checkpoint failed in {data.path.name!r}: expected input_feat_per_channel * "
             f"input_channels = {weights[FIRST_CONVOLUTION].shape[1]} as the model has, "
             f"got {data.feature_bins}. Use the configuration the model was trained with."
         )

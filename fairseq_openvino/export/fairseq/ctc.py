@@ -32,20 +32,29 @@ class CTCGraph(nn.Module):
         return lengths, torch.log_softmax(self.output(x), dim=-1)
 
 
-def graphs(whole: Graphs, body: nn.Module, output: Any) -> Graphs:
-    """An encoder and its CTC layer alone.
+def graphs(
+    architecture: str, body: nn.Module, output: Any, feature_bins: int, max_source_frames: int,
+    subsampling: int, min_source_frames: int = 1,
+) -> Graphs:  # fmt: skip
+    """The one graph of a model whose output layer, D -> V, is behind its encoder.
 
-    Args:
-        whole: of a model with this encoder, whose sizes stay.
-        body: the encoder, features (N, T, F) and lengths (N,) -> (N, S, D), (N,).
-        output: D -> V.
+    The other arguments are those of `transformer_decoder.graphs`.
     """
-    width, vocabulary = output.in_features, output.out_features
-    return replace(
-        whole, encoder=CTCGraph(body, output).eval(), decoder=None, layers=0, state=(),
-        memory=(TensorSpec("log_probs", ("N", "S", vocabulary)),), model_width=width,
-        vocabulary_size=vocabulary, max_target_tokens=0,
-    )  # fmt: skip
+    return Graphs(
+        architecture=architecture,
+        encoder=CTCGraph(body, output).eval(),
+        decoder=None,
+        layers=0,
+        memory=(TensorSpec("log_probs", ("N", "S", output.out_features)),),
+        state=(),
+        model_width=output.in_features,
+        feature_bins=feature_bins,
+        vocabulary_size=output.out_features,
+        max_source_frames=max_source_frames,
+        max_target_tokens=0,
+        subsampling=subsampling,
+        min_source_frames=min_source_frames,
+    )
 
 
 class HeadReference(Reference):
@@ -78,6 +87,9 @@ def head(known: Architecture) -> Architecture:
                 f"Exporting failed in ctc: expected an encoder of a Transformer decoder, got that of "
                 f"{whole.architecture!r}. Leave --ctc out."
             )
-        return graphs(whole, whole.encoder.body, output)
+        return graphs(
+            whole.architecture, whole.encoder.body, output, whole.feature_bins,
+            whole.max_source_frames, whole.subsampling, whole.min_source_frames,
+        )  # fmt: skip
 
     return replace(known, build=build, reference=HeadReference)

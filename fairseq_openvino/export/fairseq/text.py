@@ -126,8 +126,3 @@ class TextDirectory:
         shutil.copyfile(self.source_dictionary, directory / SOURCE_DICTIONARY)
         if self.sentencepiece is not None:
             shutil.copyfile(self.sentencepiece, directory / SENTENCEPIECE)
-
-
-def holds_text(root: Path) -> bool:
-    """Whether it has dictionaries of languages, as fairseq-preprocess writes them, and no YAML."""
-    return len(list(root.glob("dict.*.txt"))) > 1 and not list(root.glob("config*.yaml"))

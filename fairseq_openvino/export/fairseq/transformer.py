@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fairseq_openvino.export.fairseq import transformer_decoder
 from fairseq_openvino.export.fairseq.architecture import Architecture
-from fairseq_openvino.export.fairseq.checkpoint import TRANSLATION
+from fairseq_openvino.export.fairseq.task import TRANSLATION
 from fairseq_openvino.export.fairseq.transformer_decoder import (
     key_bias,
     position_table,

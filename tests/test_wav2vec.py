@@ -1,0 +1,168 @@
+"""Fine-tuned wav2vec 2.0: CTC and sequence to sequence, in the data layout of `audio_finetuning`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import Shared
+from test_xm_transformer import WAV2VEC
+
+from fairseq_openvino import load_model
+from fairseq_openvino.errors import ModelError
+from fairseq_openvino.export.fairseq import ARCHITECTURES, export_checkpoint
+from fairseq_openvino.export.fairseq.checkpoint import load
+from fairseq_openvino.export.fairseq.task import data_directory
+
+BLANK, EOS, RATE_HZ = 0, 2, 16_000
+LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"
+
+
+def checkpoint(directory: Path, name: str = "wav2vec_ctc", **arguments: Any) -> Path:
+    """A random checkpoint as fairseq-hydra-train writes it, with its dictionary and clips."""
+    from fairseq.models import MODEL_DATACLASS_REGISTRY, build_model
+    from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
+    from omegaconf import OmegaConf
+
+    torch.manual_seed(0)
+    (directory / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS))
+    wav2vec = WAV2VEC | arguments.pop("wav2vec", {})
+    normalize = arguments.get("normalize", True)
+    stored = {"_name": name, "w2v_args": wav2vec, "normalize": normalize, **arguments}
+    complete = ARCHITECTURES[name].complete(Namespace(**stored))
+    given = OmegaConf.to_container(complete, enum_to_str=True)
+    task = AudioFinetuningTask(AudioFinetuningConfig(data=str(directory), labels="ltr"))
+    model = build_model(OmegaConf.create(given), task, from_checkpoint=True)
+    for key, weight in model.state_dict().items():
+        if weight.dim() == 2 and "embed" not in key:
+            weight.mul_(4)
+    settled = OmegaConf.structured(MODEL_DATACLASS_REGISTRY[name]())
+    OmegaConf.set_struct(settled, False)
+    values = OmegaConf.to_container(OmegaConf.merge(settled, given), enum_to_str=True)
+    values["w2v_path"] = "/gone/wav2vec_small.pt"
+    values |= {"ddp_backend": "legacy_ddp"}
+    groups = {"model": values, "task": {"_name": "audio_finetuning", "labels": "ltr"}}
+    torch.save({"args": None, "cfg": groups, "model": model.state_dict()}, directory / "model.pt")
+    return directory / "model.pt"
+
+
+def write_audio(directory: Path, clips: int = 9) -> None:
+    """The manifest `test.tsv` with its labels `test.ltr`, and the clips in it."""
+    random = np.random.default_rng(0)
+    rows, labels = [str(directory)], []
+    for i in range(clips):
+        samples = int(random.uniform(0.1, 2) * RATE_HZ)
+        tone = np.sin(np.arange(samples) * random.uniform(0.01, 1))
+        wave = 0.1 * tone + 0.02 * random.standard_normal(samples)
+        soundfile.write(directory / f"{i}.wav", wave, RATE_HZ)
+        rows.append(f"{i}.wav\t{samples}")
+        labels.append("T E N | M E N |")
+    (directory / "test.tsv").write_text("\n".join(rows) + "\n")
+    (directory / "test.ltr").write_text("\n".join(labels) + "\n")
+
+
+def eager(path: Path) -> tuple[list[list[int]], Any]:
+    """Fairseq's own clips, emissions and greedy tokens (`criterions/ctc.py`), each clip alone."""
+    from fairseq.data import FileAudioDataset
+
+    data = data_directory(path.parent, "config.yaml")
+    loaded = load(path, data, {}, ARCHITECTURES)
+    clips = FileAudioDataset(
+        path.parent / "test.tsv", RATE_HZ, pad=True, normalize=loaded.arguments.normalize
+    )
+    found = []
+    for i in range(len(clips)):
+        batch = clips.collater([clips[i]])["net_input"]
+        with torch.no_grad():
+            output = loaded.model(**batch)
+            log_probs = loaded.model.get_normalized_probs(output, log_probs=True)
+        tokens = log_probs[:, 0].argmax(dim=-1).unique_consecutive()
+        found.append(tokens[tokens != BLANK].tolist())
+    return found, clips
+
+
+@pytest.fixture(scope="session")
+def letters(shared: Shared) -> Path:
+    """A data directory with a tiny `wav2vec_ctc`, clips, and as `bundle` its export."""
+
+    def make(directory: Path) -> None:
+        export(checkpoint(directory, blank_weight=1.0), directory / "bundle")
+        write_audio(directory)
+
+    return shared("wav2vec-ctc", make)
+
+
+def export(path: Path, output: Path) -> Any:
+    return export_checkpoint(path, data_directory(path.parent, "config.yaml"), output)
+
+
+def ended(tokens: list[int]) -> list[int]:
+    """As a hypothesis has them."""
+    return tokens if tokens[-1:] == [EOS] else [*tokens, EOS]
+
+
+def assert_greedy(path: Path, bundle: Path) -> None:
+    """The bundle's tokens, alone and in batches, are Fairseq's."""
+    expected, clips = eager(path)
+    recognizer = load_model(bundle)
+    files = [str(path.parent / f"{i}.wav") for i in range(len(clips))]
+    features = clips[0]["source"].numpy()
+    assert np.abs(recognizer.read(files[0]).features[:, 0] - features).max() < 1e-5
+    for size in (1, 3, 8, 32):
+        news = recognizer.follow(files, batch_size=size, word_timestamps=True)
+        found = [each.result for each in news if each.result is not None]
+        tokens = [each.hypotheses[0][1].tokens.tolist() for each in found]
+        assert tokens == [*map(ended, expected)]
+        for each, tokens in zip(found, expected, strict=True):
+            written = "".join(recognizer.family.vocabulary.tokens(tokens))
+            assert each.text == written.replace("|", " ").strip()
+            words = each.segments[0].words
+            assert [word.word.strip() for word in words] == each.text.split()
+            assert all(0 <= word.start < word.end <= each.seconds for word in words)
+
+
+def test_greedy_tokens_are_fairseqs(letters: Path) -> None:
+    recognizer = load_model(letters / "bundle")
+    assert recognizer.manifest.text.bpe == "letter"
+    assert_greedy(letters / "model.pt", letters / "bundle")
+
+
+def test_a_checkpoint_is_exported_when_it_is_first_named(letters: Path, cache_dir: Path) -> None:
+    recognizer = load_model(letters / "model.pt", data=letters, cache_dir=cache_dir)
+    assert recognizer.manifest.architecture == "wav2vec_ctc"
+
+
+def test_the_directory_of_another_task_is_refused(letters: Path, tiny: Path) -> None:
+    for checkpoint_of, data in ((letters / "model.pt", tiny), (tiny / "checkpoint.pt", letters)):
+        with pytest.raises(ModelError, match="expected (a YAML|one dict.<labels>.txt and no YAML)"):
+            load(checkpoint_of, data_directory(data, "config.yaml"), {}, ARCHITECTURES)
+
+
+def test_a_dictionary_of_another_model_is_refused(letters: Path, tmp_path: Path) -> None:
+    (tmp_path / "dict.ltr.txt").write_text("| 1\nE 1\n")
+    with pytest.raises(ModelError, match="expected the model's 32 symbols, got 6"):
+        load(letters / "model.pt", data_directory(tmp_path, ""), {}, ARCHITECTURES)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"normalize": False},
+        {"blank_weight": -1.0, "blank_mode": "set"},
+        {"wav2vec": {"conv_pos": 7, "crop_seq_to_multiple": 3}},
+        {"wav2vec": {"layer_norm_first": False, "conv_bias": False}},
+        {"wav2vec": {"required_seq_len_multiple": 1, "pos_conv_depth": 2}},
+    ],
+    ids=str,
+)
+def test_options_of_wav2vec_reproduce_fairseq(arguments: dict[str, Any], tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, **arguments)
+    write_audio(tmp_path)
+    export(path, tmp_path / "bundle")
+    assert_greedy(path, tmp_path / "bundle")
