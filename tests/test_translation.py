@@ -267,7 +267,7 @@ def test_what_does_not_fit_is_named(tiny: Path, tiny_text: Path, tmp_path: Path)
     for data, message in (
         (TextDirectory(tiny_text, "de", "en"), "--source-lang en as in training"),
         (TextDirectory(tiny_text, bpe="sentencepiece"), "one SentencePiece model"),
-        (DataDirectory(tiny), "data of the task translation"),
+        (DataDirectory(tiny), "as of translation"),
     ):
         with pytest.raises(ModelError, match=message):
             export_checkpoint(tiny_text / "checkpoint.pt", data, tmp_path / "bundle")
