@@ -106,7 +106,8 @@ class Wav2Vec2(nn.Module):
         super().__init__()
         model = encoder.w2v_model
         self.convolutions = convolutions(encoder)
-        self.extractor, self.feature_norm = model.feature_extractor, model.layer_norm
+        self.extractor = _extractor(model.feature_extractor)
+        self.feature_norm = model.layer_norm
         self.crop, self.project_in = model.crop_seq_to_multiple, model.post_extract_proj
         self.positions = _without_weight_norm(model.encoder.pos_conv)
         self.norm, self.norm_first = model.encoder.layer_norm, model.encoder.layer_norm_first
@@ -122,7 +123,7 @@ class Wav2Vec2(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        x = self.feature_norm(self.extractor(features.squeeze(2)).transpose(1, 2))
+        x = self.feature_norm(self.extractor(features))
         for kernel, stride in self.convolutions:
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         lengths = torch.where(lengths < 1, lengths + x.shape[1], lengths)
@@ -145,6 +146,61 @@ class Wav2Vec2(nn.Module):
         if self.norm_first:
             x = self.norm(x)
         return (x if self.project_out is None else self.project_out(x)), lengths
+
+
+def _extractor(extractor: Any) -> nn.Module:
+    """(N, T, 1) -> (N, S, C); frame by frame where every layer normalises frames.
+
+    Source: Fairseq `models/wav2vec/wav2vec2.py:ConvFeatureExtractionModel`.
+    """
+    blocks = extractor.conv_layers
+    if not all(isinstance(block[2], nn.Sequential) for block in blocks):
+        return ByChannel(extractor)
+    parts = ((ByFrame(block[0]), block[2][1], block[3]) for block in blocks)
+    return nn.Sequential(*(part for block in parts for part in block))
+
+
+class ByChannel(nn.Module):
+    """The extractor as it is: OpenVINO keeps the order of its tensors from layer to layer."""
+
+    def __init__(self, extractor: Any) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, T, 1) -> (N, S, C)."""
+        x: Tensor = self.extractor(features.squeeze(2))
+        return x.transpose(1, 2)
+
+
+class ByFrame(nn.Module):
+    """A convolution as a product with the frames it sees: a norm of frames needs no transposing then.
+
+    (N, T, C) -> (N, S, C').
+    """
+
+    def __init__(self, convolution: Any) -> None:
+        super().__init__()
+        (self.kernel,), (self.stride,) = convolution.kernel_size, convolution.stride
+        self.width = convolution.in_channels * self.stride
+        width, has_bias = convolution.in_channels * self.kernel, convolution.bias is not None
+        self.project = skip_init(nn.Linear, width, convolution.out_channels, bias=has_bias)
+        with torch.no_grad():
+            self.project.weight.copy_(convolution.weight.transpose(1, 2).flatten(1))
+            if has_bias:
+                self.project.bias.copy_(convolution.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        count = (x.shape[1] - self.kernel) // self.stride + 1
+        whole = self.kernel // self.stride * self.stride
+        seen = [
+            x[:, first : first + count * self.stride].reshape(x.shape[0], -1, self.width)
+            for first in range(0, whole, self.stride)
+        ]
+        last = (count - 1) * self.stride + 1
+        seen += [x[:, i : i + last : self.stride] for i in range(whole, self.kernel)]
+        return self.project(torch.cat(seen, 2) if len(seen) > 1 else seen[0])
 
 
 def _without_weight_norm(module: nn.Module) -> nn.Module:
