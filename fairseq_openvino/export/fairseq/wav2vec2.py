@@ -5,6 +5,7 @@ Letters as in `transformer_decoder.py`; T counts samples, and F = 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -155,22 +156,52 @@ def _extractor(extractor: Any) -> nn.Module:
     """
     blocks = extractor.conv_layers
     if not all(isinstance(block[2], nn.Sequential) for block in blocks):
-        return ByChannel(extractor)
+        return ByChannel(blocks)
     parts = ((ByFrame(block[0]), block[2][1], block[3]) for block in blocks)
     return nn.Sequential(*(part for block in parts for part in block))
 
 
 class ByChannel(nn.Module):
-    """The extractor as it is: OpenVINO keeps the order of its tensors from layer to layer."""
+    """The layers as they are: OpenVINO keeps the order of their tensors from one to the next."""
 
-    def __init__(self, extractor: Any) -> None:
+    def __init__(self, blocks: Iterable[Any]) -> None:
         super().__init__()
-        self.extractor = extractor
+        parts = (part for block in blocks for part in block)
+        self.layers = nn.Sequential(
+            *(TimeNorm(part) if isinstance(part, nn.GroupNorm) else part for part in parts)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, T, 1) -> (N, S, C)."""
-        x: Tensor = self.extractor(features.squeeze(2))
+        x: Tensor = self.layers(features.transpose(1, 2))
         return x.transpose(1, 2)
+
+
+class TimeNorm(nn.Module):
+    """A group norm with a group for each channel; (N, C, T) -> (N, C, T).
+
+    Sums are made of the sums of short blocks: one after the other, the samples of a clip round too much.
+    """
+
+    BLOCK = 64
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.epsilon = norm.eps
+        self.register_buffer("scale", norm.weight.detach()[:, None])  # (C, 1)
+        self.register_buffer("bias", norm.bias.detach()[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        x = x - self._mean(x)
+        return x * torch.rsqrt(self._mean(x * x) + self.epsilon) * self.scale + self.bias
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """(N, C, T) -> (N, C, 1)."""
+        samples = x.shape[2]
+        padded = nn.functional.pad(x, (0, -samples % self.BLOCK))
+        blocks = nn.functional.avg_pool1d(padded, self.BLOCK)
+        return blocks.sum(2, keepdim=True) * (self.BLOCK / samples)
 
 
 class ByFrame(nn.Module):
