@@ -66,6 +66,34 @@ DECODER = {
     "layernorm_embedding": True,
 }
 """And of a small decoder like mBART's."""
+CONVOLUTIONS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2"
+DECODER_LARGE = {
+    "decoder_embed_dim": 1024,
+    "decoder_ffn_embed_dim": 4096,
+    "decoder_layers": 12,
+    "decoder_attention_heads": 16,
+    "share_decoder_input_output_embed": True,
+}
+TRUE_SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "base": (
+        {
+            "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072,
+            "encoder_attention_heads": 12, "conv_pos": 128, "conv_pos_groups": 16,
+            "extractor_mode": "default", "layer_norm_first": False, "conv_bias": False,
+        },
+        {"decoder_layers": 6, "encoder_proj": True},
+        1000,
+    ),
+    "xls_r_300m": (
+        {
+            "encoder_layers": 24, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096,
+            "encoder_attention_heads": 16, "conv_pos": 128, "conv_pos_groups": 16,
+        },
+        {},
+        250_000,
+    ),
+}  # fmt: skip
+"""Options of wav2vec 2.0 and of the decoder, and V: more than 2 GB of weights in the last."""
 
 
 def completed(wav2vec: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -74,11 +102,11 @@ def completed(wav2vec: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
     return vars(ARCHITECTURES["xm_transformer"].complete(Namespace(**stored)))
 
 
-def sharpen(weights: dict[str, Any]) -> None:
+def sharpen(weights: dict[str, Any], sharpness: float = SHARPNESS) -> None:
     """Let a decoder that is not trained hear its encoder: else all clips have the same hypotheses."""
     for name, weight in weights.items():
         if weight.dim() == MATRIX and "encoder" in name and "embed" not in name:
-            weight.mul_(SHARPNESS)
+            weight.mul_(sharpness)
 
 
 def checkpoint(directory: Path, wav2vec: dict[str, Any] | None = None, **overrides: Any) -> Path:
@@ -154,6 +182,22 @@ def test_options_of_the_family_reproduce_fairseq(
     model, arguments, _ = random_model("xm_transformer", **arguments)
     sharpen(model.state_dict())
     assert measure(model, arguments, tmp_path).passed
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("wav2vec", "overrides", "vocabulary"), TRUE_SIZES.values(), ids=TRUE_SIZES
+)
+def test_true_size_members_reproduce_fairseq(
+    wav2vec: dict[str, Any], overrides: dict[str, Any], vocabulary: int, tmp_path: Path
+) -> None:
+    arguments = completed(
+        {"conv_feature_layers": CONVOLUTIONS} | wav2vec, DECODER_LARGE | overrides
+    )
+    model, arguments, _ = random_model("xm_transformer", vocabulary, **arguments)
+    sharpen(model.state_dict(), 2.0)
+    report = measure(model, arguments, tmp_path)
+    print(report.table())
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Letters as in `transformer_decoder.py`; T counts samples, and F = 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -106,7 +107,8 @@ class Wav2Vec2(nn.Module):
         super().__init__()
         model = encoder.w2v_model
         self.convolutions = convolutions(encoder)
-        self.extractor, self.feature_norm = model.feature_extractor, model.layer_norm
+        self.extractor = _extractor(model.feature_extractor)
+        self.feature_norm = model.layer_norm
         self.crop, self.project_in = model.crop_seq_to_multiple, model.post_extract_proj
         self.positions = _without_weight_norm(model.encoder.pos_conv)
         self.norm, self.norm_first = model.encoder.layer_norm, model.encoder.layer_norm_first
@@ -122,7 +124,7 @@ class Wav2Vec2(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        x = self.feature_norm(self.extractor(features.squeeze(2)).transpose(1, 2))
+        x = self.feature_norm(self.extractor(features))
         for kernel, stride in self.convolutions:
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         lengths = torch.where(lengths < 1, lengths + x.shape[1], lengths)
@@ -145,6 +147,91 @@ class Wav2Vec2(nn.Module):
         if self.norm_first:
             x = self.norm(x)
         return (x if self.project_out is None else self.project_out(x)), lengths
+
+
+def _extractor(extractor: Any) -> nn.Module:
+    """(N, T, 1) -> (N, S, C); frame by frame where every layer normalises frames.
+
+    Source: Fairseq `models/wav2vec/wav2vec2.py:ConvFeatureExtractionModel`.
+    """
+    blocks = extractor.conv_layers
+    if not all(isinstance(block[2], nn.Sequential) for block in blocks):
+        return ByChannel(blocks)
+    parts = ((ByFrame(block[0]), block[2][1], block[3]) for block in blocks)
+    return nn.Sequential(*(part for block in parts for part in block))
+
+
+class ByChannel(nn.Module):
+    """The layers as they are: OpenVINO keeps the order of their tensors from one to the next."""
+
+    def __init__(self, blocks: Iterable[Any]) -> None:
+        super().__init__()
+        parts = (part for block in blocks for part in block)
+        self.layers = nn.Sequential(
+            *(TimeNorm(part) if isinstance(part, nn.GroupNorm) else part for part in parts)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, T, 1) -> (N, S, C)."""
+        x: Tensor = self.layers(features.transpose(1, 2))
+        return x.transpose(1, 2)
+
+
+class TimeNorm(nn.Module):
+    """A group norm with a group for each channel; (N, C, T) -> (N, C, T).
+
+    Sums are made of the sums of short blocks: one after the other, the samples of a clip round too much.
+    """
+
+    BLOCK = 64
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.epsilon = norm.eps
+        self.register_buffer("scale", norm.weight.detach()[:, None])  # (C, 1)
+        self.register_buffer("bias", norm.bias.detach()[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        x = x - self._mean(x)
+        return x * torch.rsqrt(self._mean(x * x) + self.epsilon) * self.scale + self.bias
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """(N, C, T) -> (N, C, 1)."""
+        samples = x.shape[2]
+        padded = nn.functional.pad(x, (0, -samples % self.BLOCK))
+        blocks = nn.functional.avg_pool1d(padded, self.BLOCK)
+        return blocks.sum(2, keepdim=True) * (self.BLOCK / samples)
+
+
+class ByFrame(nn.Module):
+    """A convolution as a product with the frames it sees: a norm of frames needs no transposing then.
+
+    (N, T, C) -> (N, S, C').
+    """
+
+    def __init__(self, convolution: Any) -> None:
+        super().__init__()
+        (self.kernel,), (self.stride,) = convolution.kernel_size, convolution.stride
+        self.width = convolution.in_channels * self.stride
+        width, has_bias = convolution.in_channels * self.kernel, convolution.bias is not None
+        self.project = skip_init(nn.Linear, width, convolution.out_channels, bias=has_bias)
+        with torch.no_grad():
+            self.project.weight.copy_(convolution.weight.transpose(1, 2).flatten(1))
+            if has_bias:
+                self.project.bias.copy_(convolution.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        count = (x.shape[1] - self.kernel) // self.stride + 1
+        whole = self.kernel // self.stride * self.stride
+        seen = [
+            x[:, first : first + count * self.stride].reshape(x.shape[0], -1, self.width)
+            for first in range(0, whole, self.stride)
+        ]
+        last = (count - 1) * self.stride + 1
+        seen += [x[:, i : i + last : self.stride] for i in range(whole, self.kernel)]
+        return self.project(torch.cat(seen, 2) if len(seen) > 1 else seen[0])
 
 
 def _without_weight_norm(module: nn.Module) -> nn.Module:
