@@ -5,14 +5,11 @@ from __future__ import annotations
 import io
 import json
 import sys
-from argparse import Namespace
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from conftest import PACKAGE, Shared, assert_identical
 
 from fairseq_openvino import cli, load_model
@@ -20,10 +17,10 @@ from fairseq_openvino.errors import BatchError, ModelError, OptionError, Utteran
 from fairseq_openvino.export.fairseq import cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.text import TextDirectory
+from fairseq_openvino.measure.material.text import random_sentences, write_checkpoint, write_data
 from fairseq_openvino.recognizer import Recognizer
 
 SENTENCES = 21
-SHARPNESS = 4.0
 TINY = {
     "encoder_embed_dim": 32,
     "encoder_ffn_embed_dim": 64,
@@ -43,51 +40,13 @@ ODD: tuple[dict[str, Any], ...] = (
 )
 
 
-def checkpoint(
-    directory: Path,
-    arch: str = "transformer",
-    vocabulary: tuple[int, int] = (50, 60),
-    **options: Any,
-) -> Path:
+def checkpoint(directory: Path, **options: Any) -> Path:
     """A random model with binarized data of `SENTENCES` random sentences; its path."""
-    from fairseq.data import Dictionary, indexed_dataset
-    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
-
-    torch.manual_seed(0)
-    if options.get("share_all_embeddings"):
-        vocabulary = vocabulary[1], vocabulary[1]
-    random, dictionaries = np.random.default_rng(0), []
-    for language, size in zip(("en", "de"), vocabulary, strict=True):
-        dictionary = Dictionary()
-        for i in range(size - 4):
-            dictionary.add_symbol(f"t{i}")
-        dictionary.save(str(directory / f"dict.{language}.txt"))
-        dictionaries.append(dictionary)
-        builder = indexed_dataset.make_builder(
-            str(directory / f"test.en-de.{language}.bin"), impl="mmap", vocab_size=size
-        )
-        for length in random.integers(1, 30, SENTENCES):
-            builder.add_item(torch.tensor([*random.integers(4, size, length), 2]))
-        builder.finalize(str(directory / f"test.en-de.{language}.idx"))
-    arguments = Namespace(
-        arch=arch, task="translation", source_lang="en", target_lang="de", data=str(directory),
-        **{"max_source_positions": 1024, "max_target_positions": 1024} | options,
-    )  # fmt: skip
-    ARCH_CONFIG_REGISTRY[arch](arguments)
-    task = Namespace(source_dictionary=dictionaries[0], target_dictionary=dictionaries[1])
-    model = ARCH_MODEL_REGISTRY[arch].build_model(arguments, task)
-    with torch.no_grad():
-        model.decoder.output_projection.weight.mul_(SHARPNESS)
-    history = {"criterion_name": "x", "optimizer_name": "y", "lr_scheduler_state": {}}
-    state = {
-        "args": arguments,
-        "model": model.state_dict(),
-        "optimizer_history": [history | {"num_updates": 1}],
-        "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1}},
-        "last_optimizer_state": None,
-    }
-    torch.save(state, directory / "checkpoint.pt")
-    return directory / "checkpoint.pt"
+    sizes = (60, 60) if options.get("share_all_embeddings") else (50, 60)
+    path = write_checkpoint(directory, vocabularies=sizes, **options)
+    sentences = random_sentences(2 * SENTENCES, (1, 30), 50)
+    write_data(directory, sentences[:SENTENCES], sentences[SENTENCES:])
+    return path
 
 
 @pytest.fixture(scope="session")
