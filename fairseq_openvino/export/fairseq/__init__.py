@@ -12,7 +12,7 @@ from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
-from fairseq_openvino.export.fairseq import berard, s2t_transformer
+from fairseq_openvino.export.fairseq import berard, dual_input, s2t_transformer
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 ARCHITECTURES: dict[str, Architecture] = {
     s2t_transformer.ARCHITECTURE: Architecture(s2t_transformer.build),
     berard.ARCHITECTURE: Architecture(berard.build, berard.Reference),
+    dual_input.ARCHITECTURE: Architecture(dual_input.build, dual_input.reference, dual_input.TASK),
 }
 """By Fairseq's model name."""
 
