@@ -246,6 +246,20 @@ def probe_freeze_regex(root: Path):
     return Wav2VecEncoder(Namespace(**options)).w2v_model is not None
 
 
+def probe_joint_model(root: Path):
+    from fairseq.data import Dictionary
+    from fairseq.examples.speech_text_joint_to_text.models import s2t_dualinputtransformer as joint
+
+    symbols, options = Dictionary(), {"speech_encoder_layers": 1, "encoder_embed_dim": 16}
+    arguments = Namespace(
+        input_channels=1, max_source_positions=90, enc_grad_mult=1.0, enc2_along_grad_mult=1.0,
+        **options,
+    )  # fmt: skip
+    joint.dualinputs2ttransformer_s(arguments)
+    speech = joint.DualInputEncoder.build_spch_encoder(arguments)
+    return joint.DualInputEncoder(arguments, speech, None, symbols).spch_encoder is speech
+
+
 def probe_batches(root: Path):
     task = _task(root, "features.yaml")
     found = []

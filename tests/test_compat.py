@@ -169,6 +169,11 @@ def test_namespace_without_freeze_regex_builds(plain, repaired):
     assert repaired["probe_freeze_regex"] is True
 
 
+def test_joint_model_builds(plain, repaired):
+    assert "conv_version" in plain["probe_joint_model"]
+    assert repaired["probe_joint_model"] is True
+
+
 def test_last_batch_is_kept_for_evaluation_only(outcomes, plain, repaired):
     expected = plain["probe_batches"]
     evaluation, training, joined = repaired["probe_batches"]

@@ -144,6 +144,29 @@ def freeze_regex() -> str | None:
     return None
 
 
+def conv_version() -> str | None:
+    """Joint models of speech and text build, with the one front end that they know.
+
+    models/speech_to_text/s2t_transformer.py:313 reads the option `conv_version` unconditionally, which
+    examples/speech_text_joint_to_text/models/s2t_dualinputtransformer.py:186 leaves out of the
+    arguments it makes. Versions: after 0.12.2.
+    """
+    from fairseq.models.speech_to_text import s2t_transformer
+
+    encoder: Any = s2t_transformer.S2TTransformerEncoder
+    original = encoder.__init__
+    if "args.conv_version" not in inspect.getsource(original):
+        return "this Fairseq does not know the option"
+
+    def __init__(self: Any, args: Any) -> None:  # noqa: N807
+        if not hasattr(args, "conv_version"):
+            args = Namespace(**args._asdict(), conv_version="s2t_transformer")
+        original(self, args)
+
+    encoder.__init__ = __init__
+    return None
+
+
 def last_batch() -> str | None:
     """The last batch of an evaluation split is kept.
 
@@ -230,6 +253,7 @@ SHIMS: tuple[Callable[[], str | None], ...] = (
     hub.hub_interface,
     examples_alias,
     freeze_regex,
+    conv_version,
     last_batch,
     wer_scorer,
 )

@@ -30,10 +30,8 @@ from fairseq_openvino.runtime.options import EngineOptions
 logger = logging.getLogger(__name__)
 
 ENCODERS: dict[Any, Callable[[Any], nn.Module]] = {
-    S2TTransformerEncoder: lambda own: s2t_transformer.Encoder(own, own.subsample, own.layer_norm),
-    ConvTransformerEncoder: lambda own: s2t_transformer.Encoder(
-        own, convtransformer.FrontEnd(own), own.layer_norm
-    ),
+    S2TTransformerEncoder: s2t_transformer.Encoder,
+    ConvTransformerEncoder: convtransformer.encoder,
 }
 """Fairseq's encoders that can be compiled whatever the decoder is."""
 PROBED_FRAMES = (160, 97)

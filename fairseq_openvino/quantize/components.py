@@ -12,7 +12,13 @@ from typing import Any
 
 import openvino as ov
 
-from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle, write_manifest
+from fairseq_openvino.bundle import (
+    DECODER_IR,
+    ENCODER_IR,
+    Bundle,
+    is_recurrent,
+    write_manifest,
+)
 from fairseq_openvino.quantize import compress
 from fairseq_openvino.quantize.divergence import divergence
 from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, MIXED, Options
@@ -110,7 +116,12 @@ class Components:
         self._ranking: list[tuple[float, tuple[str, ...]]] | None = None
 
     def make(self, name: str, form: Form) -> Component:
-        """A graph in a form."""
+        """A graph in a form; in place of int8 a recurrent decoder has 8-bit weights.
+
+        A calibration gives it one token a call and knows none of the states behind the first.
+        """
+        if name == DECODER and form.kind == INT8 and is_recurrent(self._bundle.manifest.state):
+            form = Form(INT8_WEIGHTS)
         key = (name, form)
         if key not in self._made:
             if form.kind in BITS:

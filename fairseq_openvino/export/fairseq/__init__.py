@@ -21,6 +21,7 @@ from fairseq_openvino.export.fairseq import (
     convtransformer,
     ctc,
     decoder_alone,
+    dual_input,
     s2t_conformer,
     s2t_transformer,
     transformer,
@@ -63,6 +64,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         wav2vec2.CASES,
         wav2vec_ctc.complete,
     ),
+    dual_input.ARCHITECTURE: Architecture(dual_input.build, dual_input.reference, dual_input.TASK),
 }
 """By Fairseq's model name."""
 

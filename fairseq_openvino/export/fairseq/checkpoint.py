@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ MAX_NAMES_IN_MESSAGE = 5
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of the names in DistributedDataParallel and torch.compile."""
 FIRST_CONVOLUTION = "encoder.subsample.conv_layers.0.weight"
+JOINT = "dualinputs2ttransformer"
+"""Begins the architectures of `JOINT_MODELS`, which Fairseq itself imports for its --user-dir only."""
+JOINT_MODELS = "fairseq.examples.speech_text_joint_to_text.models.s2t_dualinputtransformer"
 AUXILIARY = "_decoder"
 """Ends the names of what --multitask-config-yaml adds to a model (xm_transformer.py:build_model)."""
 TWO_PASSES = {"unity_xm_transformer", "unity_conformer"}
@@ -96,6 +100,8 @@ def load(
     state = load_checkpoint(checkpoint)
     arguments = _model_arguments(checkpoint, state, overrides)
     name = str(getattr(arguments, "_name", None) or getattr(arguments, "arch", ""))
+    if name not in ARCH_MODEL_NAME_REGISTRY and name.startswith(JOINT):
+        import_module(JOINT_MODELS)  # which registers them
     architecture = ARCH_MODEL_NAME_REGISTRY.get(name, name)
     if architecture in TWO_PASSES:
         raise ArchitectureError(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
-
-from torch import nn
 
 from fairseq_openvino.export.fairseq import transformer_decoder
 from fairseq_openvino.export.fairseq.s2t_transformer import SUBSAMPLING, Encoder
@@ -26,9 +25,7 @@ def build(model: Any, arguments: Any) -> Graphs:
     transformer_decoder.refuse_unsupported(ARCHITECTURE, model.decoder)
     return transformer_decoder.graphs(
         ARCHITECTURE,
-        Encoder(
-            model.encoder, FrontEnd(model.encoder), None
-        ),  # Fairseq has its norm and leaves it out
+        encoder(model.encoder),
         model.decoder,
         int(model.encoder.input_dim),
         int(arguments.max_source_positions),
@@ -36,12 +33,15 @@ def build(model: Any, arguments: Any) -> Graphs:
     )
 
 
-class FrontEnd(nn.Module):
-    """Under the names of the `Conv2dSubsampler`, which computes the same.
-
-    Source: Fairseq `models/speech_to_text/convtransformer.py:ConvTransformerEncoder`.
-    """
-
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.conv, self.out = encoder.conv, encoder.out
+def encoder(own: Any) -> Encoder:
+    """The graph of a `ConvTransformerEncoder`, whose last norm Fairseq leaves out."""
+    return Encoder(
+        SimpleNamespace(
+            subsample=SimpleNamespace(conv=own.conv, out=own.out),
+            embed_scale=own.embed_scale,
+            padding_idx=own.padding_idx,
+            embed_positions=own.embed_positions,
+            transformer_layers=own.transformer_layers,
+            layer_norm=None,
+        )
+    )

@@ -39,7 +39,7 @@ def graphs(model: Any, feature_bins: int, max_source_frames: int) -> Graphs:
     """Wrap what has the modules of a `S2TTransformerModel` under their names."""
     return transformer_decoder.graphs(
         ARCHITECTURE,
-        Encoder(model.encoder, model.encoder.subsample, model.encoder.layer_norm),
+        Encoder(model.encoder),
         model.decoder,
         feature_bins,
         max_source_frames,
@@ -82,15 +82,15 @@ class Encoder(nn.Module):
     Source: Fairseq `models/speech_to_text/s2t_transformer.py:S2TTransformerEncoder`.
     """
 
-    def __init__(self, encoder: Any, front_end: nn.Module, norm: nn.Module | None) -> None:
+    def __init__(self, encoder: Any) -> None:
         super().__init__()
-        self.subsample, self.scale = front_end, encoder.embed_scale
+        self.subsample, self.scale = encoder.subsample, encoder.embed_scale
         self.padding_index = encoder.padding_idx
         self.register_buffer("positions", encoder.embed_positions.weights.clone())
         self.layers = nn.ModuleList(
             EncoderLayer(layer, layer.normalize_before) for layer in encoder.transformer_layers
         )
-        self.norm = norm
+        self.norm = encoder.layer_norm
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""

@@ -14,10 +14,11 @@ from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.text import TextDirectory
 
 SPEECH_TO_TEXT, AUDIO_FINETUNING = "speech_to_text", "audio_finetuning"
-TRANSLATION = "translation"
+TRANSLATION, SPEECH_TEXT_JOINT = "translation", "speech_text_joint_to_text"
 Data = DataDirectory | AudioDirectory | TextDirectory
 DIRECTORIES: dict[str, tuple[type[Any], str]] = {
     SPEECH_TO_TEXT: (DataDirectory, "a YAML"),
+    SPEECH_TEXT_JOINT: (DataDirectory, "a YAML"),
     AUDIO_FINETUNING: (AudioDirectory, "one dict.<labels>.txt and no YAML"),
     TRANSLATION: (TextDirectory, "a dict.<language>.txt for each side and no YAML"),
 }
@@ -83,6 +84,21 @@ def _speech_to_text(data: DataDirectory, arguments: Namespace) -> Any:
     return SpeechToTextTask.setup_task(wanted)
 
 
+def _speech_text_joint(data: DataDirectory, arguments: Namespace) -> Any:
+    """Source: Fairseq `examples/speech_text_joint_to_text/tasks/speech_text_joint.py`.
+
+    Of that task a model asks for no more than the dictionary of the texts it was trained to read.
+    """
+    from fairseq.data import Dictionary
+    from fairseq.data.audio.speech_to_text_joint_dataset import S2TJointDataConfig
+
+    task = _speech_to_text(data, arguments)
+    task.src_dict = Dictionary.load(
+        str(data.root / S2TJointDataConfig(data.path).src_vocab_filename)
+    )
+    return task
+
+
 def _audio_finetuning(data: AudioDirectory, arguments: Any) -> Any:
     """Source: Fairseq `tasks/audio_finetuning.py`."""
     from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
@@ -106,6 +122,7 @@ def _translation(data: TextDirectory, arguments: Namespace) -> Any:
 
 TASKS: dict[str, Callable[[Any, Any], Any]] = {
     SPEECH_TO_TEXT: _speech_to_text,
+    SPEECH_TEXT_JOINT: _speech_text_joint,
     AUDIO_FINETUNING: _audio_finetuning,
     TRANSLATION: _translation,
 }

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_openvino.measure.material.s2t import SHARPNESS, SPECIAL_SYMBOLS
+from fairseq_openvino.measure.material.corpora import SPECIAL_SYMBOLS
+from fairseq_openvino.measure.material.s2t import SHARPNESS
 
 SOURCE, TARGET = "en", "de"
 CHECKPOINT = "checkpoint.pt"
