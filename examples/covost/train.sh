@@ -83,9 +83,9 @@ transformer="--arch s2t_transformer_xs --share-decoder-input-output-embed --atte
 conformer="--arch s2t_conformer --attn-type espnet --pos-enc-type rel_pos
     --share-decoder-input-output-embed --conv-channels 256 --depthwise-conv-kernel-size 15
     $encoder $decoder --encoder-ffn-embed-dim 256"
-berard="--arch s2t_berard --input-layers [128,64] --conv-layers [(16,3,2),(16,3,2)]
-    --num-blstm-layers 3 --lstm-size 96 --decoder-embed-dim 96 --decoder-num-layers 2
-    --decoder-hidden-dim 192 --attention-dim 128 --output-layer-dim 96"
+berard="--arch s2t_berard --input-layers [128,128] --conv-layers [(16,3,2),(16,3,2),(16,3,2)]
+    --num-blstm-layers 2 --lstm-size 96 --decoder-embed-dim 128 --decoder-num-layers 2
+    --decoder-hidden-dim 192 --attention-dim 128 --output-layer-dim 128"
 text="--arch transformer --share-all-embeddings $encoder $decoder --encoder-layers 2"
 plain="--criterion label_smoothed_cross_entropy"
 # CTC teaches an encoder fast: in the model, or for the architectures without a head beside it.
@@ -151,7 +151,7 @@ step "$data/mt_en_de/data-bin" parallel_text
         --ctc-input-dim 128
     step "$run/st_en_de_conformer.pt" speech st_en_de_conformer 8 st_en_de $conformer $plain \
         --load-pretrained-encoder-from "$run/asr_conformer/checkpoint_last.pt"
-    step "$run/asr_berard.pt" speech asr_berard 6 asr_en $berard $ctc_head \
+    step "$run/asr_berard.pt" speech asr_berard 8 asr_en $berard $ctc_head \
         --ctc-input-dim 192 --max-tokens 4000
     step "$run/st_en_de_berard.pt" speech st_en_de_berard 20 st_en_de $berard $plain \
         --max-tokens 4000 --load-pretrained-encoder-from "$run/asr_berard/checkpoint_last.pt"
