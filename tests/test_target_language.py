@@ -33,7 +33,7 @@ from conftest import (
 from fairseq_openvino.errors import AudioError, OptionError
 
 LANGUAGES = ("de", "fr")
-FLAGS = ("--beam", "3", "--max-len-b", "8", "--lenpen", "0.7")
+FLAGS = ("--beam", "3", "--max-len-b", "8", "--lenpen", "0.7", "--batch-size", "1")
 PREPENDED, APPENDED = "prepend_tgt_lang_tag", "prepend_bos_and_append_tgt_lang_tag"
 
 

@@ -168,3 +168,20 @@ def test_what_has_no_exporter_runs_in_parts(
     assert bundles(tmp_path / "cache") == (
         ["checkpoint.pt (odd_encoder)"] if arch == "odd_encoder_s" else []
     )
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("arch", ["odd_encoder_s", "odd_decoder_s"])
+def test_parts_at_true_size(odd: Path, tmp_path: Path, arch: str) -> None:
+    """With the options that are Fairseq's by default, of which `TINY` has others."""
+    write_checkpoint(tmp_path, arch, vocabulary=1000)
+    write_data(tmp_path, utterances=8, frames=(100, 600))
+    for flags in (("--beam", "1", "--batch-size", "1"), ("--beam", "5", "--nbest", "5")):
+        assert_identical(*both(tmp_path, odd, tmp_path / "cache", "--max-len-b", "30", *flags))
+
+
+@pytest.mark.soak
+def test_a_decoder_with_a_search_of_fairseq(odd: Path, tmp_path: Path) -> None:
+    data = data_of(tmp_path, "odd_encoder_s")
+    for flags in ("--temperature 1.4", "--no-repeat-ngram-size 2", "--max-tokens 300"):
+        assert_identical(*both(data, odd, tmp_path / "cache", *flags.split()))
