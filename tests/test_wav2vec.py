@@ -156,7 +156,7 @@ def test_a_dictionary_of_another_model_is_refused(letters: Path, tmp_path: Path)
         {"normalize": False},
         {"blank_weight": -1.0, "blank_mode": "set"},
         {"wav2vec": {"conv_pos": 7, "crop_seq_to_multiple": 3}},
-        {"wav2vec": {"layer_norm_first": False, "conv_bias": False}},
+        {"wav2vec": {"layer_norm_first": False, "extractor_mode": "default", "conv_bias": False}},
         {"wav2vec": {"required_seq_len_multiple": 1, "pos_conv_depth": 2}},
     ],
     ids=str,

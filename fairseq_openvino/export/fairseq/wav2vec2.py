@@ -33,6 +33,10 @@ MIN_SAMPLES = 16_000
 """A limit below it counts frames of 10 ms, as some manifests of waveforms do."""
 
 
+BLOCK = 256
+"""Frames that are added up together."""
+
+
 class Reference(architecture.Reference):
     """A Fairseq model that reads waveforms (N, T)."""
 
@@ -102,7 +106,7 @@ class Wav2Vec2(nn.Module):
         super().__init__()
         model = encoder.w2v_model
         self.convolutions = convolutions(encoder)
-        self.extractor, self.feature_norm = model.feature_extractor, model.layer_norm
+        self.extractor, self.feature_norm = _extractor(model.feature_extractor), model.layer_norm
         self.crop, self.project_in = model.crop_seq_to_multiple, model.post_extract_proj
         self.positions = _without_weight_norm(model.encoder.pos_conv)
         self.norm, self.norm_first = model.encoder.layer_norm, model.encoder.layer_norm_first
@@ -113,7 +117,7 @@ class Wav2Vec2(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        x = self.feature_norm(self.extractor(features.squeeze(2)).transpose(1, 2))
+        x = self.feature_norm(self.extractor(features.transpose(1, 2)).transpose(1, 2))
         for kernel, stride in self.convolutions:
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         lengths = torch.where(lengths < 1, lengths + x.shape[1], lengths)
@@ -133,6 +137,42 @@ class Wav2Vec2(nn.Module):
         if self.norm_first:
             x = self.norm(x)
         return (x if self.project_out is None else self.project_out(x)), lengths
+
+
+class ChannelNorm(nn.Module):
+    """Mean 0 and variance 1 of each channel over its frames, affine; (N, C, T) -> (N, C, T).
+
+    The sums are taken in two steps: the runtimes' own normalisation adds up all frames one after the
+    other, of which there are 3,200 a second, and strays from Fairseq's with the length of the clip.
+
+    Source: Fairseq `modules/fp32_group_norm.py`, with as many groups as channels.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.epsilon = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        x = x - _mean(x)
+        scale = torch.rsqrt(_mean(x * x) + self.epsilon) * self.weight.unsqueeze(1)
+        return x * scale + self.bias.unsqueeze(1)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Over the frames; (N, C, T) -> (N, C, 1)."""
+    frames = x.shape[2]
+    blocks = nn.functional.pad(x, (0, BLOCK - frames % BLOCK)).unflatten(2, (-1, BLOCK))
+    return blocks.sum(3).sum(2, keepdim=True) / frames
+
+
+def _extractor(module: Any) -> nn.Module:
+    """The convolutions of a feature extractor, with `ChannelNorm` where it normalises channels."""
+    blocks = [
+        nn.Sequential(*(ChannelNorm(p) if isinstance(p, nn.GroupNorm) else p for p in block))
+        for block in module.conv_layers
+    ]
+    return nn.Sequential(*blocks)
 
 
 def _without_weight_norm(module: nn.Module) -> nn.Module:
