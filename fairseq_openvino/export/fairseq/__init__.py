@@ -17,6 +17,7 @@ from fairseq_openvino.export.fairseq import (
     s2t_transformer,
     wav2vec2,
     wav2vec_ctc,
+    wav2vec_seq2seq,
     xm_transformer,
 )
 from fairseq_openvino.export.fairseq.architecture import Architecture
@@ -40,6 +41,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     wav2vec_ctc.ARCHITECTURE: Architecture(
         wav2vec_ctc.build,
         wav2vec_ctc.Reference,
+        AUDIO_FINETUNING,
+        wav2vec2.CASES,
+        wav2vec_ctc.complete,
+    ),
+    wav2vec_seq2seq.ARCHITECTURE: Architecture(
+        wav2vec_seq2seq.build,
+        wav2vec_seq2seq.Reference,
         AUDIO_FINETUNING,
         wav2vec2.CASES,
         wav2vec_ctc.complete,
