@@ -185,3 +185,55 @@ def test_options_are_named_as_whispers() -> None:
     from fairseq_openvino.whisper.options import WhisperOptions
 
     assert CTCOptions.__dataclass_fields__.keys() <= WhisperOptions.__dataclass_fields__.keys()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("arch", "arguments"),
+    [
+        ("s2t_transformer_s", {}),
+        ("s2t_transformer_xs", {"encoder_normalize_before": False, "conv_kernel_sizes": "3,7"}),
+        ("s2t_transformer_xs", {"conv_version": "convtransformer", "conv_out_channels": 16}),
+        ("s2t_transformer_m", {"vocabulary": 8000}),
+    ],
+)
+def test_heads_of_true_size_say_what_fairseq_reads_in_them(
+    arch: str, arguments: dict[str, Any], tmp_path: FilePath
+) -> None:
+    path = head_checkpoint(tmp_path, arch, **arguments)
+    write_data(tmp_path, utterances=12, frames=(20, 900))
+    _, report = export_head(path, tmp_path / "bundle")
+    assert report.passed
+    files = sorted((tmp_path / "features").iterdir())
+    expected = eager_tokens(fairseq_model(path), [np.load(file) for file in files])
+    recognizer = load_model(tmp_path / "bundle")
+    for size in (1, 3, 8, 32):
+        news = recognizer.follow([str(file) for file in files], batch_size=size)
+        found = [each.result for each in news if each.result is not None]
+        tokens = [each.hypotheses[0][1].tokens.tolist() for each in found]
+        assert tokens == [each if each[-1:] == [EOS] else [*each, EOS] for each in expected]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["auto", "int8-weights"])
+def test_a_head_can_be_quantized_and_measured(mode: str, tmp_path: FilePath) -> None:
+    from fairseq_openvino.quantize.options import Options
+    from fairseq_openvino.quantize.procedure import quantize_bundle
+
+    path = head_checkpoint(tmp_path, **TINY)
+    corpus = write_data(tmp_path, utterances=40, frames=(60, 260))
+    export_head(path, tmp_path / "bundle")
+    options = Options(mode, calibration_size=8, held_out_size=3, max_drop=100, metric="wer")
+    result = quantize_bundle(tmp_path / "bundle", corpus, tmp_path / "int8", options)
+    quantization = result.bundle.manifest.quantization
+    assert quantization["decoder"] is None and "best path" in result.table
+    if mode == "auto":
+        eight, every = quantization["encoder"]["products_in_8_bits"]
+        assert eight == every - 2  # what reads the features, and the output layer
+        assert min(quantization["encoder"]["divergence_by_alpha"].values()) < 0.01
+    command = ["evaluate", str(corpus), "--engines", "openvino,openvino-int8", "--metrics", "wer",
+               "--bundle", str(tmp_path / "bundle"), "--int8-bundle", str(tmp_path / "int8"),
+               "--limit", "5", "--output", str(tmp_path / "evaluation")]  # fmt: skip
+    assert cli.main(command) == 0
+    figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert "openvino-int8" in json.dumps(figures)

@@ -39,7 +39,7 @@ def checkpoint(directory: Path, name: str = "wav2vec_ctc", **arguments: Any) -> 
     task = AudioFinetuningTask(AudioFinetuningConfig(data=str(directory), labels="ltr"))
     model = build_model(OmegaConf.create(given), task, from_checkpoint=True)
     for key, weight in model.state_dict().items():
-        if weight.dim() == 2 and "embed" not in key:
+        if weight.dim() == 2 and ("embed" not in key or "embed_out" in key):
             weight.mul_(4)
     settled = OmegaConf.structured(MODEL_DATACLASS_REGISTRY[name]())
     OmegaConf.set_struct(settled, False)
@@ -66,21 +66,23 @@ def write_audio(directory: Path, clips: int = 9) -> None:
     (directory / "test.ltr").write_text("\n".join(labels) + "\n")
 
 
-def eager(path: Path) -> tuple[list[list[int]], Any]:
-    """Fairseq's own clips, emissions and greedy tokens (`criterions/ctc.py`), each clip alone."""
+def model_and_clips(path: Path) -> tuple[Any, Any]:
+    """Fairseq's own, of the subset `test`."""
     from fairseq.data import FileAudioDataset
 
-    data = data_directory(path.parent, "config.yaml")
-    loaded = load(path, data, {}, ARCHITECTURES)
-    clips = FileAudioDataset(
-        path.parent / "test.tsv", RATE_HZ, pad=True, normalize=loaded.arguments.normalize
-    )
+    loaded = load(path, data_directory(path.parent, "config.yaml"), {}, ARCHITECTURES)
+    manifest, normalize = path.parent / "test.tsv", loaded.arguments.normalize
+    return loaded.model, FileAudioDataset(manifest, RATE_HZ, pad=True, normalize=normalize)
+
+
+def eager(path: Path) -> tuple[list[list[int]], Any]:
+    """Greedy tokens as Fairseq validates (`criterions/ctc.py`), each clip alone; and the clips."""
+    model, clips = model_and_clips(path)
     found = []
     for i in range(len(clips)):
-        batch = clips.collater([clips[i]])["net_input"]
         with torch.no_grad():
-            output = loaded.model(**batch)
-            log_probs = loaded.model.get_normalized_probs(output, log_probs=True)
+            output = model(**clips.collater([clips[i]])["net_input"])
+            log_probs = model.get_normalized_probs(output, log_probs=True)
         tokens = log_probs[:, 0].argmax(dim=-1).unique_consecutive()
         found.append(tokens[tokens != BLANK].tolist())
     return found, clips
@@ -132,6 +134,7 @@ def test_greedy_tokens_are_fairseqs(letters: Path) -> None:
     assert_greedy(letters / "model.pt", letters / "bundle")
 
 
+@pytest.mark.soak
 def test_a_checkpoint_is_exported_when_it_is_first_named(letters: Path, cache_dir: Path) -> None:
     recognizer = load_model(letters / "model.pt", data=letters, cache_dir=cache_dir)
     assert recognizer.manifest.architecture == "wav2vec_ctc"
@@ -156,7 +159,7 @@ def test_a_dictionary_of_another_model_is_refused(letters: Path, tmp_path: Path)
         {"normalize": False},
         {"blank_weight": -1.0, "blank_mode": "set"},
         {"wav2vec": {"conv_pos": 7, "crop_seq_to_multiple": 3}},
-        {"wav2vec": {"layer_norm_first": False, "conv_bias": False}},
+        {"wav2vec": {"layer_norm_first": False, "extractor_mode": "default", "conv_bias": False}},
         {"wav2vec": {"required_seq_len_multiple": 1, "pos_conv_depth": 2}},
     ],
     ids=str,
@@ -166,3 +169,44 @@ def test_options_of_wav2vec_reproduce_fairseq(arguments: dict[str, Any], tmp_pat
     write_audio(tmp_path)
     export(path, tmp_path / "bundle")
     assert_greedy(path, tmp_path / "bundle")
+
+
+DECODER = {"decoder_embed_dim": 512, "decoder_ffn_embed_dim": 48, "decoder_layers": 2}
+"""Of a small decoder; with another width than 512 the installed Fairseq cannot compute its attention."""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"normalize": False, "decoder_learned_pos": True, "decoder_normalize_before": True},
+        {"wav2vec": {"layer_norm_first": False, "extractor_mode": "default"},
+         "no_token_positional_embeddings": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_decoder_searches_as_fairseqs_generator(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    from fairseq.sequence_generator import SequenceGenerator
+
+    path = checkpoint(tmp_path, "wav2vec_seq2seq", **DECODER | arguments)
+    write_audio(tmp_path)
+    bundle, report = export(path, tmp_path / "bundle")
+    assert report.passed and bundle.manifest.family == "s2t"
+    recognizer = load_model(bundle)
+    model, clips = model_and_clips(path)
+    files = [str(tmp_path / f"{i}.wav") for i in range(len(clips))]
+    for beam, nbest in ((1, 1), (5, 5)):
+        search = SequenceGenerator(
+            [model], model.decoder.dictionary, beam_size=beam, max_len_b=20, normalize_scores=True
+        )
+        options = {"beam": beam, "nbest": nbest, "max_len_b": 20}
+        together = recognizer.transcribe_batch(files, **options)
+        for i, found in enumerate(together):
+            (expected,) = search.generate([model], clips.collater([clips[i]]))
+            tokens = [hypothesis.tokens.tolist() for _, hypothesis in found.hypotheses]
+            assert tokens == [each["tokens"].tolist() for each in expected[:nbest]]
+            assert found.score == pytest.approx(float(expected[0]["score"]), abs=1e-4)
+            assert recognizer.transcribe(files[i], **options).text == found.text

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from fairseq_openvino.bundle import Bundle
+from fairseq_openvino.bundle import LOG_PROBS, Bundle
 from fairseq_openvino.ctc.options import CTCOptions
 from fairseq_openvino.ctc.path import Path
 from fairseq_openvino.errors import NumericsError
@@ -69,7 +69,7 @@ class CTC:
         `torch.nn.functional.ctc_loss` in `criterions/label_smoothed_cross_entropy_with_ctc.py`.
         """
         memory = model.encode(clip.features[None], np.array([len(clip.features)]))
-        (log_probs,) = (tensor[0, : memory.lengths[0]] for tensor in memory.tensors.values())
+        log_probs = memory.tensors[LOG_PROBS][0, : memory.lengths[0]]
         if np.isnan(log_probs).any():
             raise NumericsError(
                 f"Decoding failed in {clip.path!r}: expected log-probabilities, got NaN. Check the "

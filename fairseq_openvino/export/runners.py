@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 
 from fairseq_openvino import machine
-from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, TensorSpec
+from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, LOG_PROBS, TensorSpec
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past
@@ -134,9 +134,9 @@ def _compiled(path: Path, threads: int) -> ov.CompiledModel:
 
 
 def valid(memory: Mapping[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
-    """The only memory tensor (N, S, V) without padding: (valid frames of all utterances, V)."""
-    (tensor,) = memory.values()
-    return np.concatenate([row[:length] for row, length in zip(tensor, lengths, strict=True)])
+    """Log-probabilities (N, S, V) without padding: (valid frames of all utterances, V)."""
+    pairs = zip(memory[LOG_PROBS], lengths, strict=True)
+    return np.concatenate([frames[:length] for frames, length in pairs])
 
 
 def encoder_inputs(batch: Forced) -> dict[str, np.ndarray]:

@@ -155,7 +155,9 @@ def _check_fit(bundle: Bundle, task: Any) -> None:
     """The data directory's dictionaries and features must be the bundle's."""
     manifest, advice = bundle.manifest, "Use the configuration the model was trained with"
     if manifest.family != "s2t":
-        got, use = repr(manifest.family), "Set --task speech_to_text_openvino"
+        got, use = repr(manifest.family), "Run it by fairseq-openvino transcribe"
+        if manifest.family == "whisper":
+            use = "Set --task speech_to_text_openvino"
         raise failure(OptionError, ACTION, bundle.directory, "the family s2t", got, use)
     dictionaries = {manifest.text.dictionary: task.target_dictionary}
     if isinstance(task, TranslationTask):

@@ -22,6 +22,7 @@ from typing import Any
 
 import openvino as ov
 
+from fairseq_openvino.bundle import LOG_PROBS
 from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.errors import MissingDependencyError
 from fairseq_openvino.quantize.samples import Inputs, Samples
@@ -174,12 +175,13 @@ def _protected(graph: ov.Model) -> list[str]:
         kind, weighted = node.get_type_name(), any(map(_constant, operands))
         if kind == "ScaledDotProductAttention" or (kind == "MatMul" and not weighted):
             names.append(node.get_friendly_name())
-    if "logits" in _output_names(graph):
-        node = graph.output("logits").get_node().input_value(0).get_node()
+    for name in {"logits", LOG_PROBS} & _output_names(graph):
+        node = graph.output(name).get_node().input_value(0).get_node()
         while node.get_type_name() != "MatMul":
-            node = node.input_value(0).get_node()
+            operands = [value.get_node() for value in node.input_values()]
+            node = next(each for each in operands if not _constant(each))
         names.append(node.get_friendly_name())
-    else:
+    if "logits" not in _output_names(graph):
         names += _fed(graph.input("features").get_node())
     return names
 

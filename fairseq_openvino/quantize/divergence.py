@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fairseq_openvino.bundle import LOG_PROBS
 from fairseq_openvino.model import Ask, Head, Model
 from fairseq_openvino.quantize import recording
 
@@ -20,7 +21,8 @@ def divergence(
 ) -> float:
     """Mean over tokens of KL(reference || candidate), in nats; infinite if one is not a number.
 
-    Both run the whole model, encoder and decoder, over the tokens the reference decoded.
+    Both run the whole model, encoder and decoder, over the tokens the reference decoded. Without a decoder
+    the mean is over frames.
 
     Args:
         reference: the model that is right.
@@ -40,11 +42,13 @@ def divergence(
 
 
 def _log_probs(model: Model, path: Path) -> Iterator[np.ndarray]:
-    """Of each recorded session, shape (L, V), float64."""
+    """Of each recorded session, shape (L, V), float64; without a decoder of each call, (S, V)."""
     for call in recording.read(path):
-        if not call.sequences:
+        if model.manifest.has_decoder and not call.sequences:
             continue
         memory = model.encode(call.features, call.lengths)
+        if not model.manifest.has_decoder:
+            yield memory.tensors[LOG_PROBS][0, : memory.lengths[0]].astype(np.float64)
         for tokens in call.sequences:
             with model.open(memory, 1, Head()) as session:
                 step = session.step(Ask(tokens, np.zeros(1, np.int32)))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from fairseq_openvino import machine, metrics
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import NumericsError, QualityError, failure
+from fairseq_openvino.families import options_for
 from fairseq_openvino.loading import load_model
 from fairseq_openvino.model import Transcript
 from fairseq_openvino.quantize.components import DECODER, ENCODER, Component, Components, Form
@@ -58,7 +59,7 @@ LADDERS = {
     INT8_WEIGHTS: [(_WEIGHTS, _WEIGHTS)],
     INT4_WEIGHTS: [(_SMALL, _SMALL), (_WEIGHTS, _SMALL), (_WEIGHTS, _WEIGHTS)],
 }
-"""(encoder, decoder) by mode."""
+"""(encoder, decoder) by mode; without a decoder, the encoder's alone."""
 ANY_DROP = 100
 """With so large a limit nothing is asked of the texts at all."""
 TOO_FEW = (
@@ -88,7 +89,8 @@ class Trial:
     """One step of a ladder."""
 
     encoder: Component
-    decoder: Component
+    decoder: Component | None
+    """None of a model that has none."""
     score: float
     loss: Loss
     changed: int
@@ -108,13 +110,14 @@ class Trial:
     @property
     def kind(self) -> str:
         """int8, or int8+int8-weights if encoder and decoder differ; see `Component.kind`."""
-        return "+".join(dict.fromkeys((self.encoder.kind, self.decoder.kind)))
+        parts = (part for part in (self.encoder, self.decoder) if part is not None)
+        return "+".join(dict.fromkeys(part.kind for part in parts))
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
         return {
             "encoder": self.encoder.to_json(),
-            "decoder": self.decoder.to_json(),
+            "decoder": None if self.decoder is None else self.decoder.to_json(),
             "score": self.score,
             "drop": self.loss.points,
             "drop_interval": [self.loss.low, self.loss.high],
@@ -137,7 +140,7 @@ class Gate:
         self, original: Bundle, material: Material, options: Options, progress: Progress
     ) -> None:
         self.options, self.utterances, self._progress = options, material.validation, progress
-        self._original = original
+        self.original = original
         metric = options.metric
         if metric == "auto":
             first = self.utterances[0]
@@ -151,14 +154,14 @@ class Gate:
     @cached_property
     def baseline(self) -> Texts:
         """Of the original."""
-        return self._texts(self._original, self.options.original_precision)
+        return self._texts(self.original, self.options.original_precision)
 
     @cached_property
     def baseline_score(self) -> metrics.Score:
         """Of the original."""
         return self.yardstick.score(self.baseline.hypotheses)
 
-    def judge(self, bundle: Bundle, encoder: Component, decoder: Component) -> Trial:
+    def judge(self, bundle: Bundle, encoder: Component, decoder: Component | None = None) -> Trial:
         """Score a quantized bundle."""
         count = len(self.utterances)
         try:
@@ -216,8 +219,14 @@ def search_options(
     recognizer: Recognizer, utterance: Utterance, beam: int, language: str | None
 ) -> Any:
     """The family's, in the language that was asked for or that the corpus states."""
-    options = recognizer.options(beam=beam, language=language)
-    return replace(options, language=recognizer.family.language(utterance.language, options))
+    wanted = {"beam": beam, "language": language}
+    return options_for(recognizer.family, wanted, utterance.language)
+
+
+def ladder(mode: str, bundle: Bundle) -> list[tuple[Form, ...]]:
+    """Forms of the graphs of a bundle, in the order in which they are tried."""
+    graphs = 2 if bundle.manifest.has_decoder else 1
+    return list(dict.fromkeys(forms[:graphs] for forms in LADDERS[mode]))
 
 
 def climb(
@@ -229,13 +238,12 @@ def climb(
         QualityError: none was; it carries the trials.
     """
     trials: list[Trial] = []
-    for encoder_form, decoder_form in LADDERS[gate.options.mode]:
-        encoder = components.make(ENCODER, encoder_form)
-        decoder = components.make(DECODER, decoder_form)
-        bundle = components.bundle_with(encoder, decoder)
-        trial = gate.judge(bundle, encoder, decoder)
+    for forms in ladder(gate.options.mode, gate.original):
+        parts = [components.make(*each) for each in zip((ENCODER, DECODER), forms, strict=False)]
+        bundle = components.bundle_with(*parts)
+        trial = gate.judge(bundle, *parts)
         trials.append(trial)
-        announce(f"{describe(encoder)}; {describe(decoder)}: {trial.score:.2f} - {reason(trial)}")
+        announce(f"{'; '.join(map(describe, parts))}: {trial.score:.2f} - {reason(trial)}")
         if gate.accepts(trial):
             return bundle, trials
     raise _none_accepted(gate, trials)

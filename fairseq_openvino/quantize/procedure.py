@@ -23,7 +23,7 @@ from fairseq_openvino.errors import ModelError, QualityError, failure, invalid
 from fairseq_openvino.loading import find_bundle, load_model
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
-from fairseq_openvino.quantize.gate import LADDERS, Gate, Trial, climb, search_options
+from fairseq_openvino.quantize.gate import Gate, Trial, climb, ladder, search_options
 from fairseq_openvino.quantize.material import Material, draw
 from fairseq_openvino.quantize.options import ACTION, Options
 from fairseq_openvino.quantize.progress import Progress
@@ -80,7 +80,7 @@ def quantize_bundle(
         raise invalid(ACTION, "output", expected, got, "Give a new name")
     material = draw(calibration, options)
     announce(report.parting(material))
-    progress = Progress(*_plan(material, options), announce)
+    progress = Progress(*_plan(bundle, material, options), announce)
     work = options.work_dir or output.absolute().with_name(f".{output.name}.work")
     with closing(progress), staged_directory(output, options.overwrite) as stage:
         gate = Gate(bundle, material, options, progress)
@@ -102,14 +102,14 @@ def quantize_bundle(
     return Result(open_bundle(output), tuple(trials), report.table(gate, trials, material))
 
 
-def _plan(material: Material, options: Options) -> tuple[int, str]:
+def _plan(bundle: Bundle, material: Material, options: Options) -> tuple[int, str]:
     """Most steps, and what they are."""
     spoken, count = len(material.calibration) + len(material.held_out), len(material.validation)
     each = [
         len(material.calibration) * compress.passes(alpha) + len(material.held_out)
-        for alpha in options.alphas * 2  # of the encoder, of the decoder
+        for alpha in options.alphas * (1 + bundle.manifest.has_decoder)
     ]
-    trials, steps, said = len(LADDERS[options.mode]), 0, ""
+    trials, steps, said = len(ladder(options.mode, bundle)), 0, ""
     if options.calibrated:
         steps, said = spoken + sum(each), f"{spoken} recordings, {len(each)} quantizations, "
     said += f"{count} texts of the original and of each of at most {trials} trials"
@@ -155,7 +155,8 @@ def _record(
 
     directory = work / recording.directory_name(bundle, options.language)
     paths = recording.collect(utterances, directory, decode, shown)
-    if not any(call.sequences for path in paths for call in recording.read(path)):
+    calls = (call for path in paths for call in recording.read(path))
+    if bundle.manifest.has_decoder and not any(call.sequences for call in calls):
         raise ModelError(
             f"Recording failed in {str(bundle.directory)!r}: expected decoder steps of "
             f"{len(utterances)} utterances, got none. Use clips of one window each."

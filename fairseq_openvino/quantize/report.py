@@ -25,7 +25,8 @@ def table(gate: Gate, trials: Sequence[Trial], material: Material) -> str:
             f"{eight / every:.0%}", f"{trial.score:.2f}", _points(trial.loss.points), interval,
             f"{trial.changed} of {count}", reason(trial),
         ]  # fmt: skip
-        rows.append([*(describe(part).partition(" ")[2] for part in parts), *figures])
+        said = ("-" if part is None else describe(part).partition(" ")[2] for part in parts)
+        rows.append([*said, *figures])
     header = (
         "encoder", "decoder", "encoder in 8 bits", name, "worse by", "95 %", "other texts", "verdict",
     )  # fmt: skip
@@ -50,13 +51,14 @@ def _people(utterances: Sequence[Utterance]) -> str:
 
 
 def _conditions(gate: Gate) -> str:
-    """Limits, beam, precisions and signature of the metric."""
+    """Limits, search, precisions and signature of the metric."""
     options, precision = gate.options, gate.baseline.precision
+    search = f"beam {options.beam}" if gate.original.manifest.has_decoder else "best path"
     stated = f"inference {precision.get('inference', '?')}, cache {precision.get('kv_cache', '?')}"
     if options.inference_precision != options.original_precision:
         stated += f", quantized at {options.inference_precision} (activations as they come)"
     return (
-        f"{len(gate.utterances)} utterances, {gate.yardstick.words} words, beam {options.beam}, at most "
+        f"{len(gate.utterances)} utterances, {gate.yardstick.words} words, {search}, at most "
         f"{gate.max_drop:g} points worse with 95 % certainty ({gate.yardstick.drawn} drawn); {stated}; "
         f"{gate.baseline_score.signature}"
     )
@@ -67,8 +69,7 @@ def to_json(gate: Gate, trials: Sequence[Trial], material: Material) -> dict[str
     options = gate.options
     return {
         "mode": options.mode,
-        "encoder": trials[-1].encoder.to_json(),
-        "decoder": trials[-1].decoder.to_json(),
+        **{part: trials[-1].to_json()[part] for part in ("encoder", "decoder")},
         "seed": options.seed,
         "calibration": [utterance.id for utterance in material.calibration],
         "held_out": [utterance.id for utterance in material.held_out],

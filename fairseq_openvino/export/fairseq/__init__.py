@@ -27,6 +27,7 @@ from fairseq_openvino.export.fairseq import (
     transformer,
     wav2vec2,
     wav2vec_ctc,
+    wav2vec_seq2seq,
     xm_transformer,
 )
 from fairseq_openvino.export.fairseq.architecture import Architecture
@@ -64,7 +65,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         wav2vec2.CASES,
         wav2vec_ctc.complete,
     ),
+<<<<<<< HEAD
     dual_input.ARCHITECTURE: Architecture(dual_input.build, dual_input.reference, dual_input.TASK),
+=======
+    wav2vec_seq2seq.ARCHITECTURE: Architecture(
+        wav2vec_seq2seq.build,
+        wav2vec_seq2seq.Reference,
+        AUDIO_FINETUNING,
+        wav2vec2.CASES,
+        wav2vec_ctc.complete,
+    ),
+>>>>>>> h-ctc
 }
 """By Fairseq's model name."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_openvino.bundle import TensorSpec
+from fairseq_openvino.bundle import LOG_PROBS, TensorSpec
 from fairseq_openvino.errors import ArchitectureError
 from fairseq_openvino.export.fairseq.architecture import Architecture, Reference
 from fairseq_openvino.export.fairseq.transformer_decoder import EncoderGraph
@@ -45,7 +45,7 @@ def graphs(
         encoder=CTCGraph(body, output).eval(),
         decoder=None,
         layers=0,
-        memory=(TensorSpec("log_probs", ("N", "S", output.out_features)),),
+        memory=(TensorSpec(LOG_PROBS, ("N", "S", output.out_features)),),
         state=(),
         model_width=output.in_features,
         feature_bins=feature_bins,
