@@ -9,7 +9,7 @@ PEERS := optimum-intel-f32:optimum_intel.py/f32 optimum-intel-bf16:optimum_intel
 
 .DEFAULT_GOAL := help
 .PHONY: help setup peers demo test soak lint bench bench-whisper bench-long bench-architectures architectures \
-	covost-train clean
+	covost covost-train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-architectures: setup ## measure every architecture at true size beside eag
 
 architectures: setup ## write the table of architectures: parity and identical hypotheses (1 h; FLAGS="--sizes tiny")
 	@$(PYTHON) scripts/architectures.py $(FLAGS)
+
+covost: setup ## evaluate the shipped models: eager Fairseq, OpenVINO f32, bf16 and INT8 (30 minutes; WORK=DIR)
+	@$(PYTHON) examples/covost/evaluate.py $(or $(WORK),covost-work) $(FLAGS)
 
 clean: ## remove .venv, .venv-peers, caches and build files
 	@rm -rf .venv .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
