@@ -65,9 +65,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         wav2vec2.CASES,
         wav2vec_ctc.complete,
     ),
-<<<<<<< HEAD
     dual_input.ARCHITECTURE: Architecture(dual_input.build, dual_input.reference, dual_input.TASK),
-=======
     wav2vec_seq2seq.ARCHITECTURE: Architecture(
         wav2vec_seq2seq.build,
         wav2vec_seq2seq.Reference,
@@ -75,7 +73,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         wav2vec2.CASES,
         wav2vec_ctc.complete,
     ),
->>>>>>> h-ctc
 }
 """By Fairseq's model name."""
 
