@@ -24,19 +24,22 @@ from fairseq_openvino.bundle import FeatureConfig, SpecialTokens, TextConfig
 from fairseq_openvino.errors import ArchitectureError
 from fairseq_openvino.export import onnx
 from fairseq_openvino.export.fairseq import ARCHITECTURES, cached_bundle
+from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.s2t_conformer import encoder_frames
 from fairseq_openvino.export.parity import Report
 from fairseq_openvino.export.procedure import Original
 from fairseq_openvino.export.procedure import export as export_original
+from fairseq_openvino.quantize.options import INT8, INT8_WEIGHTS, Options
+from fairseq_openvino.quantize.procedure import quantize_bundle
 from fairseq_openvino.runtime.engine import compile_properties
 
-Options = dict[str, Any]
-SMALL: Options = TINY | {"fp16": False}
-RELATIVE: Options = {"attn_type": "espnet", "pos_enc_type": "rel_pos"}
-ROTARY: Options = {"attn_type": "espnet", "pos_enc_type": "rope"}
-TWO_DIMENSIONAL: Options = {"conv_version": "convtransformer", "conv_out_channels": 6}
-ODD: dict[str, tuple[str, Options]] = {
+Arguments = dict[str, Any]
+SMALL: Arguments = TINY | {"fp16": False}
+RELATIVE: Arguments = {"attn_type": "espnet", "pos_enc_type": "rel_pos"}
+ROTARY: Arguments = {"attn_type": "espnet", "pos_enc_type": "rope"}
+TWO_DIMENSIONAL: Arguments = {"conv_version": "convtransformer", "conv_out_channels": 6}
+ODD: dict[str, tuple[str, Arguments]] = {
     "fairseq-abs": ("s2t_conformer", {"depthwise_conv_kernel_size": 31}),
     "espnet-abs": ("s2t_conformer", {"attn_type": "espnet", "no_scale_embedding": True}),
     "no-positions": ("s2t_conformer", {"pos_enc_type": "rope", "conv_kernel_sizes": "3,7"}),
@@ -66,7 +69,7 @@ ODD: dict[str, tuple[str, Options]] = {
     ),
 }  # fmt: skip
 """Architecture and what differs from `SMALL`."""
-TRUE_SIZE: dict[str, tuple[str, Options]] = {
+TRUE_SIZE: dict[str, tuple[str, Arguments]] = {
     "rel_pos": ("s2t_conformer", RELATIVE | {"fp16": False}),
     "rope": ("s2t_conformer", ROTARY | {"fp16": False}),
     "abs": ("s2t_conformer", {"fp16": False}),
@@ -233,6 +236,35 @@ def test_padding_leaks_as_in_fairseq_and_not_in_transcribe(leaky: Path, cache_di
             assert found[0] == line.text
             assert abs(found[1].score - other[1].score) < 1e-5
             assert abs(found[1].score - line.score) < 1e-3
+
+
+def test_what_training_began_with_is_not_needed(tmp_path: Path) -> None:
+    """Fairseq reads it again whenever it loads a convtransformer."""
+    path = write_checkpoint(tmp_path, "convtransformer", **TINY, conv_out_channels=6)
+    state = torch.load(path, weights_only=False)
+    state["args"].load_pretrained_encoder_from = str(tmp_path / "asr.pt")
+    torch.save(state, path)
+    loaded = load(path, DataDirectory(tmp_path), {}, ARCHITECTURES)
+    assert loaded.architecture == "convtransformer"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", [INT8, INT8_WEIGHTS])
+@pytest.mark.parametrize("name", ["rel_pos", "rope", "conv-post-norm"])
+def test_they_are_quantized(
+    name: str, mode: str, shared: Shared, cache_dir: Path, tmp_path: Path
+) -> None:
+    """Products of conformers and convolutions in 8 bits; a random model judges no quality."""
+    arch, arguments = ODD[name]
+    data = shared(f"conformer-{name}", lambda at: checkpoint(at, arch, **arguments))
+    bundle = cached_bundle(data / "checkpoint.pt", DataDirectory(data), {}, cache_dir)
+    options = Options(
+        mode=mode, calibration_size=4, held_out_size=2, validation_size=3, max_drop=100
+    )
+    found = quantize_bundle(bundle.directory, data / "test.tsv", tmp_path / "out", options)
+    print(found.table)
+    clip = data / "features" / "test-0.npy"
+    assert load_model(found.bundle.directory).transcribe(clip, beam=5).text
 
 
 @pytest.mark.soak

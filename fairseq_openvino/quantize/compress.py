@@ -5,6 +5,8 @@ Never quantized to 8-bit activations:
 - attention products (SDPA nodes and products of two activations): the CPU plugin fuses
   self-attention with its cache only in floating point, cross-attention would be quantized anew at
   every step, and in the encoder they are no faster in 8 bits;
+- depthwise convolutions: they cost little, and NNCF 3.4 moves their scales, one for each channel, in
+  front of the transpose that is before them, where the channels are another axis;
 - the output projection: its result is the distribution itself;
 - the product that reads the features: one scale for all bins is too coarse for recordings quieter or
   noisier than those of the calibration (of real tiny.en it causes most of what quantizing changes).
@@ -30,6 +32,7 @@ from fairseq_openvino.quantize.samples import Inputs, Samples
 KV_CACHE_KEY = ["runtime_options", "KV_CACHE_PRECISION"]
 """Read by the CPU plugin from the graph, for calibration, whose compilation is NNCF's."""
 WEIGHTED = ("MatMul", "Convolution")
+FLOATING = ("ScaledDotProductAttention", "GroupConvolution")
 FOLDED = ("Constant", "Convert", "Multiply", "Subtract", "Reshape", "FakeQuantize", "Transpose")
 """Nodes between a stored weight and its layer."""
 MOVING = ("Transpose", "Reshape", "Unsqueeze", "Squeeze")
@@ -173,7 +176,7 @@ def _protected(graph: ov.Model) -> list[str]:
     for node in graph.get_ordered_ops():
         operands = [value.get_node() for value in node.input_values()]
         kind, weighted = node.get_type_name(), any(map(_constant, operands))
-        if kind == "ScaledDotProductAttention" or (kind == "MatMul" and not weighted):
+        if kind in FLOATING or (kind == "MatMul" and not weighted):
             names.append(node.get_friendly_name())
     for name in {"logits", LOG_PROBS} & _output_names(graph):
         node = graph.output(name).get_node().input_value(0).get_node()

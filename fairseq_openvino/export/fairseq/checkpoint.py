@@ -39,6 +39,8 @@ SOURCE_EMBEDDING = "encoder.embed_tokens.weight"
 MAX_NAMES_IN_MESSAGE = 5
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of the names in DistributedDataParallel and torch.compile."""
+PRETRAINING = ("load_pretrained_encoder_from", "load_pretrained_decoder_from")
+"""Model arguments that name files of weights to begin training with."""
 FIRST_CONVOLUTION = "encoder.subsample.conv_layers.0.weight"
 JOINT = "dualinputs2ttransformer"
 """Begins the architectures of `JOINT_MODELS`, which Fairseq itself imports for its --user-dir only."""
@@ -179,11 +181,12 @@ def _build(
     name: str,
     setup: Callable[[Any, Namespace], Any],
 ) -> Any:
-    """The model without its weights, as Fairseq's task builds it."""
+    """The model without its weights, as Fairseq's task builds it; what it was trained from is not read."""
     from fairseq.dataclass.utils import _set_legacy_defaults
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     _set_legacy_defaults(arguments, ARCH_MODEL_REGISTRY[name])
+    vars(arguments).update(dict.fromkeys(PRETRAINING))
     try:
         return setup(data, arguments).build_model(arguments, from_checkpoint=True)
     except Exception as error:  # a model may trip over its arguments anywhere
