@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -237,3 +239,27 @@ def test_a_head_can_be_quantized_and_measured(mode: str, tmp_path: FilePath) -> 
     assert cli.main(command) == 0
     figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert "openvino-int8" in json.dumps(figures)
+
+
+@pytest.mark.soak
+def test_words_of_a_long_recording_are_told_where_they_are(recognizer: Any) -> None:
+    """It is cut at pauses, and the words of a piece are those of the piece alone, later."""
+    from test_s2t_longform import CLIPS, RATE_HZ, talk
+
+    from fairseq_openvino.ctc.options import CTCOptions
+    from fairseq_openvino.speech.recordings import recordings
+
+    family = copy.copy(recognizer.family)
+    family.front_end = replace(family.front_end, max_frames=1000)
+    waveform, begins = talk(CLIPS[:8], (0.8, 1.2))
+    options = CTCOptions(word_timestamps=True)
+    *news, last = family.follow(recognizer.model, recordings(waveform, RATE_HZ), options, 3)
+    segments = last.result.segments
+    assert [segment for each in news for segment in each.segments] == list(segments)
+    assert last.result.text == " ".join(segment.text for segment in segments)
+    assert len(segments) == len(CLIPS[:8])
+    for begin, clip, segment in zip(begins, CLIPS, segments, strict=False):
+        assert "".join(word.word for word in segment.words).strip() == segment.text
+        times = [time for word in segment.words for time in (word.start, word.end)]
+        assert times == sorted(times) and (times[0], times[-1]) == (segment.start, segment.end)
+        assert begin - 0.3 < times[0] < times[-1] < begin + len(clip) / RATE_HZ + 0.3
