@@ -9,8 +9,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import openvino as ov
 import pytest
 from conftest import PACKAGE, Shared, assert_identical
+from openvino import opset13 as ops
 
 from fairseq_openvino import cli, load_model
 from fairseq_openvino.errors import BatchError, ModelError, OptionError, UtteranceTooLongError
@@ -19,6 +22,7 @@ from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.measure.material.text import random_sentences, write_checkpoint, write_data
 from fairseq_openvino.recognizer import Recognizer
+from fairseq_openvino.runtime.rewrite import _best
 
 SENTENCES = 21
 TINY = {
@@ -232,3 +236,20 @@ def test_what_does_not_fit_is_named(tiny: Path, tiny_text: Path, tmp_path: Path)
             export_checkpoint(tiny_text / "checkpoint.pt", data, tmp_path / "bundle")
     with pytest.raises(OptionError, match="print-alignment"):
         run(tiny_text, "--ov-engine", "--print-alignment", "hard")
+
+
+@pytest.mark.parametrize("vocabulary", [4096, 4100, 4099], ids=["64", "41", "prime"])
+def test_best_of_a_large_vocabulary_are_those_of_topk(vocabulary: int) -> None:
+    """Values with many ties, and forbidden ones."""
+    scores = ops.parameter([-1, vocabulary], np.float32)
+    model = ov.Model([*map(ops.result, _best(scores, 10, vocabulary))], [scores])
+    found = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    random = np.random.default_rng(0)
+    given = random.integers(0, 60, (50, vocabulary)).astype(np.float32)
+    given[random.random(given.shape) < 0.4] = -np.inf
+    given[:25] += random.random((25, vocabulary), np.float32)
+    values, tokens = (found(given)[i] for i in range(2))
+    expected = -np.sort(-given, axis=1)[:, :10]
+    assert np.array_equal(values, expected)
+    assert np.array_equal(np.take_along_axis(given, tokens, 1), expected)
+    assert all(len(set(row)) == 10 for row in tokens.tolist())

@@ -34,7 +34,8 @@ class CompiledModel:
 
     def plan(self, utterances: int) -> Plan:
         """Precisions and streams for a batch of N."""
-        return plan_batch(self.engine.options, utterances, self._splits)
+        reads_text = not self.manifest.dimensions.feature_bins
+        return plan_batch(self.engine.options, utterances, self._splits, reads_text=reads_text)
 
     def streams(self, utterances: int) -> int:
         """See `model.Model.streams`."""

@@ -29,7 +29,11 @@ class Plan:
 
 
 def plan_batch(
-    options: EngineOptions, utterances: int, splits: bool = True, cpu: machine.CPU | None = None
+    options: EngineOptions,
+    utterances: int,
+    splits: bool = True,
+    cpu: machine.CPU | None = None,
+    reads_text: bool = False,
 ) -> Plan:
     """Decide for N utterances.
 
@@ -38,6 +42,7 @@ def plan_batch(
         utterances: N.
         splits: whether there may be more than one stream.
         cpu: default: this machine's.
+        reads_text: whether sources are short, so that a few of them cost weights and little else.
     """
     cpu = machine.cpu() if cpu is None else cpu
     streams = (options.streams or _streams(utterances, options.threads)) if splits else 1
@@ -45,11 +50,14 @@ def plan_batch(
         return Plan(options.precision, options.precision, streams, "as asked")
     if not options.device.upper().startswith("CPU"):
         return Plan("f16", "f16", streams, "16 bits on an accelerator")
+    vnni = bool(cpu.flags & {"avx512_vnni", "avx_vnni"})
+    if vnni and reads_text and utterances <= FEW_UTTERANCES:
+        return Plan("int8", "int8", streams, "this CPU multiplies 8 bits natively")
     if "amx_bf16" in cpu.flags and utterances > FEW_UTTERANCES:
         return Plan("bf16", "bf16", streams, "this CPU multiplies bf16 in tiles")
     if cpu.has_bf16:
         return Plan("bf16", INT8_BF16, streams, "bf16, and decoder weights in 8 bits")
-    if cpu.flags & {"avx512_vnni", "avx_vnni"}:
+    if vnni:
         return Plan("int8", "int8", streams, "this CPU multiplies 8 bits natively")
     return Plan("f32", "int8", streams, "no 16- or 8-bit products; smaller decoder weights")
 

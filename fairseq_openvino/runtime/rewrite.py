@@ -20,6 +20,9 @@ QUANTIZED_TOGETHER = 1 << 20
 """Weights that are in memory as f32 at a time."""
 ASIDE = ("ShapeOf", "Assign")
 """Readers of keys that lead to no attention."""
+MIN_PARTED_TOKENS = 1 << 12
+PARTS = (64, *range(40, 64), *range(65, 129))
+"""Sizes, of which one divides most vocabularies."""
 HALVES = (ov.Type.f16, ov.Type.bf16)
 DECOMPRESSION = "decompression_0"
 """OpenVINO's mark of a Convert whose input is a compressed weight (`ov::Decompression`)."""
@@ -192,12 +195,12 @@ def _candidates(model: ov.Model, head: Head) -> dict[str, ov.Output]:
     scores = ops.add(logits, _input(model, "bias", [-1, vocabulary_size], np.float32))
     if head.mask is not None:
         scores = head.mask.graph(scores, _input(model, "bounds", [-1, head.mask.width], np.int32))
-    best = ops.topk(scores, ops.constant(np.int32(head.candidates)), -1, "max", "value")
+    best, tokens = _best(scores, head.candidates, vocabulary_size)
     largest = ops.reduce_max(logits, ops.constant(np.array([-1], np.int64)), True)
     normaliser = _log_sum(logits, largest)  # log-softmax of C values instead of V
     outputs = {
-        "scores": ops.subtract(best.output(0), normaliser).output(0),
-        "best": best.output(1),
+        "scores": ops.subtract(best, normaliser).output(0),
+        "best": tokens,
     }
     if head.watched:
         chosen = ops.constant(np.array(head.watched, np.int64))
@@ -205,9 +208,30 @@ def _candidates(model: ov.Model, head: Head) -> dict[str, ov.Output]:
         outputs["watched"] = ops.subtract(watched, normaliser).output(0)
     if head.renormalised:
         first = ops.constant(np.array([0], np.int64))
-        largest = ops.gather(best.output(0), first, ops.constant(1))  # (R, 1)
+        largest = ops.gather(best, first, ops.constant(1))  # (R, 1)
         outputs["left"] = ops.subtract(_log_sum(scores, largest), normaliser).output(0)
     return outputs
+
+
+def _best(scores: ov.Node, count: int, vocabulary_size: int) -> tuple[ov.Output, ov.Output]:
+    """The largest of (R, V) and their tokens (R, C), best first.
+
+    A large vocabulary is parted: the C largest are in the C parts with the largest maxima.
+    """
+    part = next((size for size in PARTS if vocabulary_size % size == 0), 0)
+    if vocabulary_size < MIN_PARTED_TOKENS or not part or count > vocabulary_size // part:
+        found = ops.topk(scores, ops.constant(np.int32(count)), -1, "max", "value")
+        return found.output(0), found.output(1)
+    one, size = ops.constant(np.int64(1)), ops.constant(np.int32(part))
+    parts = ops.reshape(scores, ops.constant([0, vocabulary_size // part, part]), True)
+    maxima = ops.reduce_max(parts, ops.constant([2]), False)
+    chosen = ops.topk(maxima, ops.constant(np.int32(count)), -1, "max", "none").output(1)
+    left = ops.reshape(ops.gather(parts, chosen, one, 1), ops.constant([0, count * part]), True)
+    found = ops.topk(left, ops.constant(np.int32(count)), -1, "max", "value")
+    number = ops.divide(found.output(1), size)  # of its part among those chosen
+    place = ops.subtract(found.output(1), ops.multiply(number, size))
+    first = ops.multiply(ops.gather_elements(chosen, number, 1), size)
+    return found.output(0), ops.add(first, place).output(0)
 
 
 def _attention(model: ov.Model, heads: tuple[tuple[int, int], ...]) -> ov.Output:

@@ -49,14 +49,16 @@ class S2T:
     def decode(self, model: Model, clips: Sequence[Clip], options: S2TOptions) -> list[Transcript]:
         """Clips decoded together; each is encoded alone, so its result does not depend on the others.
 
+        Sentences are encoded together: their padding is masked everywhere.
+
         Raises:
             OptionError: the options do not fit the model.
         """
         ids, prefix = self._target(options.language)
         frames = [len(clip.features) for clip in clips]
-        memory = [
-            model.encode(clip.features[None], np.array([len(clip.features)])) for clip in clips
-        ]
+        alone = self.sentences is None or options.max_len_a
+        together = [[clip] for clip in clips] if alone else [clips]
+        memory = [model.encode(*_padded(some, self.manifest.tokens.pad)) for some in together]
         if self.manifest.generation is not None:
             batch = Memory.join(memory, self.manifest.memory)
             language = None if prefix is None else int(prefix[0, 0])
@@ -64,7 +66,8 @@ class S2T:
             return self._transcripts(clips, found, options)
         found = []
         for group in _same_limit(frames, options):
-            batch = Memory.join([memory[i] for i in group], self.manifest.memory)
+            chosen = [memory[i] for i in group] if len(memory) == len(clips) else memory
+            batch = Memory.join(chosen, self.manifest.memory)
             forced = None if prefix is None else np.repeat(prefix, len(group), axis=0)
             found += generate(model, batch, frames[group[0]], options, ids, forced)
         return self._transcripts(clips, found, options)
@@ -149,6 +152,17 @@ class S2T:
         if text.append_language_tag:
             return replace(ids, eos=languages[language]), None
         return ids, np.array([[languages[language]]])
+
+
+def _padded(clips: Sequence[Clip], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the encoder is given; only token ids are padded."""
+    lengths = np.array([len(clip.features) for clip in clips])
+    if len(clips) == 1:
+        return clips[0].features[None], lengths
+    ids = np.full((len(clips), lengths.max()), pad)
+    for row, clip in zip(ids, clips, strict=True):
+        row[: len(clip.features)] = clip.features
+    return ids, lengths
 
 
 def _same_limit(frames: Sequence[int], options: S2TOptions) -> Iterator[list[int]]:

@@ -7,7 +7,6 @@ of the target, which are the same for all.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from argparse import Namespace
@@ -101,12 +100,10 @@ class CTranslate2:
 
         if self.spec.made.exists():
             return
-        os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = (
-            "1"  # its converter reads what Fairseq wrote
-        )
         converter = FairseqConverter(
             str(Path(self.spec.data) / "checkpoint.pt"), self.spec.data,
             source_lang=self.spec.source, target_lang=self.spec.target,
+            unsafe_deserialization=True,
         )  # fmt: skip
         kind = KINDS[self.spec.precision]
         converter.convert(str(self.spec.made), quantization=None if kind == "float32" else kind)
