@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, TINY, Shared, assert_identical, generate, write_checkpoint, write_data
 
 from fairseq_openvino import cli
+from fairseq_openvino.errors import OptionError
 from fairseq_openvino.export.cache import entries
 
 GATED = ROOT / "examples" / "user_dir" / "gated_s2t"
@@ -21,7 +22,6 @@ from argparse import Namespace
 
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.speech_to_text import s2t_transformer
-from fairseq.models.transformer import TransformerDecoder
 from fairseq.utils import import_user_module
 
 from fairseq_openvino.export.fairseq import ARCHITECTURES
@@ -178,6 +178,18 @@ def test_parts_at_true_size(odd: Path, tmp_path: Path, arch: str) -> None:
     write_data(tmp_path, utterances=8, frames=(100, 600))
     for flags in (("--beam", "1", "--batch-size", "1"), ("--beam", "5", "--nbest", "5")):
         assert_identical(*both(tmp_path, odd, tmp_path / "cache", "--max-len-b", "30", *flags))
+
+
+@pytest.mark.soak
+def test_an_option_without_counterpart(
+    odd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = data_of(tmp_path, "s2t_transformer_s", scale_heads=True)
+    assert_identical(*both(data, odd, tmp_path / "cache"))
+    line = "the encoder runs on OpenVINO, its decoder in PyTorch: Export failed in s2t_transformer"
+    assert f"{line}: expected a model without scale_heads" in caplog.text
+    with pytest.raises(OptionError, match="in threads: expected at least 1"):
+        both(data, odd, tmp_path / "cache", "--ov-threads", "0")
 
 
 @pytest.mark.soak

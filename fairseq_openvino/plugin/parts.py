@@ -54,13 +54,17 @@ def in_parts(
         options: of the engine that runs a bundle, or a graph that is in none.
         bins: F of its features.
 
+    Raises:
+        OptionError: an option of the engine is out of range.
+
     Returns:
         A `S2TOpenVINOModel` around its encoder; or the model itself, with a compiled encoder if possible.
     """
     name = type(model).__name__
+    engine = options(None)
     if isinstance(
         refusal, ParityError
-    ):  # what the exporter makes of it is wrong in a way nobody knows
+    ):  # its graphs are wrong, and nobody knows which part of them
         logger.warning(f"{name} runs in PyTorch: {refusal}")
         return model
     why = str(refusal).rpartition(". ")[0]  # without the advice
@@ -75,7 +79,7 @@ def in_parts(
     except Exception as error:  # code of others may fail in any way; Fairseq itself runs it
         reasons.append(error)
     try:
-        model.encoder.forward = compiled_encoder(model.encoder, options(None), bins)
+        model.encoder.forward = compiled_encoder(model.encoder, engine, bins)
         logger.warning(f"{name}: the encoder runs on OpenVINO, its decoder in PyTorch: {why}")
         return model
     except Exception as error:
@@ -89,8 +93,9 @@ def in_parts(
 def probe(model: Any, bins: int) -> None:
     """Raise ArchitectureError if a decoder graph cannot follow this encoder, or more than it is asked for."""
     own = type(model)
-    computes = own.get_normalized_probs.__module__.partition(".")[0]
-    if not isinstance(model, FairseqEncoderDecoderModel) or computes != "fairseq":
+    is_own = own.get_normalized_probs.__module__.partition(".")[0] != "fairseq"
+    has_two_decoders = getattr(model, "mt_task_name", None) is not None
+    if not isinstance(model, FairseqEncoderDecoderModel) or is_own or has_two_decoders:
         raise ArchitectureError(
             f"Export failed in {own.__name__}: expected Fairseq's FairseqEncoderDecoderModel, got "
             "another kind of model. Generate with Fairseq itself."
