@@ -52,7 +52,7 @@ def checkpoint(directory: Path, **arguments: Any) -> Path:
 
     As it is initialised it hardly listens: it gets larger weights, and says eos more often.
     """
-    path = write_checkpoint(directory, "s2t_berard", **(TINY | arguments))
+    path = write_checkpoint(directory, "s2t_berard", gain=1.0, **(TINY | arguments))
     state = torch.load(path, weights_only=False)
     for name, weights in state["model"].items():
         weights.mul_(6 if name.startswith("decoder.") else 4)
@@ -72,7 +72,7 @@ def tiny_berard(shared: Shared) -> Path:
 
 def measure(directory: Path, arch: str = "s2t_berard", **arguments: Any) -> Report:
     """The gate for a model without a checkpoint."""
-    model, namespace, _ = random_model(arch, **arguments)
+    model, namespace, _ = random_model(arch, gain=1.0, **arguments)
     described = {
         "family": "s2t", "tokens": SpecialTokens(0, 1, 2, 3),
         "features": FeatureConfig(80, 16_000, ()), "text": TextConfig(),

@@ -98,7 +98,7 @@ TRUE_SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 
 def completed(wav2vec: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a random model, as they are completed for an export."""
-    stored = {"w2v_args": WAV2VEC | wav2vec, **DECODER, **overrides}
+    stored = {"w2v_args": WAV2VEC | wav2vec, "normalize": False, **DECODER, **overrides}
     return vars(ARCHITECTURES["xm_transformer"].complete(Namespace(**stored)))
 
 
@@ -111,7 +111,9 @@ def sharpen(weights: dict[str, Any], sharpness: float = SHARPNESS) -> None:
 
 def checkpoint(directory: Path, wav2vec: dict[str, Any] | None = None, **overrides: Any) -> Path:
     """A random checkpoint that reads waveforms, with dictionary and YAML."""
-    path = write_checkpoint(directory, "xm_transformer", **completed(wav2vec or {}, overrides))
+    path = write_checkpoint(
+        directory, "xm_transformer", gain=1.0, **completed(wav2vec or {}, overrides)
+    )
     state = torch.load(path, weights_only=False)
     sharpen(state["model"])
     torch.save(state, path)
@@ -179,7 +181,7 @@ def test_options_of_the_family_reproduce_fairseq(
     wav2vec: dict[str, Any], overrides: dict[str, Any], tmp_path: Path
 ) -> None:
     arguments = completed(wav2vec, overrides)
-    model, arguments, _ = random_model("xm_transformer", **arguments)
+    model, arguments, _ = random_model("xm_transformer", gain=1.0, **arguments)
     sharpen(model.state_dict())
     assert measure(model, arguments, tmp_path).passed
 
@@ -194,7 +196,7 @@ def test_true_size_members_reproduce_fairseq(
     arguments = completed(
         {"conv_feature_layers": CONVOLUTIONS} | wav2vec, DECODER_LARGE | overrides
     )
-    model, arguments, _ = random_model("xm_transformer", vocabulary, **arguments)
+    model, arguments, _ = random_model("xm_transformer", vocabulary, gain=1.0, **arguments)
     sharpen(model.state_dict(), 2.0)
     report = measure(model, arguments, tmp_path)
     print(report.table())
@@ -294,6 +296,6 @@ def test_pretrained_model_that_is_gone_is_named(xm: Path, tmp_path: Path) -> Non
 def test_options_without_a_graph_are_named(
     wav2vec: dict[str, Any], overrides: dict[str, Any], named: str
 ) -> None:
-    model, arguments, _ = random_model("xm_transformer", **completed(wav2vec, overrides))
+    model, arguments, _ = random_model("xm_transformer", gain=1.0, **completed(wav2vec, overrides))
     with pytest.raises(ArchitectureError, match=named):
         ARCHITECTURES["xm_transformer"].build(model, arguments)

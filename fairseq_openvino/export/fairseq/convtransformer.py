@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from torch import nn
+
 from fairseq_openvino.export.fairseq import transformer_decoder
 from fairseq_openvino.export.fairseq.s2t_transformer import SUBSAMPLING, Encoder
 from fairseq_openvino.export.graphs import Graphs
@@ -37,7 +39,7 @@ def encoder(own: Any) -> Encoder:
     """The graph of a `ConvTransformerEncoder`, whose last norm Fairseq leaves out."""
     return Encoder(
         SimpleNamespace(
-            subsample=SimpleNamespace(conv=own.conv, out=own.out),
+            subsample=FrontEnd(own),
             embed_scale=own.embed_scale,
             padding_idx=own.padding_idx,
             embed_positions=own.embed_positions,
@@ -45,3 +47,14 @@ def encoder(own: Any) -> Encoder:
             layer_norm=None,
         )
     )
+
+
+class FrontEnd(nn.Module):
+    """Two convolutions and a layer under the names of the `Conv2dSubsampler`, which computes the same.
+
+    Source: Fairseq `models/speech_to_text/convtransformer.py:ConvTransformerEncoder`.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.conv, self.out = encoder.conv, encoder.out

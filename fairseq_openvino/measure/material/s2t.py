@@ -36,6 +36,7 @@ def random_model(
     vocabulary: int = 60,
     seed: int = 0,
     sharpness: float = SHARPNESS,
+    gain: float | None = None,
     **overrides: Any,
 ) -> tuple[Any, Any, Any]:
     """A model with random weights, as Fairseq builds it.
@@ -45,6 +46,7 @@ def random_model(
         vocabulary: V, special symbols included; text models have it on both sides.
         seed: of the weights.
         sharpness: factor of the output layer's weights.
+        gain: factor of matrices outside wav2vec 2.0; None: that of `GAINS`.
         overrides: model arguments; `w2v` is a dictionary of those of a wav2vec 2.0 encoder.
 
     Returns:
@@ -69,10 +71,11 @@ def random_model(
         target_dictionary=dictionary, source_dictionary=dictionary, multitask_tasks={}
     )
     model = ARCH_MODEL_REGISTRY[arch].build_model(arguments, built_by)
+    gain = GAINS.get(name, 1.0) if gain is None else gain
     with torch.no_grad():
         for of, parameter in model.named_parameters():
-            if name in GAINS and parameter.dim() > 1 and "w2v_encoder" not in of:
-                parameter.mul_(GAINS[name])
+            if parameter.dim() > 1 and "w2v_encoder" not in of:
+                parameter.mul_(gain)
         _output_weights(model).mul_(sharpness)
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm1d):  # untrained it does nothing
