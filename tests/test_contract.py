@@ -218,6 +218,27 @@ def test_a_recurrent_decoder_searches_through_the_session(
         np.testing.assert_allclose([h.score for h in a], [h.score for h in b], atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_state_begins_anew_behind_a_batch_that_shrank(bundle: Bundle, precision: str) -> None:
+    """A request is used again, and remembers nothing of the batch before."""
+    model, order = CompiledModel(bundle, EngineOptions(precision=precision)), np.arange(3)
+    random, first = np.random.default_rng(2), np.full((3, 1), 2)
+    found = []
+    for _ in range(2):
+        features = random.standard_normal((3, 40, BINS)).astype(np.float32)
+        memory = model.encode(features, np.full(3, 40))
+        with model.open(memory, 1, Head()) as session:
+            session.step(Ask(first, order))
+            session.step(Ask(first, order))
+            session.keep(np.array([0, 2]))
+            session.step(Ask(first[:2], np.array([0, 2])))
+            session.step(Ask(first[:2], order[:2]))
+    for other in (model, CompiledModel(bundle, EngineOptions(precision=precision))):
+        with other.open(other.encode(features, np.full(3, 40)), 1, Head()) as session:
+            found.append(session.step(Ask(first, order)).scores.copy())
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("head", [Head(), Head(3)])
 def test_several_tokens_at_once_are_given_one_by_one(bundle: Bundle, head: Head) -> None:
     model = CompiledModel(bundle, EngineOptions())

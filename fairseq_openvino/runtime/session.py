@@ -8,7 +8,7 @@ from types import TracebackType
 import numpy as np
 import openvino as ov
 
-from fairseq_openvino.bundle import is_recurrent
+from fairseq_openvino.bundle import TensorSpec, is_recurrent
 from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.model import Ask, Memory, Step
 from fairseq_openvino.runtime.bfloat import narrowed, widened
@@ -27,7 +27,9 @@ class Session:
         self._request.reset_state()
         self._release = weakref.finalize(self, lease.release)
         self._head = variant.head
-        self._one_by_one = is_recurrent(engine.bundle.manifest.state)
+        specs = engine.bundle.manifest.state
+        self._one_by_one = is_recurrent(specs)
+        self._recurrent = {spec.name: spec for spec in specs if "L" not in spec.dims}
         self._length = 0  # L
         self._inputs: dict[str, np.ndarray] = {}  # the request reads this memory
         self._bound: dict[str, np.ndarray] = {}
@@ -99,7 +101,28 @@ class Session:
             self._bound[name] = bits  # the request reads this memory
             self._request.set_tensor(name, bound)
 
+    def _begin(self, rows: int) -> None:
+        """Set the recurrent states, (R, ...) each.
+
+        The graph would do so itself, but with 2026.4 not behind a call of the request with fewer rows.
+        """
+        states = self._request.query_state() if self._recurrent else ()
+        for state in states:
+            spec = self._recurrent.get(state.name.partition("present_")[2])
+            if spec is not None:
+                state.state = ov.Tensor(self._start(spec, rows))
+
+    def _start(self, spec: TensorSpec, rows: int) -> np.ndarray:
+        """What a state begins with, see `TensorSpec.start`."""
+        if spec.start is None:
+            return np.zeros((rows, *map(int, spec.dims[1:])), np.float32)
+        memory = self._bound[spec.start]
+        wide = widened(memory) if memory.dtype == np.uint16 else memory
+        return np.repeat(wide, rows // len(wide), axis=0)
+
     def _infer(self, tokens: np.ndarray, beam_idx: np.ndarray) -> None:
+        if self._length == 0:
+            self._begin(len(tokens))
         self._set("tokens", tokens, np.int64)
         self._set("offset", np.int64(self._length), np.int64)
         self._set("beam_idx", beam_idx, np.int32)
