@@ -22,6 +22,7 @@ from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.measure.material.text import random_sentences, write_checkpoint, write_data
 from fairseq_openvino.recognizer import Recognizer
+from fairseq_openvino.runtime.bfloat import widened
 from fairseq_openvino.runtime.rewrite import _best
 
 SENTENCES = 21
@@ -44,9 +45,9 @@ ODD: tuple[dict[str, Any], ...] = (
 )
 
 
-def checkpoint(directory: Path, **options: Any) -> Path:
+def checkpoint(directory: Path, source: int = 50, **options: Any) -> Path:
     """A random model with binarized data of `SENTENCES` random sentences; its path."""
-    sizes = (60, 60) if options.get("share_all_embeddings") else (50, 60)
+    sizes = (60, 60) if options.get("share_all_embeddings") else (source, 60)
     path = write_checkpoint(directory, vocabularies=sizes, **options)
     sentences = random_sentences(2 * SENTENCES, (1, 30), 50)
     write_data(directory, sentences[:SENTENCES], sentences[SENTENCES:])
@@ -270,3 +271,17 @@ def test_best_of_a_large_vocabulary_are_those_of_topk(vocabulary: int) -> None:
     assert np.array_equal(values, expected)
     assert np.array_equal(np.take_along_axis(given, tokens, 1), expected)
     assert all(len(set(row)) == 10 for row in tokens.tolist())
+
+
+@pytest.mark.soak
+def test_no_precision_rounds_tokens(tmp_path: Path) -> None:
+    """bf16 has no odd number above 256."""
+    path = checkpoint(tmp_path, source=5000, **TINY)
+    bundle, _ = export_checkpoint(path, TextDirectory(tmp_path), tmp_path / "bundle")
+    ids = np.arange(4001, 4061, 2)[None]
+    given = ids, np.array([ids.size])
+    exact = load_model(bundle).model.encode(*given).tensors["cross_key.0"].copy()
+    for precision in ("bf16", "int8", "fast"):
+        found = load_model(bundle, precision=precision).model.encode(*given).tensors["cross_key.0"]
+        found = widened(found) if found.dtype == np.uint16 else found
+        assert np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
