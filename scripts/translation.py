@@ -4,7 +4,7 @@
     python scripts/translation.py --output OUT --data DIR --source test.en --reference test.de
 
 The first measures a random `transformer_wmt_en_de` of V = 32,000 on one sentence and on 32, with as many
-tokens as `--tokens` says; the second a trained model on files of text in symbols. Every engine has a
+tokens as `--tokens` says; the second a trained model with its SentencePiece model on text. Every engine has a
 process and the same number of threads; they take turns, and the median of all rounds counts.
 """
 
@@ -18,6 +18,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+import sentencepiece
 from peers.translation import Spec
 
 from fairseq_openvino import machine
@@ -29,6 +30,7 @@ from fairseq_openvino.measure.material.text import (
 )
 from fairseq_openvino.measure.process import Conversation, EngineFailed
 from fairseq_openvino.metrics import score
+from fairseq_openvino.s2t.decoders import sentencepiece as sentencepiece_text
 from fairseq_openvino.tables import markdown_table
 
 BASELINE = "ctranslate2-int8"
@@ -46,8 +48,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="for translation.md and models")
     parser.add_argument("--data", type=Path, help="trained: checkpoint.pt and dictionaries")
     parser.add_argument("--languages", default=f"{SOURCE}-{TARGET}")
-    parser.add_argument("--source", type=Path, help="its test set, in symbols")
-    parser.add_argument("--reference", type=Path, help="and what it should become, in symbols")
+    parser.add_argument("--source", type=Path, help="its test set, plain text")
+    parser.add_argument("--reference", type=Path, help="and what it should become")
     parser.add_argument("--arch", default="transformer_wmt_en_de", help="of the random model")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="of the random model")
     parser.add_argument(
@@ -79,11 +81,11 @@ def main() -> int:
 def _material(options: Namespace) -> tuple[list[str], list[str], int | None]:
     """Lines, references (none of a random model), and tokens which every hypothesis is to have."""
     if options.reference:
-        texts = (
-            path.read_text("utf-8").splitlines() for path in (options.source, options.reference)
-        )
-        lines, references = texts
-        return lines, references, None
+        (model,) = options.data.glob("*.model")
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        lines = options.source.read_text("utf-8").splitlines()
+        pieces = [" ".join(each) for each in processor.encode(lines, out_type=str)]
+        return pieces, options.reference.read_text("utf-8").splitlines(), None
     options.data = options.output / "model"
     if not options.data.is_dir():
         options.data.mkdir()
@@ -138,18 +140,19 @@ def _measure(
 def _table(found: dict[str, tuple[list[float], list[str]]], references: list[str]) -> list[str]:
     base = found.get(BASELINE) or next(iter(found.values()))
     reference = statistics.median(base[0])
-    eager = found.get(ENGINES[0], base)[1]
+    first, (_, expected) = next(iter(found.items()))
     rows = []
     for name, (seconds, lines) in found.items():
         middle = statistics.median(seconds)
         tokens = sum(len(line.split()) for line in lines)
-        same = sum(a == b for a, b in zip(lines, eager, strict=True))
-        bleu = f"{score(references, lines, 'bleu').value:.2f}" if references else "-"
+        same = sum(a == b for a, b in zip(lines, expected, strict=True))
+        texts = [sentencepiece_text(line) for line in lines]
+        bleu = f"{score(references, texts, 'bleu').value:.2f}" if references else "-"
         rows.append([
             name, f"{middle:.3f}", f"{min(seconds):.3f}-{max(seconds):.3f}", f"{tokens / middle:.0f}",
             f"{reference / middle:.2f}", f"{same}/{len(lines)}", bleu,
         ])  # fmt: skip
-    header = ("engine", "s (median)", "range", "tokens/s", f"x {BASELINE}", "= eager", "BLEU")
+    header = ("engine", "s (median)", "range", "tokens/s", f"x {BASELINE}", f"= {first}", "BLEU")
     return markdown_table(header, rows)
 
 

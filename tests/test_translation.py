@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
-from conftest import PACKAGE, Shared, assert_identical
+from conftest import PACKAGE, Shared, _converted, assert_identical
 from openvino import opset13 as ops
 
 from fairseq_openvino import cli, load_model
@@ -22,6 +22,7 @@ from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.measure.material.text import random_sentences, write_checkpoint, write_data
 from fairseq_openvino.recognizer import Recognizer
+from fairseq_openvino.runtime.bfloat import widened
 from fairseq_openvino.runtime.rewrite import _best
 
 SENTENCES = 21
@@ -44,9 +45,9 @@ ODD: tuple[dict[str, Any], ...] = (
 )
 
 
-def checkpoint(directory: Path, **options: Any) -> Path:
+def checkpoint(directory: Path, source: int = 50, **options: Any) -> Path:
     """A random model with binarized data of `SENTENCES` random sentences; its path."""
-    sizes = (60, 60) if options.get("share_all_embeddings") else (50, 60)
+    sizes = (60, 60) if options.get("share_all_embeddings") else (source, 60)
     path = write_checkpoint(directory, vocabularies=sizes, **options)
     sentences = random_sentences(2 * SENTENCES, (1, 30), 50)
     write_data(directory, sentences[:SENTENCES], sentences[SENTENCES:])
@@ -71,9 +72,18 @@ def translator(text_bundle: Path) -> Recognizer:
     return load_model(text_bundle)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
-    "options", [{}, *(pytest.param(each, marks=pytest.mark.soak) for each in ODD)], ids=",".join
+    "arch",
+    ["transformer_iwslt_de_en", "transformer_wmt_en_de", "transformer_vaswani_wmt_en_de_big"],
 )
+def test_true_size_members_reproduce_fairseq(arch: str, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, arch=arch)
+    assert export_checkpoint(path, TextDirectory(tmp_path), tmp_path / "bundle")[1].passed
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("options", ODD, ids=",".join)
 def test_options_reproduce_fairseq(options: dict[str, Any], tmp_path: Path) -> None:
     path = checkpoint(tmp_path, **(TINY | options))
     bundle, report = export_checkpoint(path, TextDirectory(tmp_path), tmp_path / "bundle")
@@ -85,7 +95,7 @@ def run(data: Path, *flags: str, typed: str | None = None) -> Any:
     """`fairseq-generate`, or `fairseq-interactive` of what is typed, in this process: a `verify.Run`."""
     import fairseq_cli.generate
     import fairseq_cli.interactive
-    from fairseq import options
+    from fairseq import checkpoint_utils, options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
     import fairseq_openvino.tasks.speech_to_text_openvino  # noqa: F401  --user-dir does this
@@ -108,6 +118,7 @@ def run(data: Path, *flags: str, typed: str | None = None) -> Any:
         parser.add_argument("--arch", default="wav2vec2")
         arguments = options.parse_args_and_arch(parser, input_args=words)
         configuration = convert_namespace_to_omegaconf(arguments)
+        patch.setattr(checkpoint_utils, "convert_namespace_to_omegaconf", _converted)
         if interactive:
             fairseq_cli.interactive.main(configuration)
         else:
@@ -146,6 +157,14 @@ def test_generate_is_identical(
     assert_identical(eager, engine)
 
 
+@pytest.mark.soak
+def test_alignment_is_refused(tiny_text: Path, cache_dir: Path) -> None:
+    flags = "--ov-engine", "--ov-cache-dir", str(cache_dir), "--print-alignment", "hard"
+    with pytest.raises(OptionError, match="print-alignment"):
+        run(tiny_text, *flags)
+
+
+@pytest.mark.soak
 def test_interactive_is_identical(tiny_text: Path, cache_dir: Path) -> None:
     typed = "t1 t2 t3\nt4 <pad> unknown t5\n\nt6\n"
     flags = "--beam", "3", "--buffer-size", "4", "--batch-size", "4"
@@ -206,6 +225,7 @@ def test_command_keeps_names_and_lines(
     assert found[2]["name"] == "a.mp3\t0.00\t1.00" and "at most 1023 tokens" in found[3]["error"]
 
 
+@pytest.mark.soak
 def test_cascade_equals_both_models_by_hand(
     tiny: Path,
     tiny_bundle: Path,
@@ -234,8 +254,6 @@ def test_what_does_not_fit_is_named(tiny: Path, tiny_text: Path, tmp_path: Path)
     ):
         with pytest.raises(ModelError, match=message):
             export_checkpoint(tiny_text / "checkpoint.pt", data, tmp_path / "bundle")
-    with pytest.raises(OptionError, match="print-alignment"):
-        run(tiny_text, "--ov-engine", "--print-alignment", "hard")
 
 
 @pytest.mark.parametrize("vocabulary", [4096, 4100, 4099], ids=["64", "41", "prime"])
@@ -253,3 +271,17 @@ def test_best_of_a_large_vocabulary_are_those_of_topk(vocabulary: int) -> None:
     assert np.array_equal(values, expected)
     assert np.array_equal(np.take_along_axis(given, tokens, 1), expected)
     assert all(len(set(row)) == 10 for row in tokens.tolist())
+
+
+@pytest.mark.soak
+def test_no_precision_rounds_tokens(tmp_path: Path) -> None:
+    """bf16 has no odd number above 256."""
+    path = checkpoint(tmp_path, source=5000, **TINY)
+    bundle, _ = export_checkpoint(path, TextDirectory(tmp_path), tmp_path / "bundle")
+    ids = np.arange(4001, 4061, 2)[None]
+    given = ids, np.array([ids.size])
+    exact = load_model(bundle).model.encode(*given).tensors["cross_key.0"].copy()
+    for precision in ("bf16", "int8", "fast"):
+        found = load_model(bundle, precision=precision).model.encode(*given).tensors["cross_key.0"]
+        found = widened(found) if found.dtype == np.uint16 else found
+        assert np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
