@@ -21,7 +21,7 @@ from fairseq_openvino.errors import (
 from fairseq_openvino.measure.engines import Decoded, EngineSpec, Output, Search
 from fairseq_openvino.measure.engines.ours import READ_BACK
 from fairseq_openvino.model import Clip
-from fairseq_openvino.speech.stored import frames
+from fairseq_openvino.speech.stored import frames, waveform
 
 PACKAGE = Path(__file__).parents[2]
 SUBSET = "test"
@@ -85,7 +85,7 @@ class FairseqEngine:
         self.bpe, self.tokenizer = self.task.build_bpe(None), self.task.build_tokenizer(None)
         self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.encoding = Stopwatch()
-        self._generators: dict[tuple[Search, int | None], Any] = {}
+        self._generators: dict[tuple[Search, int | None, str | None], Any] = {}
         started = time.perf_counter()
         self.model, self.max_frames = self.load()
         self.model.prepare_for_inference_(self.config)
@@ -109,7 +109,10 @@ class FairseqEngine:
         return models[0], int(limit or MAX_SOURCE_POSITIONS)
 
     def read(self, path: str) -> Clip:
-        """As Fairseq's dataset: filter banks, then the transforms of the data configuration."""
+        """As Fairseq's dataset: filter banks, then the transforms of the data configuration; or samples."""
+        decoded = waveform(path, self.rate_hz) if self.bins == 1 else None
+        if decoded is not None:
+            return _scaled(path, *decoded)
         found = frames(path, self.rate_hz, self.bins)
         if len(found.values) > self.max_frames:
             raise UtteranceTooLongError(
@@ -134,12 +137,13 @@ class FairseqEngine:
         batch = torch.zeros(len(order), lengths[0], self.bins)
         for row, i in enumerate(order):
             batch[row, : lengths[row]] = torch.from_numpy(clips[i].features)
+        tokens_in = batch if self.bins > 1 else batch[..., 0]  # samples have no last axis
         sample = {
             "id": torch.arange(len(order)),
-            "net_input": {"src_tokens": batch, "src_lengths": torch.tensor(lengths)},
+            "net_input": {"src_tokens": tokens_in, "src_lengths": torch.tensor(lengths)},
         }
         prefix = self._prefix(len(order), search.language or language)
-        generator = self._generator(search, tokens)
+        generator = self._generator(search, tokens, search.language or language)
         self.encoding.seconds = 0.0
         with self.context(), torch.no_grad():
             started = time.perf_counter()
@@ -163,17 +167,20 @@ class FairseqEngine:
         """See `Engine`."""
         return self.spec.precision or "f32"
 
-    def _generator(self, search: Search, tokens: int | None) -> Any:
+    def _generator(self, search: Search, tokens: int | None, language: str | None) -> Any:
         """Fairseq's generator, or that of `--ov-engine`; made once for the same options."""
-        if (search, tokens) not in self._generators:
+        appended = language is not None and self.task.data_cfg.prepend_bos_and_append_tgt_lang_tag
+        eos = f"<lang:{language}>" if appended else None
+        if (search, tokens, eos) not in self._generators:
             options = copy.deepcopy(self.config.generation)
             options.beam, options.lenpen = search.beam, search.lenpen
             options.max_len_a, options.max_len_b = search.max_len_a, search.max_len_b
             if tokens is not None:
                 options.min_len, options.max_len_a, options.max_len_b = tokens, 0, tokens
+            options.eos_token = eos
             made = self.task.build_generator([self.model], options)
-            self._generators[search, tokens] = made
-        return self._generators[search, tokens]
+            self._generators[search, tokens, eos] = made
+        return self._generators[search, tokens, eos]
 
     def _prefix(self, utterances: int, language: str | None) -> Any:
         """Ids of the language tag, shape (N, 1); None for a model of one language."""
@@ -223,6 +230,14 @@ class PluginEngine(FairseqEngine):
         """What the compiled decoder says about itself."""
         found: dict[str, str] = self.model.compiled.properties(READ_BACK)
         return found
+
+
+def _scaled(path: str, samples: np.ndarray, rate_hz: int) -> Clip:
+    """As Fairseq's dataset does with waveforms."""
+    import torch
+
+    scaled = torch.nn.functional.layer_norm(torch.from_numpy(samples), samples.shape)
+    return Clip(path, scaled.numpy()[:, None], len(samples) / rate_hz)
 
 
 def configuration(spec: EngineSpec, flags: list[str]) -> Any:
