@@ -22,7 +22,7 @@ from conftest import (
 
 from fairseq_openvino import load_model
 from fairseq_openvino.bundle import FeatureConfig, SpecialTokens, TextConfig
-from fairseq_openvino.errors import ArchitectureError, AudioError, CheckpointError
+from fairseq_openvino.errors import ArchitectureError, AudioError, CheckpointError, ModelError
 from fairseq_openvino.export.fairseq import ARCHITECTURES, cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
@@ -286,6 +286,14 @@ def test_pretrained_model_that_is_gone_is_named(xm: Path, tmp_path: Path) -> Non
         assert load(tmp_path / "checkpoint.pt", DataDirectory(xm), overrides, ARCHITECTURES).model
     with pytest.raises(CheckpointError, match=r"without .*conv_layers.*with "):
         load(tmp_path / "checkpoint.pt", DataDirectory(xm), {"w2v_args": wav2vec}, ARCHITECTURES)
+
+
+def test_a_configuration_of_filter_banks_is_refused(xm: Path, tmp_path: Path) -> None:
+    for name in ("checkpoint.pt", "dict.txt"):
+        (tmp_path / name).symlink_to(xm / name)
+    (tmp_path / "config.yaml").write_text("vocab_filename: dict.txt\n")
+    with pytest.raises(ModelError, match="use_audio_input: true for xm_transformer, got false"):
+        export_checkpoint(tmp_path / "checkpoint.pt", DataDirectory(tmp_path), tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(

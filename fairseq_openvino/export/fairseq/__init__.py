@@ -22,6 +22,7 @@ from fairseq_openvino.export.fairseq import (
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.fairseq.preprocessing import fail
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report
@@ -131,6 +132,9 @@ def _original(checkpoint: Path, data: DataDirectory, overrides: dict[str, Any]) 
     described["features"] = replace(described["features"], split=data.gen_subset)
     known = ARCHITECTURES[loaded.architecture]
     graphs = known.build(loaded.model, loaded.arguments)
+    wanted = "true" if graphs.feature_bins == 1 else "false"
+    if wanted != (stated := str(bool(data.config.use_audio_input)).lower()):
+        raise fail(data.path, f"use_audio_input: {wanted} for {loaded.architecture}", stated)
     reference = known.reference(loaded.model)
     return Original(graphs, reference, described, data.copy_into, known.cases)
 
