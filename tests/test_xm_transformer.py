@@ -22,13 +22,19 @@ from conftest import (
 
 from fairseq_openvino import load_model
 from fairseq_openvino.bundle import FeatureConfig, SpecialTokens, TextConfig
-from fairseq_openvino.errors import ArchitectureError, AudioError, CheckpointError
-from fairseq_openvino.export.fairseq import ARCHITECTURES, cached_bundle
+from fairseq_openvino.errors import ArchitectureError, AudioError, CheckpointError, ModelError
+from fairseq_openvino.export.fairseq import ARCHITECTURES, cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report
 from fairseq_openvino.export.procedure import Original
 from fairseq_openvino.export.procedure import export as export_original
+from fairseq_openvino.measure.engines import EngineSpec, Search
+from fairseq_openvino.measure.engines.fairseq import FairseqEngine
+from fairseq_openvino.measure.engines.ours import BundleEngine
+from fairseq_openvino.quantize.options import Options
+from fairseq_openvino.quantize.procedure import quantize_bundle
 from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.speech.audio import read_audio
 from fairseq_openvino.speech.features import layer_norm
@@ -198,8 +204,7 @@ def test_true_size_members_reproduce_fairseq(
     )
     model, arguments, _ = random_model("xm_transformer", vocabulary, gain=1.0, **arguments)
     sharpen(model.state_dict(), 2.0)
-    report = measure(model, arguments, tmp_path)
-    print(report.table())
+    assert measure(model, arguments, tmp_path).passed
 
 
 @pytest.fixture(scope="session")
@@ -285,6 +290,14 @@ def test_pretrained_model_that_is_gone_is_named(xm: Path, tmp_path: Path) -> Non
         load(tmp_path / "checkpoint.pt", DataDirectory(xm), {"w2v_args": wav2vec}, ARCHITECTURES)
 
 
+def test_a_configuration_of_filter_banks_is_refused(xm: Path, tmp_path: Path) -> None:
+    for name in ("checkpoint.pt", "dict.txt"):
+        (tmp_path / name).symlink_to(xm / name)
+    (tmp_path / "config.yaml").write_text("vocab_filename: dict.txt\n")
+    with pytest.raises(ModelError, match="use_audio_input: true for xm_transformer, got false"):
+        export_checkpoint(tmp_path / "checkpoint.pt", DataDirectory(tmp_path), tmp_path / "bundle")
+
+
 @pytest.mark.parametrize(
     ("wav2vec", "overrides", "named"),
     [
@@ -299,3 +312,26 @@ def test_options_without_a_graph_are_named(
     model, arguments, _ = random_model("xm_transformer", gain=1.0, **completed(wav2vec, overrides))
     with pytest.raises(ArchitectureError, match=named):
         ARCHITECTURES["xm_transformer"].build(model, arguments)
+
+
+@pytest.mark.soak
+def test_the_engines_that_are_compared_hear_the_same(xm: Path, recognizer: Recognizer) -> None:
+    model = {"checkpoint": str(xm / "checkpoint.pt"), "data": str(xm)}
+    eager = FairseqEngine(EngineSpec("fairseq", "", "fairseq", **model))
+    ours = BundleEngine(EngineSpec("ours", "", "ours", bundle=str(recognizer.bundle.directory)))
+    found = []
+    for engine in (eager, ours):
+        clips = [engine.read(str(xm / f"{i}.flac")) for i in range(4)]
+        for language in LANGUAGES:  # as a corpus states it
+            outputs = [engine.generate([clip], Search(), language, None).outputs for clip in clips]
+            found.append([output.text for each in outputs for output in each])
+    assert found[:2] == found[2:] and found[0] != found[1]
+
+
+@pytest.mark.soak
+def test_quantized_bundles_run(xm: Path, tmp_path: Path) -> None:
+    data, output = DataDirectory(xm, gen_subset="test"), tmp_path / "bundle"
+    bundle, _ = export_checkpoint(xm / "checkpoint.pt", data, output, ExportOptions(keep_onnx=True))
+    options = Options(calibration_size=2, held_out_size=1, validation_size=2, max_drop=100)
+    result = quantize_bundle(bundle.directory, xm / "test.tsv", tmp_path / "int8", options)
+    assert load_model(result.bundle).transcribe(xm / "0.flac", language="de").text

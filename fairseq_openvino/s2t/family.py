@@ -43,7 +43,8 @@ class S2T:
 
     def language(self, stated: str | None, options: S2TOptions) -> str | None:
         """See `families.Family`."""
-        told = self.manifest.text.prepend_language_tag
+        text = self.manifest.text
+        told = text.prepend_language_tag or (text.append_language_tag and text.eos_token is None)
         return options.language or (stated if told else None)
 
     def decode(self, model: Model, clips: Sequence[Clip], options: S2TOptions) -> list[Transcript]:

@@ -33,6 +33,7 @@ from fairseq_openvino.export.fairseq import (
 from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
+from fairseq_openvino.export.fairseq.preprocessing import fail
 from fairseq_openvino.export.fairseq.task import AUDIO_FINETUNING, Data
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
@@ -227,7 +228,7 @@ def _original(
     family = "s2t" if graphs.has_decoder else "ctc"
     described = {"family": family, "source": loaded.source, **data.described()}
     if isinstance(data, DataDirectory):
-        _check_data(data)
+        _check_data(data, loaded.architecture, graphs.feature_bins)
         described["features"] = replace(described["features"], split=data.gen_subset)
     elif isinstance(data, TextDirectory):
         described["source"] |= {"languages": [data.source_lang, data.target_lang]}
@@ -235,8 +236,11 @@ def _original(
     return Original(graphs, reference, described, data.copy_into, known.cases)
 
 
-def _check_data(data: DataDirectory) -> None:
-    """Say what is assumed about the training data, and refuse what has no exporter."""
+def _check_data(data: DataDirectory, architecture: str, feature_bins: int) -> None:
+    """Say what is assumed about the training data, and refuse what the model cannot hear."""
+    wanted = "true" if feature_bins == 1 else "false"
+    if wanted != (stated := str(bool(data.config.use_audio_input)).lower()):
+        raise fail(data.path, f"use_audio_input: {wanted} for {architecture}", stated)
     features, text = data.feature_config(), data.text_config()
     if features.sample_rate_assumed:
         logger.warning(

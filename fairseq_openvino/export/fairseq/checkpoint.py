@@ -249,5 +249,6 @@ def check_fit(weights: dict[str, Any], data: Data) -> None:
         raise ModelError(
             f"Loading a checkpoint failed in {data.path.name!r}: expected input_feat_per_channel * "
             f"input_channels = {weights[FIRST_CONVOLUTION].shape[1]} as the model has, "
-            f"got {data.feature_bins}. Use the configuration the model was trained with."
+            f"got {'use_audio_input: true' if data.config.use_audio_input else data.feature_bins}. "
+            "Use the configuration the model was trained with."
         )

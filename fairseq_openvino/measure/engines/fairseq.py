@@ -85,7 +85,7 @@ class FairseqEngine:
         self.bpe, self.tokenizer = self.task.build_bpe(None), self.task.build_tokenizer(None)
         self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.encoding = Stopwatch()
-        self._generators: dict[tuple[Search, int | None], Any] = {}
+        self._generators: dict[tuple[Search, int | None, str | None], Any] = {}
         started = time.perf_counter()
         self.model, self.max_frames = self.load()
         self.model.prepare_for_inference_(self.config)
@@ -153,7 +153,7 @@ class FairseqEngine:
             "net_input": {"src_tokens": batch, "src_lengths": torch.tensor(lengths)},
         }
         prefix = self._prefix(len(order), search.language or language)
-        generator = self._generator(search, tokens)
+        generator = self._generator(search, tokens, search.language or language)
         self.encoding.seconds = 0.0
         with self.context(), torch.no_grad():
             started = time.perf_counter()
@@ -177,17 +177,20 @@ class FairseqEngine:
         """See `Engine`."""
         return self.spec.precision or "f32"
 
-    def _generator(self, search: Search, tokens: int | None) -> Any:
+    def _generator(self, search: Search, tokens: int | None, language: str | None) -> Any:
         """Fairseq's generator, or that of `--ov-engine`; made once for the same options."""
-        if (search, tokens) not in self._generators:
+        appended = language is not None and self.task.data_cfg.prepend_bos_and_append_tgt_lang_tag
+        eos = f"<lang:{language}>" if appended else None
+        if (search, tokens, eos) not in self._generators:
             options = copy.deepcopy(self.config.generation)
             options.beam, options.lenpen = search.beam, search.lenpen
             options.max_len_a, options.max_len_b = search.max_len_a, search.max_len_b
             if tokens is not None:
                 options.min_len, options.max_len_a, options.max_len_b = tokens, 0, tokens
+            options.eos_token = eos
             made = self.task.build_generator([self.model], options)
-            self._generators[search, tokens] = made
-        return self._generators[search, tokens]
+            self._generators[search, tokens, eos] = made
+        return self._generators[search, tokens, eos]
 
     def _prefix(self, utterances: int, language: str | None) -> Any:
         """Ids of the language tag, shape (N, 1); None for a model of one language."""
