@@ -207,11 +207,11 @@ def test_existing_output_is_refused_then_replaced(
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_unknown_architecture_names_the_known_ones(tmp_path: Path) -> None:
-    arch = "convtransformer"
-    write_checkpoint(tmp_path, arch, **TINY, conv_out_channels=8)
-    with pytest.raises(ArchitectureError, match=r"s2t_transformer.*'convtransformer'"):
-        export(tmp_path, tmp_path / "bundle")
+def test_unknown_architecture_names_the_known_ones(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArchitectureError, match=r"s2t_transformer.*'s2ut_transformer'"):
+        load(
+            tiny / "checkpoint.pt", DataDirectory(tiny), {"arch": "s2ut_transformer"}, ARCHITECTURES
+        )
 
 
 def test_vocabulary_that_does_not_fit(tmp_path: Path) -> None:

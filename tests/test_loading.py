@@ -193,7 +193,7 @@ def test_overrides_that_do_not_fit_end_with_code_3(
 
 
 @pytest.mark.parametrize(
-    "arch", ["my_user_arch", "convtransformer_simul_trans", "s2t_conformer", ""]
+    "arch", ["my_user_arch", "convtransformer_simul_trans", "s2ut_conformer", ""]
 )
 @pytest.mark.parametrize("style", ["args", "cfg"])
 def test_the_architecture_is_refused_before_anything_else(

@@ -25,17 +25,23 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def fused_projection(attention: Any) -> nn.Linear:
-    """Query, key and value projections of a self-attention as one linear layer, D -> 3D."""
-    parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+def fused_projection(*parts: Any) -> nn.Linear:
+    """Linear layers of the same input as one, D -> the widths of all."""
     width_in, width_out = parts[0].in_features, sum(part.out_features for part in parts)
     fused = skip_init(nn.Linear, width_in, width_out)  # draws no random numbers
     with torch.no_grad():
         fused.weight.copy_(torch.cat([part.weight for part in parts]))
-        zeros = parts[0].weight.new_zeros(parts[0].out_features)
-        biases = [zeros if part.bias is None else part.bias for part in parts]
+        biases = [
+            part.weight.new_zeros(part.out_features) if part.bias is None else part.bias
+            for part in parts
+        ]
         fused.bias.copy_(torch.cat(biases))
     return fused
+
+
+def self_attention_projection(attention: Any) -> nn.Linear:
+    """Query, key and value projections as one, D -> 3D."""
+    return fused_projection(attention.q_proj, attention.k_proj, attention.v_proj)
 
 
 class FeedForward(nn.Module):
@@ -59,7 +65,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         attention = layer.self_attn
         self.heads, self.scale = attention.num_heads, attention.scaling
-        self.project, self.out = fused_projection(attention), attention.out_proj
+        self.project, self.out = self_attention_projection(attention), attention.out_proj
         self.norm, self.norm_first = layer.self_attn_layer_norm, norm_first
         self.feed_forward = FeedForward(layer, norm_first)
 
@@ -81,7 +87,7 @@ class DecoderLayer(nn.Module):
         attention, cross = layer.self_attn, layer.encoder_attn
         self.heads, self.head_width = attention.num_heads, attention.head_dim
         self.scale = attention.scaling
-        self.project, self.out = fused_projection(attention), attention.out_proj
+        self.project, self.out = self_attention_projection(attention), attention.out_proj
         self.norm, self.norm_first = layer.self_attn_layer_norm, norm_first
         self.cross_query, self.cross_out = (
             skip_init(nn.Linear, *_shape(cross.q_proj)),

@@ -13,7 +13,9 @@ from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import CheckpointError, ModelError, failure
 from fairseq_openvino.export.cache import cached
 from fairseq_openvino.export.fairseq import (
+    convtransformer,
     ctc,
+    s2t_conformer,
     s2t_transformer,
     wav2vec2,
     wav2vec_ctc,
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES: dict[str, Architecture] = {
     s2t_transformer.ARCHITECTURE: Architecture(s2t_transformer.build),
+    s2t_conformer.ARCHITECTURE: Architecture(s2t_conformer.build),
+    convtransformer.ARCHITECTURE: Architecture(convtransformer.build),
     xm_transformer.ARCHITECTURE: Architecture(
         xm_transformer.build,
         wav2vec2.Reference,

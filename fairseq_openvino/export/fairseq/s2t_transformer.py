@@ -39,7 +39,7 @@ def graphs(model: Any, feature_bins: int, max_source_frames: int) -> Graphs:
     """Wrap what has the modules of a `S2TTransformerModel` under their names."""
     return transformer_decoder.graphs(
         ARCHITECTURE,
-        Encoder(model.encoder),
+        Encoder(model.encoder, model.encoder.subsample),
         model.decoder,
         feature_bins,
         max_source_frames,
@@ -66,15 +66,25 @@ def subsample(module: nn.Module, features: Tensor, lengths: Tensor) -> tuple[Ten
     return x, torch.minimum(lengths, torch.zeros_like(lengths) + x.shape[1])
 
 
+def position_embedding(valid: Tensor, table: Tensor, padding_index: int) -> Tensor:
+    """Rows of a table (.., D) behind that of padding; valid (N, S) -> (N, S, D).
+
+    Source: Fairseq `utils.py:make_positions`.
+    """
+    frame = torch.arange(valid.shape[1], device=valid.device)  # (S,)
+    index = torch.where(valid, frame + (padding_index + 1), padding_index)
+    return nn.functional.embedding(index, table)
+
+
 class Encoder(nn.Module):
     """features (N, T, F), lengths (N,) -> (N, S, D), (N,).
 
     Source: Fairseq `models/speech_to_text/s2t_transformer.py:S2TTransformerEncoder`.
     """
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, front_end: nn.Module) -> None:
         super().__init__()
-        self.subsample, self.scale = encoder.subsample, encoder.embed_scale
+        self.subsample, self.scale = front_end, encoder.embed_scale
         self.padding_index = encoder.padding_idx
         self.register_buffer("positions", encoder.embed_positions.weights.clone())
         self.layers = nn.ModuleList(
@@ -87,9 +97,7 @@ class Encoder(nn.Module):
         x, lengths = subsample(self.subsample, features, lengths)
         valid = valid_frames(x, lengths)
         bias = key_bias(valid)
-        frame = torch.arange(x.shape[1], device=x.device)  # (S,)
-        index = torch.where(valid, frame + (self.padding_index + 1), self.padding_index)
-        x = self.scale * x + nn.functional.embedding(index, self.positions)
+        x = self.scale * x + position_embedding(valid, self.positions, self.padding_index)
         for layer in self.layers:
             x = layer(x, bias)
         return (x if self.norm is None else self.norm(x)), lengths

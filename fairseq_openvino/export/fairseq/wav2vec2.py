@@ -5,6 +5,7 @@ Letters as in `transformer_decoder.py`; T counts samples, and F = 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.utils import skip_init
 
 from fairseq_openvino.errors import ArchitectureError
 from fairseq_openvino.export.fairseq import architecture
+from fairseq_openvino.export.fairseq.conformer_layer import ConformerLayer
 from fairseq_openvino.export.fairseq.transformer_decoder import key_bias, valid_frames
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.layers import EncoderLayer
@@ -31,10 +33,6 @@ MAX_SAMPLES = 960_000
 of, but its attention grows with the square of the length."""
 MIN_SAMPLES = 16_000
 """A limit below it counts frames of 10 ms, as some manifests of waveforms do."""
-
-
-BLOCK = 256
-"""Frames that are added up together."""
 
 
 class Reference(architecture.Reference):
@@ -57,17 +55,19 @@ def refuse_unsupported(name: str, encoder: Any) -> None:
         ArchitectureError: naming them.
     """
     from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer, Wav2Vec2Model
+    from fairseq.modules.conformer_layer import ConformerWav2Vec2EncoderLayer
 
     model = encoder.w2v_model
     if type(model) is not Wav2Vec2Model:
         found = [f"the pre-trained model {type(model).__name__}"]
     else:
-        kinds = {type(layer) for layer in model.encoder.layers} - {TransformerSentenceEncoderLayer}
+        known = {TransformerSentenceEncoderLayer, ConformerWav2Vec2EncoderLayer}
+        kinds = {type(layer) for layer in model.encoder.layers} - known
         found = sorted(f"layers of the kind {kind.__name__}" for kind in kinds)
         found += ["quantize_input"] if model.input_quantizer is not None else []
     if found:
         raise ArchitectureError(
-            f"Export failed in {name}: expected the Transformer of wav2vec 2.0, got "
+            f"Export failed in {name}: expected wav2vec 2.0, got "
             f"{', '.join(found)}. Generate with Fairseq itself."
         )
 
@@ -95,8 +95,9 @@ def receptive_field(encoder: Any) -> tuple[int, int]:
 class Wav2Vec2(nn.Module):
     """features (N, T, 1), lengths (N,) -> (N, S, D), (N,).
 
-    Fairseq pads S to a multiple with frames that nothing attends to and cuts them off again; they are
-    left out here. A clip that is too short for a frame reads the padding of its batch, as there.
+    Fairseq pads S to a multiple with frames that nothing attends to and cuts them off again: they reach
+    the convolutions of Conformer layers, and are left out for Transformer layers. A clip that is too short
+    for a frame reads the padding of its batch, as there.
 
     Source: Fairseq `models/wav2vec/wav2vec2_asr.py:Wav2VecEncoder` and
     `models/wav2vec/wav2vec2.py:Wav2Vec2Model`, `TransformerEncoder`.
@@ -106,18 +107,24 @@ class Wav2Vec2(nn.Module):
         super().__init__()
         model = encoder.w2v_model
         self.convolutions = convolutions(encoder)
-        self.extractor, self.feature_norm = _extractor(model.feature_extractor), model.layer_norm
+        self.extractor = _extractor(model.feature_extractor)
+        self.feature_norm = model.layer_norm
         self.crop, self.project_in = model.crop_seq_to_multiple, model.post_extract_proj
         self.positions = _without_weight_norm(model.encoder.pos_conv)
         self.norm, self.norm_first = model.encoder.layer_norm, model.encoder.layer_norm_first
+        is_conformer = not hasattr(model.encoder.layers[0], "layer_norm_first")
+        self.multiple = model.encoder.required_seq_len_multiple if is_conformer else 1
         self.layers = nn.ModuleList(
-            EncoderLayer(layer, layer.layer_norm_first) for layer in model.encoder.layers
+            ConformerLayer(layer, None)
+            if is_conformer
+            else EncoderLayer(layer, layer.layer_norm_first)
+            for layer in model.encoder.layers
         )
         self.project_out = encoder.proj
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        x = self.feature_norm(self.extractor(features.transpose(1, 2)).transpose(1, 2))
+        x = self.feature_norm(self.extractor(features))
         for kernel, stride in self.convolutions:
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         lengths = torch.where(lengths < 1, lengths + x.shape[1], lengths)
@@ -126,53 +133,105 @@ class Wav2Vec2(nn.Module):
             lengths = torch.minimum(lengths, torch.zeros_like(lengths) + x.shape[1])
         if self.project_in is not None:
             x = self.project_in(x)
-        valid = valid_frames(x, lengths)
+        frames, valid = x.shape[1], valid_frames(x, lengths)
         x = torch.where(valid.unsqueeze(2), x, 0.0)
         x = x + self.positions(x.transpose(1, 2)).transpose(1, 2)
         if not self.norm_first:
             x = self.norm(x)
-        bias = key_bias(valid)
+        if self.multiple > 1:
+            x = nn.functional.pad(x, (0, 0, 0, -frames % self.multiple))
+        bias = key_bias(valid_frames(x, lengths))
         for layer in self.layers:
             x = layer(x, bias)
+        x = x[:, :frames]
         if self.norm_first:
             x = self.norm(x)
         return (x if self.project_out is None else self.project_out(x)), lengths
 
 
-class ChannelNorm(nn.Module):
-    """Mean 0 and variance 1 of each channel over its frames, affine; (N, C, T) -> (N, C, T).
+def _extractor(extractor: Any) -> nn.Module:
+    """(N, T, 1) -> (N, S, C); frame by frame where every layer normalises frames.
 
-    The sums are taken in two steps: the runtimes' own normalisation adds up all frames one after the
-    other, of which there are 3,200 a second, and strays from Fairseq's with the length of the clip.
-
-    Source: Fairseq `modules/fp32_group_norm.py`, with as many groups as channels.
+    Source: Fairseq `models/wav2vec/wav2vec2.py:ConvFeatureExtractionModel`.
     """
+    blocks = extractor.conv_layers
+    if not all(isinstance(block[2], nn.Sequential) for block in blocks):
+        return ByChannel(blocks)
+    parts = ((ByFrame(block[0]), block[2][1], block[3]) for block in blocks)
+    return nn.Sequential(*(part for block in parts for part in block))
+
+
+class ByChannel(nn.Module):
+    """The layers as they are: OpenVINO keeps the order of their tensors from one to the next."""
+
+    def __init__(self, blocks: Iterable[Any]) -> None:
+        super().__init__()
+        parts = (part for block in blocks for part in block)
+        self.layers = nn.Sequential(
+            *(TimeNorm(part) if isinstance(part, nn.GroupNorm) else part for part in parts)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, T, 1) -> (N, S, C)."""
+        x: Tensor = self.layers(features.transpose(1, 2))
+        return x.transpose(1, 2)
+
+
+class TimeNorm(nn.Module):
+    """A group norm with a group for each channel; (N, C, T) -> (N, C, T).
+
+    Sums are made of the sums of short blocks: one after the other, the samples of a clip round too much.
+    """
+
+    BLOCK = 64
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
-        self.weight, self.bias, self.epsilon = norm.weight, norm.bias, norm.eps
+        self.epsilon = norm.eps
+        self.register_buffer("scale", norm.weight.detach()[:, None])  # (C, 1)
+        self.register_buffer("bias", norm.bias.detach()[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        x = x - _mean(x)
-        scale = torch.rsqrt(_mean(x * x) + self.epsilon) * self.weight.unsqueeze(1)
-        return x * scale + self.bias.unsqueeze(1)
+        x = x - self._mean(x)
+        return x * torch.rsqrt(self._mean(x * x) + self.epsilon) * self.scale + self.bias
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """(N, C, T) -> (N, C, 1)."""
+        samples = x.shape[2]
+        padded = nn.functional.pad(x, (0, -samples % self.BLOCK))
+        blocks = nn.functional.avg_pool1d(padded, self.BLOCK)
+        return blocks.sum(2, keepdim=True) * (self.BLOCK / samples)
 
 
-def _mean(x: Tensor) -> Tensor:
-    """Over the frames; (N, C, T) -> (N, C, 1)."""
-    frames = x.shape[2]
-    blocks = nn.functional.pad(x, (0, BLOCK - frames % BLOCK)).unflatten(2, (-1, BLOCK))
-    return blocks.sum(3).sum(2, keepdim=True) / frames
+class ByFrame(nn.Module):
+    """A convolution as a product with the frames it sees: a norm of frames needs no transposing then.
 
+    (N, T, C) -> (N, S, C').
+    """
 
-def _extractor(module: Any) -> nn.Module:
-    """The convolutions of a feature extractor, with `ChannelNorm` where it normalises channels."""
-    blocks = [
-        nn.Sequential(*(ChannelNorm(p) if isinstance(p, nn.GroupNorm) else p for p in block))
-        for block in module.conv_layers
-    ]
-    return nn.Sequential(*blocks)
+    def __init__(self, convolution: Any) -> None:
+        super().__init__()
+        (self.kernel,), (self.stride,) = convolution.kernel_size, convolution.stride
+        self.width = convolution.in_channels * self.stride
+        width, has_bias = convolution.in_channels * self.kernel, convolution.bias is not None
+        self.project = skip_init(nn.Linear, width, convolution.out_channels, bias=has_bias)
+        with torch.no_grad():
+            self.project.weight.copy_(convolution.weight.transpose(1, 2).flatten(1))
+            if has_bias:
+                self.project.bias.copy_(convolution.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        count = (x.shape[1] - self.kernel) // self.stride + 1
+        whole = self.kernel // self.stride * self.stride
+        seen = [
+            x[:, first : first + count * self.stride].reshape(x.shape[0], -1, self.width)
+            for first in range(0, whole, self.stride)
+        ]
+        last = (count - 1) * self.stride + 1
+        seen += [x[:, i : i + last : self.stride] for i in range(whole, self.kernel)]
+        return self.project(torch.cat(seen, 2) if len(seen) > 1 else seen[0])
 
 
 def _without_weight_norm(module: nn.Module) -> nn.Module:
