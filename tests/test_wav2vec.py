@@ -13,7 +13,7 @@ import torch
 from conftest import Shared
 from test_xm_transformer import WAV2VEC
 
-from fairseq_openvino import load_model
+from fairseq_openvino import cli, load_model
 from fairseq_openvino.errors import ModelError
 from fairseq_openvino.export.fairseq import ARCHITECTURES, export_checkpoint
 from fairseq_openvino.export.fairseq.audio_data import data_directory
@@ -138,6 +138,14 @@ def test_greedy_tokens_are_fairseqs(letters: Path) -> None:
 def test_a_checkpoint_is_exported_when_it_is_first_named(letters: Path, cache_dir: Path) -> None:
     recognizer = load_model(letters / "model.pt", data=letters, cache_dir=cache_dir)
     assert recognizer.manifest.architecture == "wav2vec_ctc"
+
+
+@pytest.mark.soak
+def test_a_subset_of_its_data_is_evaluated(letters: Path, tmp_path: Path) -> None:
+    command = ["evaluate", str(letters / "test.tsv"), "--engines", "openvino", "--output",
+               str(tmp_path), "--bundle", str(letters / "bundle"), "--repeats", "1"]  # fmt: skip
+    assert cli.main(command) == 0
+    assert "WER" in (tmp_path / "evaluation.md").read_text()
 
 
 def test_the_directory_of_another_task_is_refused(letters: Path, tiny: Path) -> None:
