@@ -76,7 +76,7 @@ def head(known: Architecture) -> Architecture:
     """How encoder and CTC head of models of an architecture are exported."""
 
     def build(model: Any, arguments: Any) -> Graphs:
-        output = getattr(model.encoder, "ctc_proj", None)
+        output = getattr(getattr(model, "encoder", None), "ctc_proj", None)
         if output is None:
             raise ArchitectureError(
                 f"Exporting failed in ctc: expected a model with a CTC head (ctc_weight above 0), got a "
