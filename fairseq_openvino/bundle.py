@@ -35,8 +35,6 @@ ASSUMED_RATE_HZ = 16_000
 """Of features whose training configuration says none (Fairseq data/audio/data_cfg.py:sample_rate)."""
 MASKED = -65504.0
 """Additive bias of a masked position: exp() of it is 0 in f32 and it is finite in f16 and bf16."""
-LOG_PROBS = "log_probs"
-"""The only memory tensor of a model without a decoder, (N, S, V)."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 DIGEST = "sha256"
 """Of everything else in a manifest, as JSON with sorted keys and no blanks."""

@@ -19,6 +19,9 @@ import numpy as np
 from fairseq_openvino.bundle import Manifest, TensorSpec
 from fairseq_openvino.errors import FairseqOpenVINOError
 
+LOG_PROBS = "log_probs"
+"""The only memory tensor of a model without a decoder, (N, S, V)."""
+
 
 @dataclass(frozen=True)
 class Memory:

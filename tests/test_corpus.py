@@ -123,6 +123,25 @@ def test_the_text_column_may_have_any_name(tmp_path: Path) -> None:
     assert (found.reference, Path(found.path).name) == ("hello there", "a.wav")
 
 
+def test_a_manifest_of_audio_fine_tuning(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tone(tmp_path / "clips" / f"{name}.wav")
+    manifest = tmp_path / "dev.tsv"
+    manifest.write_text(f"{tmp_path / 'clips'}\na.wav\t8000\nb.wav\t8000\n")
+    with pytest.raises(ModelError, match="tab-separated columns"):
+        next(read(manifest))
+    (tmp_path / "dev.ltr").write_text("T E N | M E N |\nN O |\n")
+    assert kind_of(manifest) == "wav2vec"
+    found = list(read(manifest))
+    assert [(one.id, one.reference) for one in found] == [("a", "TEN MEN"), ("b", "NO")]
+    assert found[1].path == str(tmp_path / "clips" / "b.wav")
+    (tmp_path / "dev.wrd").write_text("ten men\n")
+    with pytest.raises(ModelError, match="dev.wrd.* expected 2 lines, got 1"):
+        next(read(manifest))
+    with pytest.raises(OptionError, match="text_column"):
+        next(read(manifest, text_column="text"))
+
+
 def test_a_librispeech_folder(tmp_path: Path) -> None:
     for speaker, number in (("84", 0), ("84", 1), ("61", 0)):
         folder = tmp_path / speaker / "1"

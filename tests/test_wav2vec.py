@@ -13,11 +13,12 @@ import torch
 from conftest import Shared
 from test_xm_transformer import WAV2VEC
 
-from fairseq_openvino import load_model
-from fairseq_openvino.errors import ModelError
+from fairseq_openvino import cli, load_model
+from fairseq_openvino.errors import ArchitectureError, CheckpointError, ModelError
 from fairseq_openvino.export.fairseq import ARCHITECTURES, export_checkpoint
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.task import data_directory
+from fairseq_openvino.export.options import ExportOptions
 
 BLANK, EOS, RATE_HZ = 0, 2, 16_000
 LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"
@@ -140,6 +141,14 @@ def test_a_checkpoint_is_exported_when_it_is_first_named(letters: Path, cache_di
     assert recognizer.manifest.architecture == "wav2vec_ctc"
 
 
+@pytest.mark.soak
+def test_a_subset_of_its_data_is_evaluated(letters: Path, tmp_path: Path) -> None:
+    command = ["evaluate", str(letters / "test.tsv"), "--engines", "openvino", "--output",
+               str(tmp_path), "--bundle", str(letters / "bundle"), "--repeats", "1"]  # fmt: skip
+    assert cli.main(command) == 0
+    assert "WER" in (tmp_path / "evaluation.md").read_text()
+
+
 def test_the_directory_of_another_task_is_refused(letters: Path, tiny: Path) -> None:
     for checkpoint_of, data in ((letters / "model.pt", tiny), (tiny / "checkpoint.pt", letters)):
         with pytest.raises(ModelError, match="expected (a YAML|one dict.<labels>.txt and no YAML)"):
@@ -150,6 +159,40 @@ def test_a_dictionary_of_another_model_is_refused(letters: Path, tmp_path: Path)
     (tmp_path / "dict.ltr.txt").write_text("| 1\nE 1\n")
     with pytest.raises(ModelError, match="expected the model's 32 symbols, got 6"):
         load(letters / "model.pt", data_directory(tmp_path, ""), {}, ARCHITECTURES)
+
+
+@pytest.mark.parametrize("form", ["dictionary", "namespace", "arguments"])
+def test_arguments_are_read_in_every_form_fairseq_stored_them(
+    letters: Path, tmp_path: Path, form: str
+) -> None:
+    state = torch.load(letters / "model.pt", weights_only=False)
+    values = state["cfg"]["model"]
+    stored = values["w2v_args"]["model"]
+    task = {"_name": "audio_pretraining", "normalize": True, "data": "/gone"}
+    if form == "dictionary":
+        values["w2v_args"] = {"model": stored, "task": task, "criterion": {"_name": "wav2vec"}}
+    else:
+        values["w2v_args"] = Namespace(**stored, arch="wav2vec2", task="audio_pretraining")
+    if form == "arguments":
+        state["args"], state["cfg"] = Namespace(**values, arch="wav2vec_ctc", criterion="ctc"), None
+    torch.save(state, tmp_path / "model.pt")
+    data = data_directory(letters, "config.yaml")
+    loaded = load(tmp_path / "model.pt", data, {}, ARCHITECTURES)
+    assert loaded.arguments.normalize and loaded.model.w2v_encoder.w2v_model.cfg.conv_pos == 8
+
+
+def test_a_pretrained_model_that_is_gone_is_named(letters: Path, tmp_path: Path) -> None:
+    state = torch.load(letters / "model.pt", weights_only=False)
+    state["cfg"]["model"]["w2v_args"] = None
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="w2v_path '/gone/wav2vec_small.pt'"):
+        load(tmp_path / "model.pt", data_directory(letters, ""), {}, ARCHITECTURES)
+
+
+def test_a_ctc_model_has_no_head_to_take_out(letters: Path, tmp_path: Path) -> None:
+    data = data_directory(letters, "config.yaml")
+    with pytest.raises(ArchitectureError, match="got a Wav2VecCtc without one. Leave --ctc out"):
+        export_checkpoint(letters / "model.pt", data, tmp_path / "b", ExportOptions(ctc=True))
 
 
 @pytest.mark.soak

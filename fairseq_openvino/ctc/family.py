@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from fairseq_openvino.bundle import LOG_PROBS, Bundle
+from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.ctc.options import CTCOptions
 from fairseq_openvino.ctc.path import Path
 from fairseq_openvino.errors import NumericsError
-from fairseq_openvino.model import Clip, Head, Model, News, Segment, Transcript
+from fairseq_openvino.model import LOG_PROBS, Clip, Head, Model, News, Segment, Transcript
 from fairseq_openvino.runtime.voice import load_voice
 from fairseq_openvino.s2t import longform
 from fairseq_openvino.s2t.vocabulary import Vocabulary

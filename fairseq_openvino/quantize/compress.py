@@ -24,9 +24,9 @@ from typing import Any
 
 import openvino as ov
 
-from fairseq_openvino.bundle import LOG_PROBS
 from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.errors import MissingDependencyError
+from fairseq_openvino.model import LOG_PROBS
 from fairseq_openvino.quantize.samples import Inputs, Samples
 
 KV_CACHE_KEY = ["runtime_options", "KV_CACHE_PRECISION"]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_openvino.bundle import LOG_PROBS
-from fairseq_openvino.model import Ask, Head, Model
+from fairseq_openvino.model import LOG_PROBS, Ask, Head, Model
 from fairseq_openvino.quantize import recording
 
 

@@ -1,10 +1,11 @@
-"""Corpora as a stream of utterances: four layouts, one iterator.
+"""Corpora as a stream of utterances: five layouts, one iterator.
 
 | layout            | recognised by                            | id                 | reference   |
 |-------------------|------------------------------------------|--------------------|-------------|
 | Fairseq manifest  | TSV with `id`, `audio`, `tgt_text`       | `id`               | `tgt_text`  |
 | Common Voice      | TSV with `path`, `sentence`              | `path`, no suffix  | `sentence`  |
 | plain             | TSV with `path`, `text`                  | `path`             | `text`      |
+| wav2vec           | TSV of a directory, `.wrd` or `.ltr`     | file, no suffix    | a line of it |
 | LibriSpeech       | a directory with `*.trans.txt`           | first word         | the rest    |
 
 Audio is looked up beside the file (Common Voice: in `clips`), for a Fairseq manifest below the
@@ -30,6 +31,9 @@ ACTION = "Reading a corpus"
 _fail = partial(failure, ModelError, ACTION)
 
 FAIRSEQ, COMMON_VOICE, PLAIN, LIBRISPEECH = "fairseq", "common-voice", "plain", "librispeech"
+WAV2VEC = "wav2vec"
+LABELS = (".wrd", ".ltr")
+"""Words or letters of each utterance, beside the manifest of Fairseq's audio fine-tuning."""
 FAIRSEQ_COLUMNS = ("id", "audio")
 TEXT_COLUMNS = {FAIRSEQ: "tgt_text", COMMON_VOICE: "sentence", PLAIN: "text"}
 LANGUAGE_COLUMNS = {"tgt_text": "tgt_lang", "src_text": "src_lang", "sentence": "locale"}
@@ -73,10 +77,10 @@ class _Row:
 
 
 def kind_of(path: str | PathLike[str], text_column: str | None = None) -> str:
-    """FAIRSEQ, COMMON_VOICE, PLAIN or LIBRISPEECH; a named text column may replace the layout's own.
+    """FAIRSEQ, COMMON_VOICE, PLAIN, WAV2VEC or LIBRISPEECH; a named text column may replace the layout's.
 
     Raises:
-        ModelError: the path is missing or none of the four.
+        ModelError: the path is missing or none of these.
     """
     root = Path(path)
     if root.is_dir():
@@ -84,6 +88,8 @@ def kind_of(path: str | PathLike[str], text_column: str | None = None) -> str:
             raise _fail(str(root), f"a folder with {TRANSCRIPTS}", "none", "Give the TSV file")
         return LIBRISPEECH
     columns = next(_rows(root, header_only=True)).values
+    if len(columns) == 1 and _labels(root) is not None:
+        return WAV2VEC
     if all(name in columns for name in FAIRSEQ_COLUMNS):
         return FAIRSEQ
     for kind in (COMMON_VOICE, PLAIN):
@@ -123,11 +129,11 @@ def read(
     if not 1 <= number <= count:
         raise invalid(ACTION, "shard", "i/n with 1 <= i <= n", f"{number}/{count}")
     kind, root = kind_of(path, text_column), Path(path)
-    if kind == LIBRISPEECH:
+    if kind in (LIBRISPEECH, WAV2VEC):
         if text_column is not None:
-            expected = f"it unset for the folder {str(root)!r}"
+            expected = f"it unset for {str(root)!r}, which has no columns"
             raise invalid(ACTION, "text_column", expected, repr(text_column), "Leave it out")
-        found = _librispeech(root)
+        found = _librispeech(root) if kind == LIBRISPEECH else _wav2vec(root)
     else:
         found = _table(kind, root, config_yaml, text_column)
     yield from islice(_unique(root, found), number - 1, limit, count)
@@ -196,6 +202,39 @@ def _rows(path: Path, header_only: bool = False) -> Iterator[_Row]:
                 yield _Row(where, dict(zip(columns, cells, strict=True)))
     except (OSError, UnicodeError, csv.Error) as error:
         raise _fail(str(path), "a readable UTF-8 TSV file", str(error), "Check the path") from error
+
+
+def _labels(manifest: Path) -> Path | None:
+    """The file of labels beside a manifest."""
+    found = (manifest.with_suffix(suffix) for suffix in LABELS)
+    return next((path for path in found if path.is_file()), None)
+
+
+def _wav2vec(manifest: Path) -> Iterator[Utterance]:
+    """`<file><TAB><samples>` below a line with their directory; a line of labels for each.
+
+    Source: Fairseq `data/audio/raw_audio_dataset.py:FileAudioDataset`.
+    """
+    labels = _labels(manifest)
+    assert labels is not None  # `kind_of`
+    try:
+        root, *files = manifest.read_text("utf-8").splitlines()
+        lines = labels.read_text("utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise _fail(str(manifest), "readable UTF-8 text", str(error), "Check the files") from error
+    if len(files) != len(lines):
+        advice = "Give the labels of this manifest"
+        raise _fail(str(labels), f"{len(files)} lines", str(len(lines)), advice)
+    for number, (file, line) in enumerate(zip(files, lines, strict=True), 2):
+        where, (audio, _, _) = f"{manifest}, line {number}", file.partition("\t")
+        is_words = labels.suffix == LABELS[0]
+        text = line if is_words else line.replace(" ", "").replace("|", " ").strip()
+        row = _Row(where, {"path": audio, "labels": text})
+        yield Utterance(
+            id=_without_suffix(_filled(row, "path")),
+            path=_locate(where, audio, [manifest.parent / root]),
+            reference=_filled(row, "labels"),
+        )
 
 
 def _librispeech(root: Path) -> Iterator[Utterance]:

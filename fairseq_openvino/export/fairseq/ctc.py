@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_openvino.bundle import LOG_PROBS, TensorSpec
+from fairseq_openvino.bundle import TensorSpec
 from fairseq_openvino.errors import ArchitectureError
 from fairseq_openvino.export.fairseq.architecture import Architecture, Reference
 from fairseq_openvino.export.fairseq.transformer_decoder import EncoderGraph
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
+from fairseq_openvino.model import LOG_PROBS
 
 
 class CTCGraph(nn.Module):
@@ -75,7 +76,7 @@ def head(known: Architecture) -> Architecture:
     """How encoder and CTC head of models of an architecture are exported."""
 
     def build(model: Any, arguments: Any) -> Graphs:
-        output = getattr(model.encoder, "ctc_proj", None)
+        output = getattr(getattr(model, "encoder", None), "ctc_proj", None)
         if output is None:
             raise ArchitectureError(
                 f"Exporting failed in ctc: expected a model with a CTC head (ctc_weight above 0), got a "
