@@ -15,15 +15,15 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from fairseq_openvino.atomic import sha256
 from fairseq_openvino.errors import BundleError, failure
+from fairseq_openvino.tensors import Count, TensorSpec, attention_specs
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -33,37 +33,9 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 16 << 30
 ASSUMED_RATE_HZ = 16_000
 """Of features whose training configuration says none (Fairseq data/audio/data_cfg.py:sample_rate)."""
-MASKED = -65504.0
-"""Additive bias of a masked position: exp() of it is 0 in f32 and it is finite in f16 and bf16."""
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 DIGEST = "sha256"
 """Of everything else in a manifest, as JSON with sorted keys and no blanks."""
-
-Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor that the decoder is given anew (memory) or keeps between calls (state).
-
-    The decoder graph calls a memory tensor by its name, a state `past_<name>` where it comes in and
-    `present_<name>` where it goes out.
-    """
-
-    name: str
-    """As `cross_key.0`, or `key.0` of a state."""
-    dims: tuple[Count | str, ...]
-    """Letters of the package docstring, and numbers: `N` first in a memory, `R` in a state; a memory
-    is padded along `S`, a state grows along `L`, from 0."""
-    fill: float = 0.0
-    """What a memory is padded with."""
-    start: str | None = None
-    """Memory tensor with which a state that has no `L` begins, (N, ...); None: zeros."""
-
-    @property
-    def is_mask(self) -> bool:
-        """Whether it hides frames rather than describing them."""
-        return self.fill != 0.0
 
 
 @dataclass(frozen=True)
@@ -273,27 +245,6 @@ class Bundle:
         if name is None or name not in self.manifest.files:
             raise _fail(self.directory, f"a file {name!r}", "a manifest without it")
         return self.directory / name
-
-
-def attention_specs(
-    layers: int, heads: int, head_width: int
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Memory and state of a transformer decoder with P layers, H heads and dh."""
-    parts = [f"{part}.{layer}" for layer in range(layers) for part in ("key", "value")]
-    mask = TensorSpec("cross_bias", ("N", 1, 1, "S"), MASKED)
-    cross = (TensorSpec(f"cross_{part}", ("N", heads, "S", head_width)) for part in parts)
-    state = (TensorSpec(part, ("R", heads, "L", head_width)) for part in parts)
-    return (mask, *cross), tuple(state)
-
-
-def features_layout(feature_bins: int) -> tuple[tuple[int, ...], str]:
-    """What follows (N, T) in the shape of an encoder's features, and their type: token ids if F is 0."""
-    return ((feature_bins,), "float32") if feature_bins else ((), "int64")
-
-
-def is_recurrent(state: Iterable[TensorSpec]) -> bool:
-    """Whether a decoder with this state is given one token a call."""
-    return any("L" not in spec.dims for spec in state)
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:

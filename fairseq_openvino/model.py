@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fairseq_openvino.bundle import Manifest, TensorSpec
+from fairseq_openvino.bundle import Manifest
 from fairseq_openvino.errors import FairseqOpenVINOError
+from fairseq_openvino.tensors import TensorSpec
 
 LOG_PROBS = "log_probs"
 """The only memory tensor of a model without a decoder, (N, S, V)."""

@@ -23,13 +23,13 @@ from fairseq_openvino.bundle import (
     SpecialTokens,
     TextConfig,
     _digest,
-    attention_specs,
     is_bundle,
     open_bundle,
     write_manifest,
 )
 from fairseq_openvino.errors import BundleError, OptionError, StorageError
 from fairseq_openvino.loading import load_model
+from fairseq_openvino.tensors import attention_specs
 
 FORMAT_1 = Path(__file__).parent / "fixtures" / "format1"
 

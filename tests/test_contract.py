@@ -13,16 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairseq_openvino.bundle import (
-    MASKED,
-    Bundle,
-    FeatureConfig,
-    SpecialTokens,
-    TensorSpec,
-    TextConfig,
-    attention_specs,
-    open_bundle,
-)
+from fairseq_openvino.bundle import Bundle, FeatureConfig, SpecialTokens, TextConfig, open_bundle
 from fairseq_openvino.decoding import drive
 from fairseq_openvino.errors import DeadlineError, NumericsError, ParityError
 from fairseq_openvino.export.forced import Forced
@@ -36,6 +27,7 @@ from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.search import TokenIds, generate
+from fairseq_openvino.tensors import MASKED, TensorSpec, attention_specs
 
 WIDTH, BINS, VOCABULARY = 16, 80, 23
 MEMORY = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fairseq_openvino.bundle import TensorSpec
+from fairseq_openvino.tensors import TensorSpec
 
 
 @dataclass(frozen=True)

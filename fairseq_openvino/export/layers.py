@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from fairseq_openvino.bundle import MASKED
+from fairseq_openvino.tensors import MASKED
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

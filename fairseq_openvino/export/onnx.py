@@ -28,8 +28,8 @@ from typing import Any
 import torch
 
 from fairseq_openvino import machine
-from fairseq_openvino.bundle import TensorSpec, features_layout
 from fairseq_openvino.export.graphs import Graphs
+from fairseq_openvino.tensors import TensorSpec, features_layout
 
 OPSET = 17
 ENCODER_ONNX = "encoder.onnx"

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from fairseq_openvino import machine
-from fairseq_openvino.bundle import is_recurrent
 from fairseq_openvino.errors import ParityError
 from fairseq_openvino.export.float64 import Float64
 from fairseq_openvino.export.forced import Forced, forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.runners import IrRunner, OnnxRunner, Runner
 from fairseq_openvino.tables import markdown_table, number
+from fairseq_openvino.tensors import is_recurrent
 
 OWN_ERRORS = 4.0
 """Accepted logit error of a graph, in errors of the original in float32: both round as often, but in

@@ -13,13 +13,14 @@ import numpy as np
 import openvino as ov
 
 from fairseq_openvino import machine
-from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, TensorSpec
+from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past
 from fairseq_openvino.model import LOG_PROBS
 from fairseq_openvino.runtime import rewrite
 from fairseq_openvino.runtime.engine import compile_properties
+from fairseq_openvino.tensors import TensorSpec
 
 
 class Runner(Protocol):

@@ -12,13 +12,7 @@ from typing import Any
 
 import openvino as ov
 
-from fairseq_openvino.bundle import (
-    DECODER_IR,
-    ENCODER_IR,
-    Bundle,
-    is_recurrent,
-    write_manifest,
-)
+from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle, write_manifest
 from fairseq_openvino.quantize import compress
 from fairseq_openvino.quantize.divergence import divergence
 from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, MIXED, Options
@@ -26,6 +20,7 @@ from fairseq_openvino.quantize.progress import Progress
 from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples, Samples
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
+from fairseq_openvino.tensors import is_recurrent
 
 ENCODER, DECODER = "encoder", "decoder"
 IR = {ENCODER: ENCODER_IR, DECODER: DECODER_IR}

@@ -8,13 +8,14 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import openvino as ov
 
-from fairseq_openvino.bundle import Bundle, features_layout
+from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import AudioError, ModelError, failure
 from fairseq_openvino.model import Head, Memory
 from fairseq_openvino.runtime.engine import Engine, Variant, read_back
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.runtime.precision import Plan, plan_batch
 from fairseq_openvino.runtime.session import Session
+from fairseq_openvino.tensors import features_layout
 
 
 class CompiledModel:

@@ -9,9 +9,9 @@ import openvino as ov
 from openvino import op
 from openvino import opset13 as ops
 
-from fairseq_openvino.bundle import MASKED, TensorSpec
 from fairseq_openvino.model import Head
 from fairseq_openvino.runtime.bfloat import widened
+from fairseq_openvino.tensors import MASKED, TensorSpec
 
 MIN_QUANTIZED_WEIGHTS = 1 << 12
 """Smaller matrices stay in floating point: they cost nothing and hold little redundancy."""

@@ -8,11 +8,11 @@ from types import TracebackType
 import numpy as np
 import openvino as ov
 
-from fairseq_openvino.bundle import TensorSpec, is_recurrent
 from fairseq_openvino.errors import NumericsError
 from fairseq_openvino.model import Ask, Memory, Step
 from fairseq_openvino.runtime.bfloat import narrowed, widened
 from fairseq_openvino.runtime.engine import Engine, Variant
+from fairseq_openvino.tensors import TensorSpec, is_recurrent
 
 
 class Session:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_openvino.bundle import MASKED, TensorSpec
 from fairseq_openvino.export.fairseq import architecture
 from fairseq_openvino.export.fairseq.transformer_decoder import valid_frames
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.parity import at_nodes
+from fairseq_openvino.tensors import MASKED, TensorSpec
 
 ARCHITECTURE = "s2t_berard"
 

@@ -21,6 +21,7 @@ from fairseq_openvino.errors import (
     failure,
 )
 from fairseq_openvino.export.fairseq.architecture import Architecture
+from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.task import TASKS, Data, data_of
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.s2t.vocabulary import check_size, load_dictionary
@@ -244,8 +245,9 @@ def check_fit(weights: dict[str, Any], data: Data) -> None:
     if isinstance(data, TextDirectory):
         symbols, wanted = load_dictionary(data.source_dictionary), weights.get(SOURCE_EMBEDDING)
         check_size(data.source_dictionary, symbols, len(symbols if wanted is None else wanted))
+    if not isinstance(data, DataDirectory) or FIRST_CONVOLUTION not in weights:
         return
-    if FIRST_CONVOLUTION in weights and weights[FIRST_CONVOLUTION].shape[1] != data.feature_bins:
+    if weights[FIRST_CONVOLUTION].shape[1] != data.feature_bins:
         raise ModelError(
             f"Loading a checkpoint failed in {data.path.name!r}: expected input_feat_per_channel * "
             f"input_channels = {weights[FIRST_CONVOLUTION].shape[1]} as the model has, "

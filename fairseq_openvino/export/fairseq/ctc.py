@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_openvino.bundle import TensorSpec
 from fairseq_openvino.errors import ArchitectureError
 from fairseq_openvino.export.fairseq.architecture import Architecture, Reference
 from fairseq_openvino.export.fairseq.transformer_decoder import EncoderGraph
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.model import LOG_PROBS
+from fairseq_openvino.tensors import TensorSpec
 
 
 class CTCGraph(nn.Module):

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_openvino.bundle import MASKED, attention_specs
 from fairseq_openvino.errors import ArchitectureError
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.layers import DecoderLayer, causal_bias, split_heads
+from fairseq_openvino.tensors import MASKED, attention_specs
 
 
 def graphs(

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_openvino.bundle import (
-    MASKED,
-    attention_specs,
-)
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.layers import DecoderLayer, EncoderLayer, causal_bias, split_heads
 from fairseq_openvino.export.parity import Cases, at_nodes
+from fairseq_openvino.tensors import MASKED, attention_specs
 
 FRAMES_PER_POSITION = 2
 """The second convolution halves the frame rate."""
