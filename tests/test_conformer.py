@@ -30,7 +30,7 @@ from fairseq_openvino.export.fairseq.s2t_conformer import encoder_frames
 from fairseq_openvino.export.parity import Report
 from fairseq_openvino.export.procedure import Original
 from fairseq_openvino.export.procedure import export as export_original
-from fairseq_openvino.quantize.options import INT8, INT8_WEIGHTS, Options
+from fairseq_openvino.quantize.options import INT8, Options
 from fairseq_openvino.quantize.procedure import quantize_bundle
 from fairseq_openvino.runtime.engine import compile_properties
 
@@ -249,17 +249,14 @@ def test_what_training_began_with_is_not_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("mode", [INT8, INT8_WEIGHTS])
 @pytest.mark.parametrize("name", ["rel_pos", "rope", "conv-post-norm"])
-def test_they_are_quantized(
-    name: str, mode: str, shared: Shared, cache_dir: Path, tmp_path: Path
-) -> None:
+def test_they_are_quantized(name: str, shared: Shared, cache_dir: Path, tmp_path: Path) -> None:
     """Products of conformers and convolutions in 8 bits; a random model judges no quality."""
     arch, arguments = ODD[name]
     data = shared(f"conformer-{name}", lambda at: checkpoint(at, arch, **arguments))
     bundle = cached_bundle(data / "checkpoint.pt", DataDirectory(data), {}, cache_dir)
     options = Options(
-        mode=mode, calibration_size=4, held_out_size=2, validation_size=3, max_drop=100
+        mode=INT8, calibration_size=4, held_out_size=2, validation_size=3, max_drop=100
     )
     found = quantize_bundle(bundle.directory, data / "test.tsv", tmp_path / "out", options)
     print(found.table)
@@ -268,7 +265,7 @@ def test_they_are_quantized(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("batch", ["1", "3", "8", "32"])
+@pytest.mark.parametrize("batch", ["1", "3", "9"])
 @pytest.mark.parametrize("beam", ["1", "5"])
 @pytest.mark.parametrize(
     "name", ["rel_pos", "rope", "espnet-abs", "fairseq-abs", "conv-pre-norm", "conv-post-norm"]
