@@ -22,7 +22,13 @@ from conftest import (
 
 from fairseq_openvino import load_model
 from fairseq_openvino.bundle import FeatureConfig, SpecialTokens, TextConfig
-from fairseq_openvino.errors import ArchitectureError, AudioError, CheckpointError, ModelError
+from fairseq_openvino.errors import (
+    ArchitectureError,
+    AudioError,
+    CheckpointError,
+    ModelError,
+    OptionError,
+)
 from fairseq_openvino.export.fairseq import ARCHITECTURES, cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
@@ -225,6 +231,12 @@ def recognizer(xm: Path, cache_dir: Path) -> Recognizer:
 )
 def test_hypotheses_are_fairseqs(xm: Path, cache_dir: Path, flags: tuple[str, ...]) -> None:
     assert_identical(*generate_both(xm, cache_dir, *LONG, *flags, "--eos-token", "<lang:de>"))
+
+
+def test_a_limit_that_counts_frames_is_named(xm: Path, cache_dir: Path) -> None:
+    """Fairseq's default, 6000, is 0.4 s of a waveform."""
+    with pytest.raises(OptionError, match="--max-source-positions .both count samples"):
+        generate(xm, "--ov-engine", "--ov-cache-dir", str(cache_dir), "--eos-token", "<lang:de>")
 
 
 @pytest.mark.soak

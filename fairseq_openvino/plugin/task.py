@@ -108,7 +108,8 @@ def making_batches(iterate: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             raise OptionError(
                 f"Making batches failed: expected every utterance to fit, got: {error}. Raise "
-                "--max-tokens, or set --skip-invalid-size-inputs-valid-test."
+                "--max-tokens or --max-source-positions (both count samples of waveforms), or set "
+                "--skip-invalid-size-inputs-valid-test."
             ) from error
         if shards != 1:
             _check_shard(arguments, len(found.frozen_batches))

@@ -26,8 +26,7 @@ CASES: Cases = (
     ((26_000, 25_900, 12_000, 1_700), 12),
     ((55_000, 30_100), 16),
 )
-"""For waveforms: as many samples as `parity.CASES` has frames, a tenth as long in time."""
-
+"""For waveforms: T counts samples, up to 3.4 s at 16 kHz."""
 MAX_SAMPLES = 960_000
 """60 s at 16 kHz, as long as Fairseq's default for filter banks. The encoder has no positions to run out
 of, but its attention grows with the square of the length."""
@@ -67,7 +66,7 @@ def refuse_unsupported(name: str, encoder: Any) -> None:
         found += ["quantize_input"] if model.input_quantizer is not None else []
     if found:
         raise ArchitectureError(
-            f"Export failed in {name}: expected wav2vec 2.0, got "
+            f"Export failed in {name}: expected wav2vec 2.0 with Transformer or Conformer layers, got "
             f"{', '.join(found)}. Generate with Fairseq itself."
         )
 
