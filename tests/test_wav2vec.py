@@ -91,13 +91,23 @@ def eager(path: Path) -> tuple[list[list[int]], Any]:
 
 @pytest.fixture(scope="session")
 def letters(shared: Shared) -> Path:
-    """A data directory with a tiny `wav2vec_ctc`, clips, and as `bundle` its export."""
+    """A data directory with a tiny `wav2vec_ctc` and clips."""
 
     def make(directory: Path) -> None:
-        export(checkpoint(directory, blank_weight=1.0), directory / "bundle")
+        checkpoint(directory, blank_weight=1.0)
         write_audio(directory)
 
     return shared("wav2vec-ctc", make)
+
+
+@pytest.fixture(scope="session")
+def letters_bundle(letters: Path, shared: Shared) -> Path:
+    """Its bundle."""
+
+    def make(directory: Path) -> None:
+        export(letters / "model.pt", directory / "bundle")
+
+    return shared("wav2vec-ctc-bundle", make) / "bundle"
 
 
 def export(path: Path, output: Path) -> Any:
@@ -129,10 +139,10 @@ def assert_greedy(path: Path, bundle: Path) -> None:
             assert all(0 <= word.start < word.end <= each.seconds for word in words)
 
 
-def test_greedy_tokens_are_fairseqs(letters: Path) -> None:
-    recognizer = load_model(letters / "bundle")
-    assert recognizer.manifest.text.bpe == "letter"
-    assert_greedy(letters / "model.pt", letters / "bundle")
+@pytest.mark.soak
+def test_greedy_tokens_are_fairseqs(letters: Path, letters_bundle: Path) -> None:
+    assert load_model(letters_bundle).manifest.text.bpe == "letter"
+    assert_greedy(letters / "model.pt", letters_bundle)
 
 
 @pytest.mark.soak
@@ -142,9 +152,11 @@ def test_a_checkpoint_is_exported_when_it_is_first_named(letters: Path, cache_di
 
 
 @pytest.mark.soak
-def test_a_subset_of_its_data_is_evaluated(letters: Path, tmp_path: Path) -> None:
+def test_a_subset_of_its_data_is_evaluated(
+    letters: Path, letters_bundle: Path, tmp_path: Path
+) -> None:
     command = ["evaluate", str(letters / "test.tsv"), "--engines", "openvino", "--output",
-               str(tmp_path), "--bundle", str(letters / "bundle"), "--repeats", "1"]  # fmt: skip
+               str(tmp_path), "--bundle", str(letters_bundle), "--repeats", "1"]  # fmt: skip
     assert cli.main(command) == 0
     assert "WER" in (tmp_path / "evaluation.md").read_text()
 
@@ -195,11 +207,27 @@ def test_a_ctc_model_has_no_head_to_take_out(letters: Path, tmp_path: Path) -> N
         export_checkpoint(letters / "model.pt", data, tmp_path / "b", ExportOptions(ctc=True))
 
 
+BASE = {
+    "conv_feature_layers": "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2",
+    "encoder_layers": 12,
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_attention_heads": 12,
+    "conv_pos": 128,
+    "conv_pos_groups": 16,
+    "extractor_mode": "default",
+    "layer_norm_first": False,
+    "conv_bias": False,
+}
+"""Options of the base model."""
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(
     "arguments",
     [
         {"normalize": False},
+        {"normalize": False, "wav2vec": BASE},
         {"blank_weight": -1.0, "blank_mode": "set"},
         {"wav2vec": {"conv_pos": 7, "crop_seq_to_multiple": 3}},
         {"wav2vec": {"layer_norm_first": False, "extractor_mode": "default", "conv_bias": False}},
