@@ -24,7 +24,7 @@ TARGET_LANGUAGE = "ov_tgt_lang"
 
 def chosen(task: Any) -> str | None:
     """What --ov-tgt-lang says."""
-    return getattr(task.args, TARGET_LANGUAGE, None)
+    return getattr(getattr(task, "args", None), TARGET_LANGUAGE, None)
 
 
 def is_multilingual(config: Any) -> bool:
