@@ -59,7 +59,8 @@ def main() -> int:
             continue
         for size in _sizes(row, arguments.sizes.split(",")):
             cells.append(_measured(row, size))
-            good = good and len(cells[-1]) == len(HEADER) and "different" not in cells[-1][-1]
+            failed = cells[-1][2].startswith("FAILED") or "different" in cells[-1][-1]
+            good = good and not failed
             print(markdown_table(HEADER, cells[-1:])[-1], flush=True)
     provenance = "; ".join(f"{name} {value}" for name, value in machine.provenance().items())
     lines = [TEXT, *markdown_table(HEADER, cells), "", provenance]
@@ -78,8 +79,8 @@ def _measured(row: Row, size: str) -> list[str]:
 
     arch = row.archs[0] if size == "true" else size
     named = [row.name, f"{arch} ({row.archs[0]})" if size.startswith(("tiny", "odd")) else arch]
-    if row.model not in ARCHITECTURES:
-        return [*named, "no exporter"]
+    if row.model not in ARCHITECTURES or not row.generates:
+        return [*named, "not in fairseq-generate"]
     with tempfile.TemporaryDirectory() as name:
         data = Path(name)
         row.checkpoint(data, size)

@@ -103,6 +103,11 @@ class Row:
         return TASKS.get(self.model, "speech_to_text")
 
     @property
+    def generates(self) -> bool:
+        """Whether `fairseq-generate --ov-engine` runs its task."""
+        return self.task != "audio_finetuning"
+
+    @property
     def flags(self) -> list[str]:
         """Of `fairseq-generate`, for its task."""
         languages = ["--source-lang", SOURCE_LANGUAGE, "--target-lang", TARGET_LANGUAGE]
