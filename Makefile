@@ -8,7 +8,7 @@ PEERS := optimum-intel-f32:optimum_intel.py/f32 optimum-intel-bf16:optimum_intel
 	whisper.cpp-q8_0:whisper_cpp.py/q8_0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long clean
+.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long bench-text clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench-whisper: setup peers ## measure Whisper against every other engine (20 min
 
 bench-long: setup peers ## measure long recordings (1 h): MODEL=base=DIR CORPUS=TSV OUTPUT=DIR [FLAGS]
 	@$(PYTHON) scripts/longform.py $(MODEL) --corpus $(CORPUS) --output $(OUTPUT) $(FLAGS)
+
+bench-text: setup ## measure text translation against CTranslate2 and eager Fairseq (15 minutes; FLAGS)
+	@$(PYTHON) scripts/translation.py --output benchmark/text $(FLAGS)
 
 clean: ## remove .venv, .venv-peers, caches and build files
 	@rm -rf .venv .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
