@@ -8,8 +8,8 @@ PEERS := optimum-intel-f32:optimum_intel.py/f32 optimum-intel-bf16:optimum_intel
 	whisper.cpp-q8_0:whisper_cpp.py/q8_0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long bench-architectures architectures \
-	covost covost-train clean
+.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long bench-text bench-architectures \
+	architectures covost covost-train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ covost-train: setup ## synthesize, train and pack the models of examples/covost 
 
 bench-long: setup peers ## measure long recordings (1 h): MODEL=base=DIR CORPUS=TSV OUTPUT=DIR [FLAGS]
 	@$(PYTHON) scripts/longform.py $(MODEL) --corpus $(CORPUS) --output $(OUTPUT) $(FLAGS)
+
+bench-text: setup ## measure text translation against CTranslate2 and eager Fairseq (15 minutes; FLAGS)
+	@$(PYTHON) scripts/translation.py --output benchmark/text $(FLAGS)
 
 bench-architectures: setup ## measure every architecture at true size beside eager Fairseq (25 minutes; FLAGS as for bench)
 	@.venv/bin/fairseq-openvino benchmark --models conformer-rel_pos,conformer-rope,conformer-abs,convtransformer,berard,xm \
