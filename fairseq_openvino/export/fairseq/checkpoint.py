@@ -90,7 +90,7 @@ def load(
         ModelError: vocabulary or feature size do not fit the weights.
     """
     try:
-        from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+        import fairseq.models  # noqa: F401
 
         from fairseq_openvino.checkpoint import load_checkpoint
         from fairseq_openvino.compat.shims import apply_shims
@@ -103,19 +103,7 @@ def load(
     state = load_checkpoint(checkpoint)
     arguments = _model_arguments(checkpoint, state, overrides)
     name = str(getattr(arguments, "_name", None) or getattr(arguments, "arch", ""))
-    if name not in ARCH_MODEL_NAME_REGISTRY and name.startswith(JOINT):
-        import_module(JOINT_MODELS)  # which registers them
-    architecture = ARCH_MODEL_NAME_REGISTRY.get(name, name)
-    if architecture in TWO_PASSES:
-        raise ArchitectureError(
-            f"Exporting failed: expected a model with one decoder, got {name!r}, whose second decoder reads "
-            "the text that its first one found, each by a search of its own. Generate with Fairseq itself."
-        )
-    if architecture not in known:
-        raise ArchitectureError(
-            f"Exporting failed: expected one of the architectures {', '.join(known)} (all sizes), "
-            f"got {name!r}. Generate with Fairseq itself."
-        )
+    architecture = _architecture(name, known)
     arguments = known[architecture].complete(arguments)
     source = {
         "checkpoint": checkpoint.name,
@@ -130,6 +118,30 @@ def load(
     model = _build(checkpoint, data, arguments, name, TASKS[task])
     _load_weights(checkpoint, model, _without_auxiliary(checkpoint, weights, model), arguments)
     return Loaded(model.eval(), arguments, architecture, data, source)
+
+
+def _architecture(name: str, known: Mapping[str, Architecture]) -> str:
+    """Fairseq's model name of an architecture.
+
+    Raises:
+        ArchitectureError: it is none of those that are accepted.
+    """
+    from fairseq.models import ARCH_MODEL_NAME_REGISTRY
+
+    if name not in ARCH_MODEL_NAME_REGISTRY and name.startswith(JOINT):
+        import_module(JOINT_MODELS)  # which registers them
+    architecture: str = ARCH_MODEL_NAME_REGISTRY.get(name, name)
+    if architecture in TWO_PASSES:
+        raise ArchitectureError(
+            f"Exporting failed: expected a model with one decoder, got {name!r}, whose second decoder reads "
+            "the text that its first one found, each by a search of its own. Generate with Fairseq itself."
+        )
+    if architecture not in known:
+        raise ArchitectureError(
+            f"Exporting failed: expected one of the architectures {', '.join(known)} (all sizes), "
+            f"got {name!r}. Generate with Fairseq itself."
+        )
+    return architecture
 
 
 def _model_arguments(
