@@ -195,7 +195,9 @@ def test_true_size_passes_the_gate(name: str, tmp_path: Path) -> None:
     assert report.passed
 
 
-def checkpoint(directory: Path, arch: str, leak: float = 1.0, **options: Any) -> Path:
+def checkpoint(
+    directory: Path, arch: str, leak: float = 1.0, utterances: int = 9, **options: Any
+) -> Path:
     """A data directory whose depthwise convolutions weigh their neighbours by `leak`."""
     path = write_checkpoint(directory, arch, **(SMALL | options))
     state = torch.load(path, weights_only=False)
@@ -203,28 +205,29 @@ def checkpoint(directory: Path, arch: str, leak: float = 1.0, **options: Any) ->
         if "depthwise_conv" in name:
             weights.mul_(leak)
     torch.save(state, path)
-    write_data(directory, utterances=9, frames=(20, 260))
+    write_data(directory, utterances, frames=(20, 260))
     return directory
 
 
 @pytest.fixture(scope="module")
 def leaky(shared: Shared) -> Path:
     """A data directory with a conformer of relative positions where padding is heard far off."""
-    return shared("leaky", lambda at: checkpoint(at, "s2t_conformer", leak=20.0, **RELATIVE))
+    return shared("leaky", lambda at: checkpoint(at, "s2t_conformer", 20.0, 5, **RELATIVE))
 
 
 def test_padding_leaks_as_in_fairseq_and_not_in_transcribe(leaky: Path, cache_dir: Path) -> None:
-    flags = ("--beam", "5", "--nbest", "2", "--max-len-b", "20")
+    flags = ("--beam", "5", "--nbest", "2", "--max-len-b", "12")
     alone = generate(leaky, *flags, "--batch-size", "1")
-    eager, engine = generate_both(leaky, cache_dir, *flags, "--batch-size", "9")
+    eager, engine = generate_both(leaky, cache_dir, *flags, "--batch-size", "5")
     assert_identical(eager, engine)
-    changed = [i for i, lines in alone.hypotheses.items() if lines[0] != eager.hypotheses[i][0]]
-    assert len(changed) > 4, "the leak is not strong"
+    pairs = ((lines[0], eager.hypotheses[i][0]) for i, lines in alone.hypotheses.items())
+    changes = [abs(one.score - other.score) for one, other in pairs]
+    assert sum(change > 0.01 for change in changes) > 2, changes
 
     bundle = cached_bundle(leaky / "checkpoint.pt", DataDirectory(leaky), {}, cache_dir)
     recognizer = load_model(bundle.directory)
-    clips = [leaky / "features" / f"test-{i}.npy" for i in range(9)]
-    asked = {"beam": 5, "nbest": 2, "max_len_b": 20}
+    clips = [leaky / "features" / f"test-{i}.npy" for i in range(5)]
+    asked = {"beam": 5, "nbest": 2, "max_len_b": 12}
     together = recognizer.transcribe_batch(clips, **asked)
     for i, (clip, transcript) in enumerate(zip(clips, together, strict=True)):
         one = recognizer.transcribe(clip, **asked)
