@@ -56,17 +56,18 @@ class Given:
     def __call__(self, x: Tensor, lengths: Tensor) -> dict[str, list[Tensor]]:
         """x (N, S, D), lengths (N,) -> encoder_out (S, N, D), encoder_padding_mask (N, S)."""
         mask = ~valid_frames(x, lengths)
-        found = {"encoder_out": [x.transpose(0, 1)], "encoder_padding_mask": [mask]}
+        masks = [mask] if mask.any() else []  # as Fairseq: a decoder is faster without
+        found = {"encoder_out": [x.transpose(0, 1)], "encoder_padding_mask": masks}
         return found | {name: [] for name in UNUSED}
 
     def reorder_encoder_out(
         self, found: dict[str, list[Tensor]], order: Tensor
     ) -> dict[str, list[Tensor]]:
         """Other rows."""
-        (x,), (mask,) = found["encoder_out"], found["encoder_padding_mask"]
+        (x,), masks = found["encoder_out"], found["encoder_padding_mask"]
         return found | {
             "encoder_out": [x.index_select(1, order)],
-            "encoder_padding_mask": [mask.index_select(0, order)],
+            "encoder_padding_mask": [mask.index_select(0, order) for mask in masks],
         }
 
 
