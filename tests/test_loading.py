@@ -206,7 +206,7 @@ def test_the_architecture_is_refused_before_anything_else(
             as_cfg(state, lambda args: vars(args) | {"_name": args.arch})
 
     path = changed(data, tmp_path, change)
-    with pytest.raises(ArchitectureError, match=f"s2t_transformer .*got '{arch}'"):
+    with pytest.raises(ArchitectureError, match=f"s2t_transformer.*got '{arch}'"):
         load(path, DataDirectory(tmp_path / "absent"), {}, ARCHITECTURES)
 
 
