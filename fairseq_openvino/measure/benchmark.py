@@ -234,6 +234,7 @@ class _Measurement:
         try:
             found = self.turns.alive[spec].ask("profile", beam=case.beam)
         except EngineFailed as error:
+            self.turns.stop(spec)  # it is loaded again if there is another case
             found = {"note": f"no profile: {error}"}
         self.records.write(PROFILE, case=case.number, engine=spec.name, **found)
 

@@ -48,9 +48,10 @@ def _steps(
 ) -> tuple[float, dict[str, float]]:
     """Median time of a step and mean time of each node type, us."""
     lengths = np.array([len(clip.features) for clip in clips])
-    features = np.zeros((len(clips), lengths.max(), clips[0].features.shape[1]), np.float32)
+    bins = model.manifest.dimensions.feature_bins  # a waveform has one
+    features = np.zeros((len(clips), lengths.max(), bins), np.float32)
     for row, clip in zip(features, clips, strict=True):
-        row[: len(clip.features)] = clip.features
+        row[: len(clip.features)] = clip.features.reshape(-1, bins)
     memory = model.encode(features, lengths)
     width = model.manifest.dimensions.vocabulary_size
     rows = memory.utterances * beam
