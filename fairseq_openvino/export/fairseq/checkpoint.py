@@ -37,6 +37,8 @@ MAX_NAMES_IN_MESSAGE = 5
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of the names in DistributedDataParallel and torch.compile."""
 FIRST_CONVOLUTION = "encoder.subsample.conv_layers.0.weight"
+BEGINNINGS = ("load_pretrained_encoder_from", "load_pretrained_decoder_from")
+"""Files that training began with, which some models read before the checkpoint's weights replace them."""
 JOINT = "dualinputs2ttransformer"
 """Begins the architectures of `JOINT_MODELS`, which Fairseq itself imports for its --user-dir only."""
 JOINT_MODELS = "fairseq.examples.speech_text_joint_to_text.models.s2t_dualinputtransformer"
@@ -191,6 +193,9 @@ def _build(
     from fairseq.models import ARCH_MODEL_REGISTRY
 
     _set_legacy_defaults(arguments, ARCH_MODEL_REGISTRY[name])
+    for option in BEGINNINGS:
+        if not Path(getattr(arguments, option, None) or ".").exists():
+            setattr(arguments, option, None)
     try:
         return setup(data, arguments).build_model(arguments, from_checkpoint=True)
     except Exception as error:  # a model may trip over its arguments anywhere
