@@ -247,17 +247,18 @@ def probe_freeze_regex(root: Path):
 
 
 def probe_joint_model(root: Path):
-    from fairseq.data import Dictionary
-    from fairseq.examples.speech_text_joint_to_text.models import s2t_dualinputtransformer as joint
+    from collections import namedtuple
 
-    symbols, options = Dictionary(), {"speech_encoder_layers": 1, "encoder_embed_dim": 16}
-    arguments = Namespace(
-        input_channels=1, max_source_positions=90, enc_grad_mult=1.0, enc2_along_grad_mult=1.0,
-        **options,
-    )  # fmt: skip
-    joint.dualinputs2ttransformer_s(arguments)
-    speech = joint.DualInputEncoder.build_spch_encoder(arguments)
-    return joint.DualInputEncoder(arguments, speech, None, symbols).spch_encoder is speech
+    from fairseq.models.speech_to_text.s2t_transformer import S2TTransformerEncoder
+
+    options = {  # as s2t_dualinputtransformer.py:build_spch_encoder states them
+        "input_feat_per_channel": 80, "input_channels": 1, "conv_kernel_sizes": "5,5",
+        "conv_channels": 16, "encoder_embed_dim": 16, "encoder_layers": 0, "dropout": 0.0,
+        "max_source_positions": 90, "no_scale_embedding": False, "encoder_freezing_updates": 0,
+        "encoder_normalize_before": True,
+    }  # fmt: skip
+    arguments = namedtuple("args", options)(**options)  # noqa: PYI024
+    return S2TTransformerEncoder(arguments).conv_version == "s2t_transformer"
 
 
 def probe_batches(root: Path):

@@ -22,7 +22,8 @@ from conftest import (
 
 from fairseq_openvino import load_model
 from fairseq_openvino.bundle import ENCODER_IR, FeatureConfig, SpecialTokens, TextConfig
-from fairseq_openvino.export.fairseq import berard, cached_bundle
+from fairseq_openvino.export.fairseq import ARCHITECTURES, berard, cached_bundle
+from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.parity import Report
 from fairseq_openvino.export.procedure import Original, export
@@ -137,6 +138,16 @@ def test_transcripts_do_not_depend_on_their_batch(tiny_berard: Path, cache_dir: 
     together = recognizer.transcribe_batch(paths, max_len_b=30)
     alone = [recognizer.transcribe(path, max_len_b=30) for path in paths]
     assert [each.text for each in together] == [each.text for each in alone]
+
+
+def test_the_encoder_that_training_began_with_is_not_needed(
+    tiny_berard: Path, tmp_path: Path
+) -> None:
+    state = torch.load(tiny_berard / "checkpoint.pt", weights_only=False)
+    state["args"].load_pretrained_encoder_from = str(tmp_path / "asr.pt")
+    torch.save(state, tmp_path / "checkpoint.pt")
+    loaded = load(tmp_path / "checkpoint.pt", DataDirectory(tiny_berard), {}, ARCHITECTURES)
+    assert loaded.architecture == berard.ARCHITECTURE
 
 
 @pytest.mark.soak

@@ -40,11 +40,11 @@ step() {
 
 # average NAME OUTPUT [FLAG...]: the last five epochs of RUN/NAME, without the optimizer
 average() {
-    files=$(find "$run/$1" -name 'checkpoint[0-9]*.pt' | sort -V | tail -5)
+    name=$1
     averaged=$2
     shift 2
-    # shellcheck disable=SC2086 # several files
-    python "$here/strip_checkpoint.py" $files --output "$averaged" "$@"
+    fairseq-openvino average-checkpoints --inputs "$run/$name" --num-epoch-checkpoints 5 \
+        --strip-paths --output "$averaged" "$@"
 }
 
 # train NAME EPOCHS DATA FLAG...: Fairseq resumes from RUN/NAME/checkpoint_last.pt by itself.
