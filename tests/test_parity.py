@@ -211,7 +211,8 @@ def transpose_heads(graphs: Graphs) -> None:
 
 
 def shift_encoder_positions(graphs: Graphs) -> None:
-    graphs.encoder.positions = graphs.encoder.positions.roll(1, 0)
+    body = getattr(graphs.encoder, "body", graphs.encoder)
+    body.positions = body.positions.roll(1, 0)
 
 
 def shift_decoder_positions(graphs: Graphs) -> None:
@@ -227,7 +228,7 @@ def forget_padding_in_cross_attention(graphs: Graphs) -> None:
 
 
 def forget_padding_in_the_encoder(graphs: Graphs) -> None:
-    for layer in graphs.encoder.layers:
+    for layer in getattr(graphs.encoder, "body", graphs.encoder).layers:
         forward = layer.forward
         layer.forward = lambda x, bias=None, forward=forward: forward(
             x, None if bias is None else bias * 0
