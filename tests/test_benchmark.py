@@ -56,6 +56,7 @@ def working(results: Results) -> list[Row]:
     return [row for row in results.rows if row.engine != FAILING.name]
 
 
+@pytest.mark.soak
 def test_all_f32_engines_find_eagers_hypotheses(results: Results) -> None:
     texts = {row.engine: row.texts for row in working(results)}
     assert set(texts) == {*EXACT, QUANTIZED}
@@ -65,6 +66,7 @@ def test_all_f32_engines_find_eagers_hypotheses(results: Results) -> None:
     assert len(set(texts["eager"])) > 1  # the utterances differ
 
 
+@pytest.mark.soak
 def test_lengths_are_fixed_and_times_add_up(results: Results) -> None:
     for row in working(results):
         assert row.audio_seconds == pytest.approx(3 * 0.8)
@@ -85,6 +87,7 @@ def test_engines_take_turns_within_each_round(tmp_path: Path) -> None:
     assert order == ["a", "b", "c", "b", "c", "a", "c", "a"]
 
 
+@pytest.mark.soak
 def test_ours_reports_its_precision_and_its_limit(results: Results) -> None:
     row = next(row for row in results.rows if row.engine == "ours-f32")
     assert row.precision["INFERENCE_PRECISION_HINT"] == "f32"
@@ -94,6 +97,7 @@ def test_ours_reports_its_precision_and_its_limit(results: Results) -> None:
     assert 0 < row.profile["fully_connected_share"] < 1
 
 
+@pytest.mark.soak
 def test_the_quantized_engine_is_quantized(run: tuple[Results, BenchmarkOptions]) -> None:
     work_dir = run[1].work_dir
     assert work_dir is not None
@@ -101,6 +105,7 @@ def test_the_quantized_engine_is_quantized(run: tuple[Results, BenchmarkOptions]
     assert open_bundle(bundle).manifest.precision == "int8"
 
 
+@pytest.mark.soak
 def test_files_hold_everything(results: Results, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     written = write(results, tmp_path / "benchmark.png")
@@ -113,6 +118,7 @@ def test_files_hold_everything(results: Results, tmp_path: Path) -> None:
     assert (tmp_path / "benchmark.png").stat().st_size > 5000
 
 
+@pytest.mark.soak
 def test_a_failing_engine_keeps_its_row(results: Results) -> None:
     errors = {row.engine: row.error for row in results.rows if row.error}
     assert errors == {FAILING.name: "KeyError: 'no such | thing'"}

@@ -105,6 +105,7 @@ def test_another_program_is_measured_as_it_is(results: Results) -> None:
     assert "| `scribe` | digital | 0.8 / 0.8 | 1 |" in table
 
 
+@pytest.mark.soak
 def test_other_programs_alone_get_a_model_too(
     run: tuple[Results, BenchmarkOptions], tmp_path: Path
 ) -> None:
@@ -252,6 +253,7 @@ def test_wrong_flags_are_named(flags: tuple[str, ...], named: str) -> None:
         parsed(*flags)
 
 
+@pytest.mark.soak
 def test_the_memory_curve(
     run: tuple[Results, BenchmarkOptions], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -183,7 +183,7 @@ def test_layers_left_in_f32_stay_so_at_every_precision(
     source: Bundle, recorded: list[Path], tmp_path: Path
 ) -> None:
     """Precision int8 quantizes weights as they load, but only those of original bundles."""
-    name = "/layers.0/out/MatMul"
+    name = "/body/layers.0/out/MatMul"
     graph = ov.Core().read_model(source.path(ENCODER_IR))
     quantized = compress.quantize(graph, EncoderSamples(recorded), 0.5, (name,))
     fed = {layer for layers in compress.layers(quantized).values() for layer in layers}

@@ -360,6 +360,7 @@ def test_an_output_that_cannot_be_written(mini_bundle: Path, tmp_path: Path) -> 
         evaluation.evaluate(options(tmp_path / "file" / "out", bundle=mini_bundle))
 
 
+@pytest.mark.soak
 def test_whisper_in_pytorch_and_openvino(
     whisper: Path, whisper_bundle: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def test_options_of_the_family_reproduce_fairseq(overrides: dict[str, Any], tmp_
     assert measure(model, arguments, tmp_path).passed
 
 
+@pytest.mark.soak
 def test_large_family_members_have_the_same_graphs_at_small_size(tmp_path: Path) -> None:
     """A member with `p` has more encoder layers: at one size it is the one without."""
     for size in ("s", "m", "l"):

@@ -34,6 +34,7 @@ def multitask(shared: Shared) -> Path:
     return shared("multitask", make)
 
 
+@pytest.mark.soak
 def test_engine_needs_no_auxiliary_decoder(
     multitask: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -121,6 +121,7 @@ def write_language_model(data: Path, directory: Path) -> Path:
     return directory / "lm.pt"
 
 
+@pytest.mark.soak
 def test_ensembles_mix_checkpoints_and_bundles(
     tiny: Path, cache_dir: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:

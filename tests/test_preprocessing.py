@@ -409,5 +409,5 @@ def test_export_says_what_it_assumes(tmp_path: Path, caplog: pytest.LogCaptureFi
 
     config = {"sample_rate": None, "eos_token": "absent"}
     with caplog.at_level(logging.WARNING):
-        _check_data(write_case(tmp_path, Case("said", False, config)))
+        _check_data(write_case(tmp_path, Case("said", False, config)), "s2t_transformer", 80)
     assert "16000 Hz is assumed" in caplog.text and "'absent' is not in the dict" in caplog.text

@@ -127,6 +127,7 @@ def test_one_unreadable_clip_does_not_hide_the_others(
     assert not printed.err
 
 
+@pytest.mark.soak
 def test_the_exit_code_of_a_run_is_passed_on(tiny: Path) -> None:
     words = [str(tiny), "--path", str(tiny / "checkpoint.pt"), "--task", "speech_to_text"]
     words += ["--user-dir", str(PACKAGE), "--ov-engine", "--retain-dropout"]

@@ -71,7 +71,10 @@ def original() -> Any:
     ).eval()
 
 
-@pytest.mark.parametrize(("language", "kind"), [("en", "single"), ("de", "single")])
+@pytest.mark.parametrize(
+    ("language", "kind"),
+    [("en", "single"), pytest.param("de", "single", marks=pytest.mark.soak)],
+)
 @pytest.mark.parametrize("timestamps", [False, True])
 @pytest.mark.parametrize("beam", [1, 5])
 def test_tokens_and_segments_equal_transformers(
