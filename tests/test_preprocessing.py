@@ -188,6 +188,7 @@ REFUSED = [
         )
     ),
     ({"use_audio_input": True}, "use_audio_input: true"),
+    ({"prepend_tgt_lang_tag_as_bos": True}, "prepend_tgt_lang_tag_as_bos: true"),
 ]
 
 

@@ -130,9 +130,10 @@ class DataDirectory:
     @property
     def unsupported(self) -> tuple[str, ...]:
         """What a bundle cannot reproduce; empty if it can do without Fairseq."""
-        channels = self.config.input_channels
+        channels, tag = self.config.input_channels, "prepend_tgt_lang_tag_as_bos"
         several = () if channels == 1 else (f"input_channels: {channels}",)
-        return (*several, *self.transforms.unsupported, *self.decoder.unsupported)
+        joint = (f"{tag}: true",) if self.config.config.get(tag) else ()
+        return (*several, *joint, *self.transforms.unsupported, *self.decoder.unsupported)
 
     def sources(self) -> list[Path]:
         """Every file whose content ends up in a bundle as it is."""
