@@ -18,16 +18,17 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 from peers.translation import Spec
 
 from fairseq_openvino import machine
-from fairseq_openvino.measure.material.text import (
-    SOURCE,
-    TARGET,
+from fairseq_openvino.measure.material.corpora import (
+    SOURCE_LANGUAGE,
+    TARGET_LANGUAGE,
     random_sentences,
-    write_checkpoint,
 )
+from fairseq_openvino.measure.material.s2t import write_checkpoint
 from fairseq_openvino.measure.process import Conversation, EngineFailed
 from fairseq_openvino.metrics import score
 from fairseq_openvino.s2t.decoders import sentencepiece as sentencepiece_text
@@ -47,7 +48,7 @@ def main() -> int:
     parser = ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--output", type=Path, required=True, help="for translation.md and models")
     parser.add_argument("--data", type=Path, help="trained: checkpoint.pt and dictionaries")
-    parser.add_argument("--languages", default=f"{SOURCE}-{TARGET}")
+    parser.add_argument("--languages", default=f"{SOURCE_LANGUAGE}-{TARGET_LANGUAGE}")
     parser.add_argument("--source", type=Path, help="its test set, plain text")
     parser.add_argument("--reference", type=Path, help="and what it should become")
     parser.add_argument("--arch", default="transformer_wmt_en_de", help="of the random model")
@@ -89,10 +90,11 @@ def _material(options: Namespace) -> tuple[list[str], list[str], int | None]:
     options.data = options.output / "model"
     if not options.data.is_dir():
         options.data.mkdir()
-        sizes = options.vocabulary, options.vocabulary
-        write_checkpoint(options.data, options.arch, sizes, share_all_embeddings=True)
-    length = options.tokens - 1, options.tokens - 1  # and eos
-    return random_sentences(max(BATCHES), length, options.vocabulary), [], options.tokens
+        size = {"vocabulary": options.vocabulary, "share_all_embeddings": True}
+        write_checkpoint(options.data, options.arch, **size)
+    lengths = [options.tokens - 1] * max(BATCHES)  # and eos
+    lines = random_sentences(np.random.default_rng(0), lengths, options.data)
+    return lines, [], options.tokens
 
 
 def _start(options: Namespace) -> dict[str, Conversation]:

@@ -20,7 +20,8 @@ from fairseq_openvino.errors import BatchError, ModelError, OptionError, Utteran
 from fairseq_openvino.export.fairseq import cached_bundle, export_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.text import TextDirectory
-from fairseq_openvino.measure.material.text import random_sentences, write_checkpoint, write_data
+from fairseq_openvino.measure.material.corpora import binarize, random_sentences
+from fairseq_openvino.measure.material.s2t import write_checkpoint
 from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.runtime.bfloat import widened
 from fairseq_openvino.runtime.rewrite import _best
@@ -47,10 +48,12 @@ ODD: tuple[dict[str, Any], ...] = (
 
 def checkpoint(directory: Path, source: int = 50, **options: Any) -> Path:
     """A random model with binarized data of `SENTENCES` random sentences; its path."""
-    sizes = (60, 60) if options.get("share_all_embeddings") else (source, 60)
-    path = write_checkpoint(directory, vocabularies=sizes, **options)
-    sentences = random_sentences(2 * SENTENCES, (1, 30), 50)
-    write_data(directory, sentences[:SENTENCES], sentences[SENTENCES:])
+    size = 60 if options.get("share_all_embeddings") else source
+    arch = options.pop("arch", "transformer")
+    path = write_checkpoint(directory, arch, source_vocabulary=size, **options)
+    random = np.random.default_rng(0)
+    lines = random_sentences(random, random.integers(1, 31, 2 * SENTENCES).tolist(), directory)
+    binarize(directory, lines[:SENTENCES], lines[SENTENCES:])
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ TONE_SAMPLES, PITCHES_HZ, LOUDNESS = 1600, (80, 4000), 0.3
 """Waveforms are tones: of noise a random model hears the same everywhere."""
 
 
-def describe(directory: Path, arguments: Any, dictionary: Any) -> dict[str, Any]:
+def describe(directory: Path, arguments: Any, dictionary: Any, model: Any) -> dict[str, Any]:
     """Write dictionary and configuration beside a checkpoint.
 
     Args:
         directory: what its arguments name as the data directory.
         arguments: of the model; where the data is, is stated in them.
-        dictionary: Fairseq's.
+        dictionary: Fairseq's, of the target.
+        model: of text, for the dictionary of its source.
 
     Returns:
         The configuration of the task, for a checkpoint of dataclasses.
@@ -44,8 +46,8 @@ def describe(directory: Path, arguments: Any, dictionary: Any) -> dict[str, Any]
             "autoregressive": autoregressive,
         }  # fmt: skip
     if arguments.task == "translation":
-        for language in (arguments.source_lang, arguments.target_lang):
-            dictionary.save(str(directory / f"dict.{language}.txt"))
+        dictionary.save(str(directory / f"dict.{arguments.target_lang}.txt"))
+        model.encoder.dictionary.save(str(directory / f"dict.{arguments.source_lang}.txt"))
         return {}
     dictionary.save(str(directory / "dict.txt"))
     raw = "use_audio_input: true\n" if hasattr(arguments, "w2v_args") else ""
@@ -152,23 +154,31 @@ def _write_text(
     references: list[str],
     random: np.random.Generator,
 ) -> Path:
-    """Both sides of a subset as `fairseq-preprocess` binarizes them."""
-    import torch
+    """Both sides of a subset."""
+    lengths = [max(1, count // FRAMES_PER_TOKEN) for count in frames]
+    return binarize(directory, random_sentences(random, lengths, directory), references, subset)
+
+
+def random_sentences(
+    random: np.random.Generator, lengths: Sequence[int], directory: Path
+) -> list[str]:
+    """Sentences of so many symbols each of the source dictionary of a text model."""
+    lines = (directory / f"dict.{SOURCE_LANGUAGE}.txt").read_text().splitlines()
+    symbols = [line.split()[0] for line in lines]
+    return [" ".join(random.choice(symbols, length)) for length in lengths]
+
+
+def binarize(
+    directory: Path, source: Sequence[str], target: Sequence[str], subset: str = "test"
+) -> Path:
+    """Both sides of a subset as `fairseq-preprocess` writes them, beside their dictionaries."""
     from fairseq.data import Dictionary, indexed_dataset
 
-    dictionary = Dictionary.load(str(directory / f"dict.{SOURCE_LANGUAGE}.txt"))
-    known = [max(1, count // FRAMES_PER_TOKEN) for count in frames]
-    items = [random.integers(SPECIAL_SYMBOLS, len(dictionary), count) for count in known]
-    sides = {
-        SOURCE_LANGUAGE: [torch.tensor([*item, dictionary.eos()]) for item in items],
-        TARGET_LANGUAGE: [
-            dictionary.encode_line(line, add_if_not_exist=False) for line in references
-        ],
-    }
-    for language, sentences in sides.items():
+    for language, lines in ((SOURCE_LANGUAGE, source), (TARGET_LANGUAGE, target)):
+        dictionary = Dictionary.load(str(directory / f"dict.{language}.txt"))
         prefix = directory / f"{subset}.{SOURCE_LANGUAGE}-{TARGET_LANGUAGE}.{language}"
         builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", len(dictionary))
-        for sentence in sentences:
-            builder.add_item(sentence)
+        for line in lines:
+            builder.add_item(dictionary.encode_line(line, add_if_not_exist=False))
         builder.finalize(f"{prefix}.idx")
     return Path(f"{prefix}.idx")

@@ -37,16 +37,18 @@ def random_model(
     seed: int = 0,
     sharpness: float = SHARPNESS,
     gain: float | None = None,
+    source_vocabulary: int | None = None,
     **overrides: Any,
 ) -> tuple[Any, Any, Any]:
     """A model with random weights, as Fairseq builds it.
 
     Args:
         arch: of Fairseq's registry, as `s2t_transformer_s`.
-        vocabulary: V, special symbols included; text models have it on both sides.
+        vocabulary: V, special symbols included.
         seed: of the weights.
         sharpness: factor of the output layer's weights.
         gain: factor of matrices outside wav2vec 2.0; None: that of `GAINS`.
+        source_vocabulary: V of what a text model reads; None: as what it writes.
         overrides: model arguments; `w2v` is a dictionary of those of a wav2vec 2.0 encoder.
 
     Returns:
@@ -57,9 +59,10 @@ def random_model(
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY
 
     torch.manual_seed(seed)
-    dictionary = Dictionary()
-    for i in range(vocabulary - SPECIAL_SYMBOLS):
-        dictionary.add_symbol(f"t{i}")
+    dictionary, source = Dictionary(), Dictionary()
+    for each, size in ((dictionary, vocabulary), (source, source_vocabulary or vocabulary)):
+        for i in range(size - SPECIAL_SYMBOLS):
+            each.add_symbol(f"t{i}")
     name = ARCH_MODEL_NAME_REGISTRY[arch]
     task = TASKS.get(name, "speech_to_text")
     if task == "audio_finetuning":
@@ -67,9 +70,7 @@ def random_model(
     else:
         arguments = _namespace(arch, name, task, overrides)
         ARCH_CONFIG_REGISTRY[arch](arguments)
-    built_by = Namespace(
-        target_dictionary=dictionary, source_dictionary=dictionary, multitask_tasks={}
-    )
+    built_by = Namespace(target_dictionary=dictionary, source_dictionary=source, multitask_tasks={})
     model = ARCH_MODEL_REGISTRY[arch].build_model(arguments, built_by)
     gain = GAINS.get(name, 1.0) if gain is None else gain
     with torch.no_grad():
@@ -160,7 +161,7 @@ def write_checkpoint(
     import torch
 
     model, arguments, dictionary = random_model(arch, **options)
-    task = describe(directory, arguments, dictionary)
+    task = describe(directory, arguments, dictionary, model)
     history = {"criterion_name": "x", "optimizer_name": "y", "lr_scheduler_state": {}}
     state = {
         "args": None,
