@@ -171,6 +171,7 @@ def test_the_other_modes(source: Bundle, work: Path, tmp_path: Path, mode: str) 
     assert not compress.layers(graph)  # activations are as they were
 
 
+@pytest.mark.soak
 def test_every_family_goes_through_the_contract(whisper_bundle: Path, tmp_path: Path) -> None:
     options = Options(
         text_column="src_text", calibration_size=2, held_out_size=1, validation_size=2, max_drop=100,
