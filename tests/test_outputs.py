@@ -213,8 +213,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @contextmanager
 def live(*words: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """The command with it, for a minute at most."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    """The command with it, for a minute at most; it heeds Ctrl-C even where the tests' own shell does not."""
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     command = [sys.executable, "-c", LIVE, "transcribe", *map(str, words), "--model", "fake"]
     environment = child_environment(PYTHONUNBUFFERED="")
     with subprocess.Popen(command, text=True, env=environment, **pipes | options) as process:
