@@ -34,7 +34,12 @@ from fairseq_openvino.export.fairseq.architecture import Architecture
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.data import DataDirectory
 from fairseq_openvino.export.fairseq.preprocessing import fail
-from fairseq_openvino.export.fairseq.task import AUDIO_FINETUNING, Data
+from fairseq_openvino.export.fairseq.task import (
+    AUDIO_FINETUNING,
+    SPEECH_TEXT_JOINT,
+    TRANSLATION,
+    Data,
+)
 from fairseq_openvino.export.fairseq.text import TextDirectory
 from fairseq_openvino.export.first_use import announced, remembered_sha256, tool_versions
 from fairseq_openvino.export.options import ExportOptions
@@ -58,7 +63,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         complete=xm_transformer.complete,
     ),
     berard.ARCHITECTURE: Architecture(berard.build, berard.Reference),
-    transformer.ARCHITECTURE: transformer.ROW,
+    transformer.ARCHITECTURE: Architecture(
+        transformer.build, task=TRANSLATION, cases=transformer.CASES
+    ),
     wav2vec_ctc.ARCHITECTURE: Architecture(
         wav2vec_ctc.build,
         wav2vec_ctc.Reference,
@@ -66,7 +73,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         wav2vec2.CASES,
         wav2vec_ctc.complete,
     ),
-    dual_input.ARCHITECTURE: Architecture(dual_input.build, dual_input.reference, dual_input.TASK),
+    dual_input.ARCHITECTURE: Architecture(
+        dual_input.build, dual_input.reference, SPEECH_TEXT_JOINT
+    ),
     wav2vec_seq2seq.ARCHITECTURE: Architecture(
         wav2vec_seq2seq.build,
         wav2vec_seq2seq.Reference,

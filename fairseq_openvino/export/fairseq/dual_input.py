@@ -16,7 +16,6 @@ from fairseq_openvino.export.fairseq import architecture, s2t_transformer, trans
 from fairseq_openvino.export.graphs import Graphs
 
 ARCHITECTURE = "dual_input_s2t_transformer"
-TASK = "speech_text_joint_to_text"
 
 
 def build(model: Any, arguments: Any) -> Graphs:

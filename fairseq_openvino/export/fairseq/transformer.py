@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_openvino.export.fairseq import transformer_decoder
-from fairseq_openvino.export.fairseq.architecture import Architecture
-from fairseq_openvino.export.fairseq.task import TRANSLATION
 from fairseq_openvino.export.fairseq.transformer_decoder import (
     key_bias,
     position_table,
@@ -82,6 +80,3 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = layer(x, bias)
         return (x if self.norm is None else self.norm(x)), lengths
-
-
-ROW = Architecture(build, task=TRANSLATION, cases=CASES)
