@@ -81,7 +81,7 @@ def staged_file(target: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise unwritable("Writing", target, error) from error
     finally:
@@ -194,7 +194,7 @@ def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
             if target.exists():
                 os.rename(target, work / OLD)
             os.rename(stage, target)
-            _sync(target.parent)
+            sync(target.parent)
     except StorageError:
         raise
     except OSError as error:
@@ -244,11 +244,12 @@ def unwritable(action: str, where: Path | str, error: OSError) -> StorageError:
 
 def _sync_tree(directory: Path) -> None:
     for path in directory.iterdir():
-        _sync(path)
-    _sync(directory)
+        sync(path)
+    sync(directory)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
     if sys.platform == "win32":  # flushes only what is open for writing, and no directory
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -239,6 +239,8 @@ class Bundle:
 
     directory: Path
     manifest: Manifest
+    digest: str = ""
+    """SHA-256 of the file manifest.json, which names that of every other file."""
 
     def path(self, name: str | None) -> Path:
         """Path of a file that the manifest lists."""
@@ -271,10 +273,10 @@ def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
         BundleError: the manifest or a file is missing, damaged, not regular, or of another format.
     """
     root = Path(directory)
-    manifest = read_manifest(root)
+    manifest, digest = _read_manifest(root)
     for name, expected in manifest.files.items():
         _verify_file(root, name, expected)
-    return Bundle(root, manifest)
+    return Bundle(root, manifest, digest)
 
 
 def _fail(root: Path, expected: str, got: object) -> BundleError:
@@ -288,11 +290,18 @@ def read_manifest(root: Path) -> Manifest:
     Raises:
         BundleError: it is missing, damaged or of another format.
     """
+    return _read_manifest(root)[0]
+
+
+def _read_manifest(root: Path) -> tuple[Manifest, str]:
+    """The manifest, and the SHA-256 of its file."""
     path = root / MANIFEST
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        with open(path, "rb") as file:
+            stored = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(stored) > MAX_MANIFEST_BYTES:
             raise _fail(root, f"a manifest below {MAX_MANIFEST_BYTES} bytes", "a larger one")
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(stored.decode())
     except (OSError, ValueError, RecursionError) as error:
         raise _fail(root, f"a readable {MANIFEST}", error) from error
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
@@ -301,7 +310,8 @@ def read_manifest(root: Path) -> Manifest:
     if found not in (1, FORMAT):
         raise _fail(root, f"bundle format 1 or {FORMAT}", repr(found))
     try:
-        return _of_format_1(content) if found == 1 else msgspec.convert(content, Manifest)
+        manifest = _of_format_1(content) if found == 1 else msgspec.convert(content, Manifest)
+        return manifest, hashlib.sha256(stored).hexdigest()
     except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
         raise _fail(root, "a complete manifest", f"{type(error).__name__}: {error}") from error
 

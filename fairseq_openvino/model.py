@@ -289,6 +289,22 @@ class News:
     """Once it is done."""
 
 
+class Ledger(Protocol):
+    """Answers of a model that a stopped process has computed already, in the order of the calls.
+
+    What a model is asked follows from the audio and its answers so far, so the answers kept lead a new
+    process to the call at which the other one stopped.
+    """
+
+    def known(self) -> Any:
+        """The answer of the next call, which then counts as made; None: it is to be computed."""
+        ...
+
+    def add(self, answer: Any) -> None:
+        """Keep the answer of a call that was computed; of JSON's types."""
+        ...
+
+
 class Session(Protocol):
     """Decoding state of one batch."""
 

@@ -15,7 +15,7 @@ from conftest import MINI, PACKAGE, child_environment
 FLOORS = [
     {"__init__"},
     {"errors"},
-    {"atomic", "machine", "tables", "flags", "tensors", "bundle"},
+    {"atomic", "journal", "machine", "tables", "flags", "tensors", "bundle"},
     {"model", "decoding", "pickles", "checkpoint"},
     {"speech"},
     {"compat"},

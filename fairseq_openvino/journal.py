@@ -1,0 +1,117 @@
+"""Append-only records: what a process has finished stays finished, whenever and however it is stopped.
+
+A line is the CRC-32 of a JSON object in eight hexadecimal digits, a blank, and the object. Each process
+appends to a file of its own. What a killed one left of its last line is cut off when the file is opened to
+go on, and left out, as damaged lines are, where it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fairseq_openvino.atomic import sync, unwritable
+
+SYNC_SECONDS = 1.0
+"""Work whose records a loss of power may cost; a killed process loses no record."""
+
+
+class Journal:
+    """Appends records to a file; threads may share it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.syncing_seconds = 0.0
+        """Spent waiting for the disk."""
+        self._lock = threading.Lock()
+        try:
+            is_new = not path.exists()
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            _cut_torn_line(self._file)
+            if is_new:
+                sync(path.parent)
+        except OSError as error:
+            raise unwritable("Writing", path, error) from error
+        self._synced = time.monotonic()
+        self._is_dirty = False
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write a record, and see to it that it is on the disk within `SYNC_SECONDS` of the next call.
+
+        Raises:
+            StorageError: it was not written, not even in part.
+        """
+        content = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        line = content.encode("utf-8", "surrogatepass")
+        line = b"%08x %s\n" % (zlib.crc32(line), line)
+        with self._lock:
+            before = os.lseek(self._file, 0, os.SEEK_END)
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+            except OSError as error:
+                os.ftruncate(self._file, before)
+                raise unwritable("Writing", self.path, error) from error
+            self._is_dirty = True
+            is_due = time.monotonic() - self._synced >= SYNC_SECONDS
+        if is_due:
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            StorageError: it is not.
+        """
+        with self._lock:
+            if not self._is_dirty:
+                return
+            started = time.monotonic()
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                raise unwritable("Writing", self.path, error) from error
+            self._synced = time.monotonic()
+            self.syncing_seconds += self._synced - started
+            self._is_dirty = False
+
+    def close(self) -> None:
+        """Sync, and end writing."""
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file, which may be growing; a line that is damaged or not finished is none."""
+    with open(path, "rb") as file:
+        for line in file:
+            checksum, _, content = line.rstrip(b"\n").partition(b" ")
+            if line.endswith(b"\n") and checksum == b"%08x" % zlib.crc32(content):
+                yield json.loads(content.decode("utf-8", "surrogatepass"))
+
+
+def _cut_torn_line(file: int) -> None:
+    """Remove what follows the last line end."""
+    end = position = os.lseek(file, 0, os.SEEK_END)
+    while position > 0:
+        begin = max(position - (1 << 16), 0)
+        found = os.pread(file, position - begin, begin).rfind(b"\n")
+        if found >= 0:
+            position = begin + found + 1
+            break
+        position = begin
+    if position < end:
+        os.ftruncate(file, position)
