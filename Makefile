@@ -8,7 +8,7 @@ PEERS := optimum-intel-f32:optimum_intel.py/f32 optimum-intel-bf16:optimum_intel
 	whisper.cpp-q8_0:whisper_cpp.py/q8_0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test soak lint bench bench-whisper bench-long bench-text bench-architectures \
+.PHONY: help setup peers demo test soak test-fault lint bench bench-whisper bench-long bench-text bench-architectures \
 	architectures covost covost-train clean
 
 help: ## show this list
@@ -26,8 +26,11 @@ demo: setup ## translate the shipped clips with both engines; subtitle a recordi
 test: lint ## lint, type-check and run the quick tests
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -q -n auto --dist loadfile -m "not soak and not fault and not bench"
 
-soak: setup ## run the slow tests: large models, 10,000 random searches
-	@$(PYTHON) -m pytest tests -q -m "soak or fault or bench"
+soak: setup ## run the slow tests: large models, 10,000 random searches, memory
+	@$(PYTHON) -m pytest tests -q -m "soak or bench"
+
+test-fault: setup ## kill, refuse, flip and cut: the full form of what tests/README.md lists
+	@$(PYTHON) -m pytest tests -q -m fault
 
 lint: setup ## ruff and mypy
 	@$(PYTHON) -m ruff check .
