@@ -121,13 +121,14 @@ def finish(
     from fairseq_openvino.jobs.work import work
     from fairseq_openvino.jobs.worker import Worker
 
-    while retry_failed or not job.merge():
+    is_done = job.results.exists() and not retry_failed
+    while not is_done:
         with Worker(job, retry_failed) as worker:
             for records in work(worker, transcribe):
                 for record in records:
                     if documents is not None:
                         documents.write(record)
-        retry_failed = False
+        retry_failed, is_done = False, job.merge()
 
 
 def _summary(job: jobs.Job, documents: Documents | None) -> int:
@@ -138,6 +139,8 @@ def _summary(job: jobs.Job, documents: Documents | None) -> int:
             documents.write(record)
         total, damaged = total + 1, damaged + (record["damage"] is not None)
         failed += [record["error"]] if record["error"] is not None else []
+    if documents is not None:
+        documents.sync()
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
     for count, what in ((len(failed), "failed (--retry-failed)"), (damaged, "are damaged")):

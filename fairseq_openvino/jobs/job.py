@@ -56,6 +56,7 @@ class Job:
             if len(index.done(leases)) < len(self.plan.batches):
                 return False
             if not self.results.exists():
+                _clear(self.directory)
                 with staged_file(self.results) as file:
                     for record in self.records(index):
                         file.write(_lines(record))
@@ -83,6 +84,14 @@ class Job:
         done = self.done(index)
         for batch in sorted(done):
             yield from index.files(done[batch])
+
+
+def _clear(directory: Path) -> None:
+    """Remove what killed processes have not published; the lock is held."""
+    for path in directory.glob(".*"):
+        with suppress(OSError):
+            if path.name != LOCK:
+                path.unlink()
 
 
 def begin(directory: Path, plan: Plan) -> Job:

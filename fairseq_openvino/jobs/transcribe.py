@@ -116,13 +116,13 @@ class Transcribe:
         recognizer = self.recognizer()
         options = completed(recognizer, self.options, self.formats, self.layout)
         is_split = options.get("channel") == SPLIT
-        for news in recognizer.follow(list(files), self.batch_size, **options):
+        for news in recognizer.follow(list(found), self.batch_size, **options):
             heard(news)
             path = news.path
             if path not in found or (is_split and isinstance(news.result, Transcript)):
                 path = path.rpartition("#")[0]
             self._take(found[path], news)
-        return list(found.values())
+        return [found[path] for path in files]
 
     def _take(self, record: dict[str, Any], news: News) -> None:
         """What became of a file, or of one of its channels."""

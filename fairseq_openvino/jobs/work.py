@@ -48,8 +48,9 @@ def work(
                 running -= 1
             else:
                 yield found
+        worker.check()
     finally:
-        worker.stopping.set()
+        worker.stop()
         for thread in threads:
             while thread.is_alive():
                 with suppress(Empty):  # make room, so that it can end
