@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -12,13 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import MINI, child_environment
+import soundfile
+from conftest import MINI, child_environment, write_table
 
 from fairseq_openvino import cli
 from fairseq_openvino.errors import ModelError, OptionError, StorageError
@@ -395,3 +398,176 @@ def test_records_cost_less_than_a_millisecond_a_file(tmp_path: Path) -> None:
     each = (time.process_time() - began) / 2000
     print(f"{1e3 * each:.3f} ms of CPU a file")
     assert each < 1e-3
+
+
+def words(bundle: Path, job: Path, files: Any, *more: object) -> list[str]:
+    """Of the command."""
+    some = [str(each) for each in (files if isinstance(files, list) else [files])]
+    flags = ("--model", bundle, "--beam", 1, "--threads", 1, "--job", job, *more)
+    return ["transcribe", *some, *map(str, flags)]
+
+
+def everything(job: Path, output: Path) -> dict[str, bytes]:
+    """The results, and all files of the output directory, by name."""
+    found = {path.name: path.read_bytes() for path in output.glob("[!.]*")}
+    return found | {"results": (job / jobs.RESULTS).read_bytes()}
+
+
+FORMATS = ("--format", "text,srt", "--output-dir")
+
+
+def clips(directory: Path, count: int) -> Path:
+    """A directory with so many clips."""
+    directory.mkdir()
+    for i in range(count):
+        (directory / f"{i:04d}.mp3").symlink_to(CLIPS[i % len(CLIPS)])
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("files", "batch", "kills"), [(8, 2, 3), pytest.param(1000, 8, 100, marks=pytest.mark.fault)]
+)
+def test_a_job_killed_at_random_points_gives_the_bytes_of_an_undisturbed_one(
+    files: int, batch: int, kills: int, mini_bundle: Path, server: Server, tmp_path: Path
+) -> None:
+    """Killed in loading, decoding, committing, writing and merging; once it is done, another begins."""
+    chance, inputs = random.Random(SEED), clips(tmp_path / "clips", files)
+    log, flags = str(tmp_path / "log"), ("--batch-size", batch, *FORMATS)
+    began = time.monotonic()
+    assert cli.main(words(mini_bundle, tmp_path / "0", inputs, *flags, tmp_path / "o0")) == 0
+    seconds, whole = time.monotonic() - began, everything(tmp_path / "0", tmp_path / "o0")
+    assert len(whole) == 2 * files + 1
+    killed, rounds = 0, 0
+    while killed < kills or rounds == 0:
+        rounds += 1
+        job, output, code = tmp_path / str(rounds), tmp_path / f"o{rounds}", -1
+        while code != 0:
+            child = server.start("command", log, words(mini_bundle, job, inputs, *flags, output))
+            if killed < kills:
+                time.sleep(chance.uniform(0.0, min(seconds, 3.0)))
+                with suppress(ProcessLookupError):  # it was done before
+                    os.kill(child, signal.SIGKILL)
+            code = server.wait()
+            assert code in (0, -signal.SIGKILL), Path(log).read_text()
+            killed += code != 0
+        assert everything(job, output) == whole, f"seed {SEED}"
+    print(f"seed {SEED}: {killed} kills, {rounds} jobs of {files} files in {seconds:.1f} s")
+
+
+def test_ctrl_c_and_a_full_disk_stop_a_job_that_can_go_on(
+    mini_bundle: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs, job, log = clips(tmp_path / "clips", 6), tmp_path / "job", tmp_path / "log"
+    line = words(mini_bundle, job, inputs, "--batch-size", 1)
+    server.start("command", str(log), line, 2500)  # as much as one record has
+    assert server.wait() == 5
+    assert re.search("error: Writing failed in .*File too large", log.read_text())
+    child = server.start("command", str(log), line)
+    while not any((job / jobs.LEASES).glob("*.1")):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGINT)
+    assert server.wait() == 130
+    assert re.search(
+        r"^stopped: \d of 6 files are done; the same command goes on$", log.read_text(), re.M
+    )
+    assert not any((job / "workers").iterdir()) and not (job / jobs.RESULTS).exists()
+    assert cli.main(line) == 0
+    assert cli.main(words(mini_bundle, tmp_path / "2", inputs, "--batch-size", 1)) == 0
+    assert (job / jobs.RESULTS).read_bytes() == (tmp_path / "2" / jobs.RESULTS).read_bytes()
+    assert (
+        capsys.readouterr().err
+        == f"results: {job / jobs.RESULTS}\nresults: {tmp_path / '2' / jobs.RESULTS}\n"
+    )
+
+
+def test_threads_are_part_of_the_plan(
+    mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another number gives the same tokens, and scores that differ by roundings."""
+    inputs, found = clips(tmp_path / "clips", 8), []
+    for threads in (1, 2):
+        line = words(mini_bundle, tmp_path / str(threads), inputs, "--threads", threads)
+        assert cli.main(line) == 0
+        lines = (tmp_path / str(threads) / jobs.RESULTS).read_text().splitlines()
+        found.append([json.loads(each)["hypotheses"][0] for each in lines])
+    for one, other in zip(*found, strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+    assert cli.main([*words(mini_bundle, tmp_path / "1", inputs, "--threads", 2)]) == 2
+    assert "got threads 1 -> 2. Repeat" in capsys.readouterr().err
+    line = words(mini_bundle, tmp_path / "1", inputs)
+    at = line.index("--threads")
+    del line[at : at + 2]
+    assert cli.main(line) == 0
+
+
+def test_a_manifest_names_its_outputs(
+    mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Parts of files, an audio_root, ids; --skip-existing is decided when the job begins."""
+    (tmp_path / "data").mkdir()
+    audio, output, job = clips(tmp_path / "clips", 3), tmp_path / "o", tmp_path / "job"
+    samples, rate_hz = soundfile.read(CLIPS[3])
+    soundfile.write(audio / "two.wav", np.concatenate([samples, samples]), rate_hz)
+    (tmp_path / "data" / "config.yaml").write_text("audio_root: ../clips\n")
+    n = len(samples)
+    table = write_table(
+        tmp_path / "data" / "test.tsv", ("id", "audio"), ("a/1", "0000.mp3"), ("b", "0001.mp3"),
+        ("first", f"two.wav:0:{n}"), ("second", f"two.wav:{n}:{n}"), ("c", str(CLIPS[4])),
+    )  # fmt: skip
+    output.mkdir()
+    (output / "b.txt").write_text("there")
+    line = words(mini_bundle, job, table, "--output-dir", output, "--skip-existing")
+    assert cli.main(line) == 0
+    texts = {path.stem: path.read_text().partition("\t")[2] for path in output.iterdir()}
+    assert sorted(texts) == ["a_1", "b", "c", "first", "second"] and texts.pop("b") == ""
+    assert texts["first"] == texts["second"] and len({*texts.values()}) == 3
+    results = [json.loads(each) for each in (job / jobs.RESULTS).read_text().splitlines()]
+    assert [Path(each["path"]).name for each in results] == [
+        "0000.mp3", f"two.wav:0:{n}", f"two.wav:{n}:{n}", CLIPS[4].name,
+    ]  # fmt: skip
+    assert status(jobs.read(job)).skipped == 1
+    assert cli.main(line) == 0
+    (output / "c.txt").unlink()
+    plain = ["transcribe", str(table), "--model", str(mini_bundle), "--beam", "1"]
+    assert cli.main([*plain, "--output-dir", str(output), "--skip-existing"]) == 0
+    assert (output / "c.txt").read_text().endswith(texts["c"]) and (
+        output / "b.txt"
+    ).read_text() == "there"
+    assert cli.main([*plain, "--skip-existing"]) == 2
+    assert cli.main([*plain, "--retry-failed"]) == 2
+    error = capsys.readouterr().err
+    assert "in --skip-existing: expected --output-dir too, got it alone" in error
+    assert "in --retry-failed: expected --job too, got it alone" in error
+
+
+def test_a_file_that_failed_is_decoded_in_its_batch_again(
+    mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the bytes of a job in which nothing ever failed."""
+    inputs = clips(tmp_path / "clips", 5)
+    (audio := inputs / "0001.mp3").unlink()
+    audio.write_bytes(content := CLIPS[1].read_bytes())
+    stamp = audio.stat().st_mtime_ns
+    line = [
+        *words(mini_bundle, tmp_path / "1", inputs, "--batch-size", 2, *FORMATS),
+        str(tmp_path / "o1"),
+    ]
+    audio.write_bytes(bytes(len(content)))
+    os.utime(audio, ns=(stamp, stamp))
+    for _ in range(2):
+        assert cli.main(line) == 1
+        error = capsys.readouterr().err
+        assert f"error: Decoding audio failed in {str(audio)!r}" in error
+        assert "1 of 5 files failed (--retry-failed)" in error
+    audio.write_bytes(content)
+    os.utime(audio, ns=(stamp, stamp))
+    assert cli.main([*line, "--retry-failed"]) == 0
+    other = [
+        *words(mini_bundle, tmp_path / "2", inputs, "--batch-size", 2, *FORMATS),
+        str(tmp_path / "o2"),
+    ]
+    assert cli.main(other) == 0
+    assert everything(tmp_path / "1", tmp_path / "o1") == everything(
+        tmp_path / "2", tmp_path / "o2"
+    )
