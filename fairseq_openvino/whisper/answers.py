@@ -212,13 +212,13 @@ class Answers:
 
     def _memory(self, jobs: Sequence[Job]) -> Memory:
         """Of the windows that the jobs heard last."""
-        first = jobs[0].memory
+        first = jobs[0].encoding
         assert first is not None
-        if len(jobs) == first.utterances and all(
-            job.memory is first and job.row == i for i, job in enumerate(jobs)
+        if len(jobs) == first.count and all(
+            job.encoding is first and job.row == i for i, job in enumerate(jobs)
         ):
-            return first
-        parts = [job.memory.take(np.array([job.row])) for job in jobs if job.memory is not None]
+            return first.memory
+        parts = [job.encoding.memory.take(np.array([job.row])) for job in jobs if job.encoding]
         return Memory.join(parts, self.model.manifest.memory)
 
     def _previous(self, question: Window) -> tuple[int, ...]:

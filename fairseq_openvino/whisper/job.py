@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,20 @@ class Frames(Protocol):
     def window(self, seek: int, frames: int) -> np.ndarray:
         """At least `frames` of them from `seek` on, (T, F), float32."""
         ...
+
+
+class Encoding:
+    """Windows (N, T, F) that are encoded together, once the result is needed."""
+
+    def __init__(self, encode: Callable[[np.ndarray], Memory], windows: np.ndarray) -> None:
+        self._encode, self._windows, self.count = encode, windows, len(windows)
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Of all of them."""
+        memory = self._encode(self._windows)
+        del self._windows
+        return memory
 
 
 class Job:
@@ -84,10 +99,10 @@ class Job:
         self.language_probabilities: dict[str, float] = {}
         self.window: np.ndarray | None = None
         """That is to be encoded, (T, F)."""
-        self.memory: Memory | None = None
-        """Of the window heard last, and of others that were encoded with it."""
+        self.encoding: Encoding | None = None
+        """Of the window heard last, and of others with it."""
         self.row = 0
-        """Its place in `memory`."""
+        """Its place in `encoding`."""
         self._questions = driver.run()
         self.question: Question | None = next(self._questions, None)
         """That waits for its answer; None: done."""
@@ -100,13 +115,13 @@ class Job:
             return None
         return np.pad(found, ((0, self.size - len(found)), (0, 0)))
 
-    def encoded(self, found: tuple[Memory, int] | Exception) -> None:
-        """The window as the decoder reads it, and its place in the batch; or why there is none."""
+    def encoded(self, found: tuple[Encoding, int] | Exception) -> None:
+        """The batch with which the window is encoded, and its place there; or why it is not."""
         self.window = None
         if isinstance(found, Exception):
             self.fail(found)
         else:
-            self.memory, self.row = found
+            self.encoding, self.row = found
 
     def tell(self, answer: Any) -> None:
         """Answer the question; with an error, give up."""
@@ -129,7 +144,7 @@ class Job:
 
     def _let_go(self) -> None:
         """Of frames: there may be thousands of pieces."""
-        self.memory = self.window = self._source = None
+        self.encoding = self.window = self._source = None
         self._gate, self._judge = lambda window, frames: False, lambda job: None
 
     def detected(self, probabilities: dict[str, float]) -> None:

@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from fairseq_openvino.errors import concerns_one_clip, named
-from fairseq_openvino.model import Clip, Model, News, Segment, Word
+from fairseq_openvino.model import Clip, Ledger, Model, News, Segment, Word
+from fairseq_openvino.replay import Replay
 from fairseq_openvino.runtime.voice import load_voice
 from fairseq_openvino.speech.activity import (
     FRAME_SAMPLES,
@@ -103,15 +105,24 @@ class Transcription:
         model: compiled.
         options: checked.
         width: windows decoded together.
+        ledger: of what the model answers.
     """
 
-    def __init__(self, traits: Traits, model: Model, options: WhisperOptions, width: int) -> None:
+    def __init__(
+        self,
+        traits: Traits,
+        model: Model,
+        options: WhisperOptions,
+        width: int,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.traits, self.options, self.width = traits, options, width
         self.short = Answers.of(traits, model, options, width)
         """Of recordings up to one window."""
         self.long = Answers.of(traits, model, replace(options, timestamps=True), width)
         """Windows of longer ones follow each other by timestamps."""
         self._tracks: deque[Track | News] = deque()
+        self._replay = Replay(ledger)
 
     def follow(self, recordings: Iterable[Recording | Clip | News]) -> Iterator[News]:
         """News of each recording, its result last, in the order given.
@@ -121,7 +132,7 @@ class Transcription:
         """
         jobs = ahead(self._jobs(recordings), self.width if self.options.chunked else 1)
         with closing(jobs):
-            for _ in run(jobs, self.width):
+            for _ in run(self._in_known_language(jobs), self.width, self._replay):
                 yield from self._told()
         yield from self._told()
 
@@ -187,9 +198,19 @@ class Transcription:
         track.samples, track.answers, track.is_long = source.samples, self.long, True
         track.voice = np.concatenate([*heard, listener.end()])
         job = self.long.recorded(source, _voice([track.voice]))
-        if job.language is None and self.options.language_windows > 1:
-            job.detected(self.long.languages(job, self.options.language_windows))
         yield job, None
+
+    def _in_known_language(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Jobs whose language is detected in several windows, if that is wanted, before all else."""
+        count = self.options.language_windows
+        for job in jobs:
+            if job.answers is self.long and job.language is None and count > 1:
+                try:
+                    found = self._replay(dict[str, float], partial(self.long.languages, job, count))
+                    job.detected(found)
+                except Exception as error:
+                    job.fail(error)
+            yield job
 
     def _encoded(self, clip: Clip) -> int:
         return self.traits.encoded_frames(clip, self.options)
