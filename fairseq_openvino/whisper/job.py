@@ -17,6 +17,10 @@ Voice = Callable[[Window], bool]
 """Whether a voice detector hears anybody in a window."""
 
 
+Origin = Callable[[], tuple[int, ...]]
+"""What tells a recording, or a piece of one, from others by its content: numbers that seed its samples."""
+
+
 class Answers(Protocol):
     """What answers questions; jobs that share one are answered together."""
 
@@ -69,6 +73,7 @@ class Job:
         gate: whether anybody may be speaking in the frames (n, F) of a window; if not, it is answered
             by None.
         voice: whether a voice detector hears anybody in a window.
+        origin: is called when it is decoded at a temperature above 0.
         judge: is called when it is done and may `restart` it.
     """
 
@@ -81,11 +86,12 @@ class Job:
         limit: int,
         gate: Callable[[Window, np.ndarray], bool],
         voice: Voice | None = None,
+        origin: Origin = tuple,
         judge: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self.answers, self._gate, self._judge = answers, gate, judge
         self._source: Frames | None = source
-        self.voice = voice
+        self.voice, self.origin = voice, origin
         self.error: Exception | None = None
         self.decoded_again: str | None = None
         """Why."""
@@ -146,6 +152,7 @@ class Job:
         """Of frames: there may be thousands of pieces."""
         self.encoding = self.window = self._source = None
         self._gate, self._judge = lambda window, frames: False, lambda job: None
+        self.origin = tuple
 
     def detected(self, probabilities: dict[str, float]) -> None:
         """Languages by code, most probable first; none: nobody speaks."""

@@ -179,7 +179,8 @@ class Transcription:
             for piece in pieces(_counted(track), load_voice(), ActivityOptions(), size):
                 features = front_end(piece.waveform, RATE_HZ)
                 clip = Clip(recording.name, features, piece.seconds)
-                yield self.short.job(clip, self._encoded(clip), None, one_window=True), piece
+                origin = partial(_origin, recording, piece.spans[0].start)
+                yield self.short.job(clip, self._encoded(clip), None, True, origin), piece
             return
         listener = load_voice().listen()
         waveform = _at_most(recording, self.traits.window * HOP_SAMPLES)
@@ -188,7 +189,8 @@ class Transcription:
             features = front_end(waveform, recording.rate_hz)
             clip = Clip(recording.name, features, track.duration)
             voice = _voice([listener.hear(waveform), listener.end()])
-            yield self.short.job(clip, self._encoded(clip), voice), None
+            origin = partial(_origin, recording)
+            yield self.short.job(clip, self._encoded(clip), voice, origin=origin), None
             return
         heard: list[np.ndarray] = []
         source = Spectrogram(
@@ -197,7 +199,7 @@ class Transcription:
         )  # fmt: skip
         track.samples, track.answers, track.is_long = source.samples, self.long, True
         track.voice = np.concatenate([*heard, listener.end()])
-        job = self.long.recorded(source, _voice([track.voice]))
+        job = self.long.recorded(source, _voice([track.voice]), partial(_origin, recording))
         yield job, None
 
     def _in_known_language(self, jobs: Iterable[Job]) -> Iterator[Job]:
@@ -231,6 +233,11 @@ class Transcription:
             speech = uncovered(spans(track.voice, track.samples), track.segments)
             found = replace(found, uncovered=tuple(speech))
         return News(name, track.duration, track.duration, (), found)
+
+
+def _origin(recording: Recording, start: int = 0) -> tuple[int, ...]:
+    """See `job.Origin`; of a piece that starts with this sample."""
+    return recording.digest, start
 
 
 def _voice(probabilities: list[np.ndarray]) -> Voice:
