@@ -24,10 +24,12 @@ from fairseq_openvino.commands import (
     doctor,
     evaluate,
     export,
+    info,
     quantize,
     transcribe,
     translate,
     verify,
+    verify_bundle,
 )
 from fairseq_openvino.commands.outputs import abandon_stdout
 from fairseq_openvino.errors import (
@@ -42,6 +44,8 @@ COMMANDS = {
     "average-checkpoints": (average_checkpoints, "mean of Fairseq checkpoints, as a checkpoint"),
     "export": (export, "checkpoint to bundle"),
     "verify": (verify, "fairseq-generate twice: eager and --ov-engine, compared"),
+    "verify-bundle": (verify_bundle, "a bundle: intact, as expected, right on a device"),
+    "info": (info, "what a bundle is, and what it was made from"),
     "transcribe": (transcribe, "audio files to text"),
     "translate": (translate, "lines of text to lines of text"),
     "detect-language": (detect_language, "which language is spoken"),
