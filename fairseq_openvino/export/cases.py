@@ -32,6 +32,9 @@ KEPT = 5
 """Log-probabilities of a position, the largest."""
 MAX_POSITIONS = 200
 """Of a case, spread evenly: with what a position takes, 75 bytes, a file stays below 100 kB."""
+MAX_NUMBERS = 1 << 24
+"""Of a batch of features; those of the gate have up to 400,000."""
+Steps = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
 Checksum = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 BOUNDS = {"f16": 1e-2, "bf16": 0.1, "int8": 0.2, "fast": 0.2}
 """Accepted error of a log-probability, in the largest |logit|, where it is not that of the gate: twice the
@@ -44,7 +47,7 @@ class Case:
 
     frames: tuple[Count, ...]
     """T of each utterance."""
-    steps: Count
+    steps: Steps
     checksum: Checksum
     """CRC-32 of what the model is given."""
     tokens: tuple[tuple[Count, ...], ...]
@@ -120,8 +123,12 @@ def read(bundle: Bundle) -> Stored | None:
         stored = msgspec.convert(strict_json(path.read_bytes()), Stored)
     except ValueError as error:  # msgspec's are such
         raise _malformed(path, error) from error
-    symbols = bundle.manifest.dimensions.vocabulary_size
+    sizes = bundle.manifest.dimensions
+    symbols = sizes.vocabulary_size
     for case in stored.cases:
+        frames = len(case.frames) * max(case.frames, default=0)
+        if not 0 < frames * max(sizes.feature_bins, 1) <= MAX_NUMBERS:
+            raise _malformed(path, f"a batch of {frames} frames")
         shapes = [list(map(len, rows)) for rows in (case.tokens, case.log_probs)]
         if shapes[0] != shapes[1] or set(shapes[0]) != {min(KEPT, symbols)}:
             raise _malformed(path, f"not {KEPT} tokens and log-probabilities of each position")
