@@ -24,11 +24,13 @@ from fairseq_openvino.commands import (
     doctor,
     evaluate,
     export,
+    info,
     job,
     quantize,
     transcribe,
     translate,
     verify,
+    verify_bundle,
 )
 from fairseq_openvino.commands.outputs import abandon_stdout
 from fairseq_openvino.errors import (
@@ -43,6 +45,8 @@ COMMANDS = {
     "average-checkpoints": (average_checkpoints, "mean of Fairseq checkpoints, as a checkpoint"),
     "export": (export, "checkpoint to bundle"),
     "verify": (verify, "fairseq-generate twice: eager and --ov-engine, compared"),
+    "verify-bundle": (verify_bundle, "a bundle: intact, as expected, right on a device"),
+    "info": (info, "what a bundle is, and what it was made from"),
     "transcribe": (transcribe, "audio files to text"),
     "job": (job, "how far a long job of transcribe is"),
     "translate": (translate, "lines of text to lines of text"),

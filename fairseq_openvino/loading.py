@@ -37,6 +37,7 @@ def load_model(
     threads: int | None = None,
     streams: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    expect: str | None = None,
 ) -> Recognizer:
     """Verify a model and prepare it for inference; graphs are compiled at their first use.
 
@@ -53,14 +54,15 @@ def load_model(
         streams: requests that may run at the same time.
         cache_dir: directory for compiled models and exported bundles; default: no compiled models are
             kept, and bundles in `export.cache.default_cache_dir()`.
+        expect: SHA-256 of the bundle's manifest.json, see `bundle.open_bundle`.
 
     Raises:
-        BundleError: the bundle is damaged or of an unknown family.
+        BundleError: the bundle is damaged, of an unknown family, or not the one expected.
         CheckpointError, ModelError: there is no such model, or it cannot be exported.
         MissingDependencyError: the export needs a package.
         OptionError: an option is out of range.
     """
-    bundle = find_bundle(source, data, config_yaml, cache_dir)
+    bundle = find_bundle(source, data, config_yaml, cache_dir, expect)
     precision = precision or bundle.manifest.runtime.inference
     return Recognizer(bundle, EngineOptions(device, precision, threads, streams, cache_dir))
 
@@ -70,19 +72,25 @@ def find_bundle(
     data: str | PathLike[str] | None = None,
     config_yaml: str | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    expect: str | None = None,
 ) -> Bundle:
     """The bundle of a model, exported now if it is none and not in the cache; as `load_model`."""
     if isinstance(source, Bundle):
-        return source
+        return source if expect is None else open_bundle(source.directory, expect)
     path, cache = Path(source), Path(cache_dir or default_cache_dir())
+    is_there = is_bundle(path) or (path / ENCODER_IR).exists()
+    if expect is not None and not is_there:
+        raise invalid(
+            ACTION, "expect", "a bundle", repr(str(source)), "Export it and name the bundle"
+        )
     if data is not None and not path.is_dir():
         return _of_fairseq(path, Path(data), config_yaml, cache)
     for field, value in (("data", data), ("config_yaml", config_yaml)):
         if value is not None:
             expected, advice = "a Fairseq checkpoint with its data directory", "Leave it out"
             raise invalid(ACTION, field, expected, repr(str(source)), advice)
-    if is_bundle(path) or (path / ENCODER_IR).exists():
-        return open_bundle(path)
+    if is_there:
+        return open_bundle(path, expect)
     return _of_place(locate(str(source)), cache)
 
 

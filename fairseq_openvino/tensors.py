@@ -11,7 +11,7 @@ import msgspec
 MASKED = -65504.0
 """Additive bias of a masked position: exp() of it is 0 in f32 and it is finite in f16 and bf16."""
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 @dataclass(frozen=True)

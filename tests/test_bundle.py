@@ -22,11 +22,11 @@ from fairseq_openvino.bundle import (
     Manifest,
     SpecialTokens,
     TextConfig,
-    _digest,
     is_bundle,
     open_bundle,
     write_manifest,
 )
+from fairseq_openvino.bundle.manifest import _digest
 from fairseq_openvino.errors import BundleError, OptionError, StorageError
 from fairseq_openvino.loading import load_model
 from fairseq_openvino.tensors import attention_specs

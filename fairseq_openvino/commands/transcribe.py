@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Hugging Face, PEFT or CTranslate2, an OpenAI .pt file; or a Fairseq checkpoint with --data. "
         "What is no bundle is exported on first use",
     )  # fmt: skip
+    parser.add_argument(
+        "--expect", metavar="SHA256",
+        help="of the bundle's manifest.json, as `info` shows it: another bundle is not read",
+    )  # fmt: skip
     parser.add_argument("--data", metavar="DIR", help="data directory of a Fairseq checkpoint")
     parser.add_argument(
         "--config-yaml", metavar="NAME", help="YAML in it (default: config.yaml, or the only one)"
@@ -110,7 +114,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
     delivery, files = _delivery(arguments.output_dir, names, layout, named, several)
     recognizer = load_model(
         arguments.model, data=arguments.data, config_yaml=arguments.config_yaml,
-        **given(arguments, EngineOptions),
+        expect=arguments.expect, **given(arguments, EngineOptions),
     )  # fmt: skip
     recognizer.check_supported()
     options = completed(recognizer, _given(arguments), names, layout)

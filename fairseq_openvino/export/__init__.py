@@ -7,6 +7,7 @@
 | `layers`      | transformer layers that graphs are built of                       |
 | `onnx`, `ir`  | the two formats                                                   |
 | `parity`      | the gate; with `forced`, `runners` and `float64`                  |
+| `cases`       | what the gate compares, in the bundle, to be run again            |
 | `cache`       | bundles found again by content                                    |
 | `first_use`   | what an export depends on, and what is said about it              |
 | `sources`     | the forms Whisper models come in, and their names                 |

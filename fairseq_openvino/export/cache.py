@@ -180,7 +180,7 @@ def entries(cache_dir: Path) -> Iterator[Entry]:
 
 def _source(path: Path) -> str:
     try:
-        manifest = read_manifest(path)
+        manifest, _ = read_manifest(path)
     except BundleError:
         return f"{path.name} (damaged)"
     names = (manifest.source.get(name) for name in ("checkpoint", "directory"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from fairseq_openvino.export.graphs import Graphs
 
+SEED = 0
 BEAM = 2
 """K, rows of each utterance."""
 PAD, START, FIRST = 1, 2, 4
@@ -62,6 +64,13 @@ class Forced:
         for beams in self.beams[:0:-1]:
             found.append(beams[found[-1]])
         return np.stack(found[::-1])
+
+
+def batches(graphs: Graphs, cases: Iterable[tuple[tuple[int, ...], int]]) -> Iterator[Forced]:
+    """Those of the gate, for (T of each utterance, steps) of each: the same for the same cases."""
+    random = np.random.default_rng(SEED)
+    for frames, steps in cases:
+        yield forced(random, graphs, frames, steps)
 
 
 def forced(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fairseq_openvino.bundle import Manifest
 from fairseq_openvino.tensors import TensorSpec
 
 
@@ -38,6 +39,17 @@ class Graphs:
     """Smallest T that gives an encoder frame."""
     source_vocabulary_size: int = 0
     """Symbols of the source, where F is 0."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Graphs:
+        """The numbers of an exported model."""
+        sizes, limits = manifest.dimensions, manifest.limits
+        return cls(
+            manifest.architecture, None, None, sizes.layers, manifest.memory, manifest.state,
+            sizes.model_width, sizes.feature_bins, sizes.vocabulary_size, limits.max_source_frames,
+            limits.max_target_tokens, sizes.subsampling, limits.min_source_frames,
+            sizes.source_vocabulary_size,
+        )  # fmt: skip
 
     @property
     def has_decoder(self) -> bool:

@@ -24,7 +24,7 @@ import torch
 from fairseq_openvino import machine
 from fairseq_openvino.errors import ParityError
 from fairseq_openvino.export.float64 import Float64
-from fairseq_openvino.export.forced import Forced, forced
+from fairseq_openvino.export.forced import Forced, batches
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.runners import IrRunner, OnnxRunner, Runner
 from fairseq_openvino.tables import markdown_table, number
@@ -195,11 +195,9 @@ def expect(reference: Reference, graphs: Graphs, cases: Cases = CASES) -> Expect
     Raises:
         ParityError: a logit of the original is not a finite number.
     """
-    random = np.random.default_rng(0)
     found = []
     with torch.no_grad(), _threads(_bytes(graphs)):
-        for frames, steps in cases:
-            batch = forced(random, graphs, frames, steps)
+        for batch in batches(graphs, cases):
             own = reference.logits(batch).numpy()
             with Float64():
                 logits = reference.logits(batch).numpy()

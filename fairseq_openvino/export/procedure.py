@@ -18,7 +18,7 @@ from fairseq_openvino.bundle import (
     open_bundle,
     write_manifest,
 )
-from fairseq_openvino.export import ir, onnx, parity
+from fairseq_openvino.export import cases, ir, onnx, parity
 from fairseq_openvino.export.first_use import tool_versions
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.options import ExportOptions
@@ -79,6 +79,9 @@ def export(
             for path in stage.glob("*.onnx*"):
                 path.unlink()
         original.write_files(stage)
+        if not options.onnx_only:
+            found = tuple(cases.of_batch(case.batch, case.logits) for case in expected.cases)
+            cases.write(stage, cases.Stored(report.largest, report.ir_limit, found))
         write_manifest(stage, _manifest(original.described, graphs, options, report))
     return open_bundle(output), report
 

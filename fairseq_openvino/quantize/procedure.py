@@ -20,6 +20,7 @@ from fairseq_openvino.bundle import (
     write_manifest,
 )
 from fairseq_openvino.errors import ModelError, QualityError, failure, invalid
+from fairseq_openvino.export import cases
 from fairseq_openvino.loading import find_bundle, load_model
 from fairseq_openvino.quantize import compress, recording, report
 from fairseq_openvino.quantize.components import Components
@@ -96,7 +97,9 @@ def quantize_bundle(
             for name in found.manifest.files:
                 if (found.directory / name).is_file():  # the ONNX graphs are left behind
                     shutil.copyfile(found.directory / name, stage / name)
-        write_manifest(stage, _manifest(bundle, gate, trials, material))
+        manifest = _manifest(bundle, gate, trials, material)
+        cases.record(Bundle(stage, manifest))
+        write_manifest(stage, manifest)
     if options.work_dir is None:
         shutil.rmtree(work, ignore_errors=True)
     return Result(open_bundle(output), tuple(trials), report.table(gate, trials, material))

@@ -1,8 +1,7 @@
-"""The bundle: one flat, movable directory with everything needed to run a model.
+"""The manifest of a bundle: what is in `manifest.json`.
 
-`manifest.json` names every other file with its size and SHA-256; names are relative and have no
-directory part. A bundle is verified completely before a native parser sees any of it. Checksums
-detect damage, not malice: load bundles from people you trust.
+It names every other file with its size and SHA-256; names are relative and have no
+directory part.
 
 Format 2 holds a SHA-256 of the manifest's own content; once it matches, fields that this version does
 not know are ignored. Format 1, which has none and describes transformer decoders only, is still read.
@@ -12,28 +11,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import stat
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from fairseq_openvino.atomic import sha256
-from fairseq_openvino.errors import BundleError, failure
+from fairseq_openvino.bundle.files import open_regular, strict_json
+from fairseq_openvino.errors import BundleError, failure, invalid
 from fairseq_openvino.tensors import Count, TensorSpec, attention_specs
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-ENCODER_IR = "encoder.xml"
-DECODER_IR = "decoder.xml"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 16 << 30
+Layers = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
+Bins = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+Symbols = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+Positions = Annotated[int, msgspec.Meta(ge=0)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE_BYTES)]
 ASSUMED_RATE_HZ = 16_000
 """Of features whose training configuration says none (Fairseq data/audio/data_cfg.py:sample_rate)."""
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+DIGITS = re.compile(r"[0-9a-fA-F]{64}")
 DIGEST = "sha256"
 """Of everything else in a manifest, as JSON with sorted keys and no blanks."""
 
@@ -42,13 +43,13 @@ DIGEST = "sha256"
 class Dimensions:
     """Sizes of the graphs, in the letters of the package docstring."""
 
-    layers: Count
+    layers: Layers
     """0 without a decoder."""
     model_width: Count
-    feature_bins: Count
-    vocabulary_size: Count
+    feature_bins: Bins
+    vocabulary_size: Symbols
     subsampling: Count
-    source_vocabulary_size: Count = 0
+    source_vocabulary_size: Symbols = 0
     """Where the encoder reads token ids, F = 0."""
 
     @classmethod
@@ -61,8 +62,8 @@ class Dimensions:
 class Limits:
     """Longest input and output the model was configured for, and the shortest input it can hear."""
 
-    max_source_frames: Count
-    max_target_tokens: Count
+    max_source_frames: Positions
+    max_target_tokens: Positions
     min_source_frames: Count = 1
 
 
@@ -80,7 +81,7 @@ class SpecialTokens:
 class FeatureConfig:
     """How a waveform becomes the encoder's input."""
 
-    bins: Count
+    bins: Bins
     """F."""
     sample_rate_hz: Count
     """Rate of the audio the features are computed from."""
@@ -191,7 +192,7 @@ class RuntimePrecision:
 class File:
     """Size in bytes and SHA-256 of one file."""
 
-    bytes: Count
+    bytes: Bytes
     sha256: str
 
 
@@ -233,27 +234,6 @@ class Manifest:
         return self.dimensions.layers > 0
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A verified bundle."""
-
-    directory: Path
-    manifest: Manifest
-    digest: str = ""
-    """SHA-256 of the file manifest.json, which names that of every other file."""
-
-    def path(self, name: str | None) -> Path:
-        """Path of a file that the manifest lists."""
-        if name is None or name not in self.manifest.files:
-            raise _fail(self.directory, f"a file {name!r}", "a manifest without it")
-        return self.directory / name
-
-
-def is_bundle(path: str | os.PathLike[str]) -> bool:
-    """Whether the path is a directory with a manifest; says nothing about its integrity."""
-    return (Path(path) / MANIFEST).is_file()
-
-
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """List every file of the directory in the manifest and write it last."""
     files = {
@@ -266,54 +246,56 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     (directory / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
-    """Read and verify a bundle.
+def read_manifest(root: Path, expect: str | None = None) -> tuple[Manifest, str]:
+    """The manifest of a bundle whose files are not looked at, and the SHA-256 of its file.
 
     Raises:
-        BundleError: the manifest or a file is missing, damaged, not regular, or of another format.
+        BundleError: it is missing, damaged, of another format, or not the one expected.
+        OptionError: `expect` is no SHA-256.
     """
-    root = Path(directory)
-    manifest, digest = _read_manifest(root)
-    for name, expected in manifest.files.items():
-        _verify_file(root, name, expected)
-    return Bundle(root, manifest, digest)
-
-
-def _fail(root: Path, expected: str, got: object) -> BundleError:
-    advice = "Export the bundle again or restore the file"
-    return failure(BundleError, "Opening a bundle", root, expected, got, advice)
-
-
-def read_manifest(root: Path) -> Manifest:
-    """The manifest of a bundle whose files are not looked at.
-
-    Raises:
-        BundleError: it is missing, damaged or of another format.
-    """
-    return _read_manifest(root)[0]
-
-
-def _read_manifest(root: Path) -> tuple[Manifest, str]:
-    """The manifest, and the SHA-256 of its file."""
-    path = root / MANIFEST
+    if expect is not None and not DIGITS.fullmatch(expect):
+        got = f"{len(expect)} characters"
+        raise invalid("Opening a bundle", "expect", "the 64 hexadecimal digits of a SHA-256", got)
     try:
-        with open(path, "rb") as file:
+        with open_regular(root / MANIFEST) as file:
             stored = file.read(MAX_MANIFEST_BYTES + 1)
-        if len(stored) > MAX_MANIFEST_BYTES:
-            raise _fail(root, f"a manifest below {MAX_MANIFEST_BYTES} bytes", "a larger one")
-        content = json.loads(stored.decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _fail(root, f"a readable {MANIFEST}", error) from error
+    except (OSError, ValueError) as error:
+        raise refused(root, f"a readable {MANIFEST}", error) from error
+    if len(stored) > MAX_MANIFEST_BYTES:
+        raise refused(root, f"a {MANIFEST} below {MAX_MANIFEST_BYTES} bytes", "a larger one")
+    digest = hashlib.sha256(stored).hexdigest()
+    if expect is not None and digest != expect.lower():
+        advice = "Do not use it, or ask whoever made it for the digest of this version"
+        raise refused(root, f"a {MANIFEST} with the SHA-256 {expect}", digest, advice)
+    try:
+        content = strict_json(stored)
+    except ValueError as error:
+        raise refused(root, f"a readable {MANIFEST}", error) from error
+    return _manifest_of(root, content), digest
+
+
+def _manifest_of(root: Path, content: Any) -> Manifest:
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if found == FORMAT and content.get(DIGEST) != _digest(content):
-        raise _fail(root, f"a {MANIFEST} that agrees with its own {DIGEST}", "other content")
-    if found not in (1, FORMAT):
-        raise _fail(root, f"bundle format 1 or {FORMAT}", repr(found))
+        raise refused(root, f"a {MANIFEST} that agrees with its own {DIGEST}", "other content")
+    if found not in (1, FORMAT) or isinstance(found, bool):
+        raise refused(root, f"bundle format 1 or {FORMAT} in {MANIFEST}", repr(found))
     try:
-        manifest = _of_format_1(content) if found == 1 else msgspec.convert(content, Manifest)
-        return manifest, hashlib.sha256(stored).hexdigest()
+        return _of_format_1(content) if found == 1 else msgspec.convert(content, Manifest)
     except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
-        raise _fail(root, "a complete manifest", f"{type(error).__name__}: {error}") from error
+        raise refused(
+            root, f"a complete manifest in {MANIFEST}", f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def refused(
+    root: Path,
+    expected: str,
+    got: object,
+    advice: str = "Export the bundle again or restore the file",
+) -> BundleError:
+    """The error of a bundle that cannot be used."""
+    return failure(BundleError, "Opening a bundle", root, expected, got, advice)
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -326,7 +308,7 @@ def _digest(content: dict[str, Any]) -> str:
 class _Attention:
     """What format 1 says of memory and state."""
 
-    layers: Count
+    layers: Layers
     heads: Count
     head_width: Count
 
@@ -350,20 +332,3 @@ def _of_format_1(content: dict[str, Any]) -> Manifest:
         if isinstance(section, dict) and (unknown := sorted(section.keys() - sections.keys())):
             raise KeyError(f"unknown field {unknown[0]!r} {name and f'in {name!r}'}".rstrip())
     return manifest
-
-
-def _verify_file(root: Path, name: str, expected: File) -> None:
-    if not FILE_NAME.fullmatch(name):
-        raise _fail(root, "file names without a directory part", repr(name))
-    path = root / name
-    try:
-        status = os.lstat(path)
-    except OSError as error:
-        raise _fail(root, f"a file {name!r}", error) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise _fail(root, f"a regular file {name!r}", "a link, directory or device")
-    if status.st_size != expected.bytes or expected.bytes > MAX_FILE_BYTES:
-        raise _fail(root, f"{expected.bytes} bytes in {name!r}", f"{status.st_size}")
-    digest = sha256(path)
-    if digest != expected.sha256:
-        raise _fail(root, f"SHA-256 {expected.sha256[:12]}... of {name!r}", f"{digest[:12]}...")
