@@ -15,7 +15,7 @@ from media_files import encoded
 
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech.audio import read_audio
-from fairseq_openvino.speech.isolation import Decoder
+from fairseq_openvino.speech.isolation import Pool
 from fairseq_openvino.speech.waveform import MAX_AMPLITUDE
 
 RATE_HZ = 16_000
@@ -73,20 +73,20 @@ def mutants(files: list[bytes], seed: int) -> Iterator[bytes]:
 
 def survive(count: int, seed: int) -> Counter[str]:
     """Decode mutants in a child; what happened, by kind."""
-    decoder, found = Decoder(timeout_seconds=2 * MAX_SECONDS), Counter[str]()
+    pool, found = Pool(timeout_seconds=2 * MAX_SECONDS), Counter[str]()
     files = mutants(whole_files(), seed)
     for number in range(count):
         content = next(files)
         begin, what = time.monotonic(), f"seed={seed} mutant {number}"
         try:
-            audio = decoder.decode(content)
+            audio = pool.decode(content)
             assert 0 < np.abs(audio.waveforms).max(initial=1e-9) <= 2 * MAX_AMPLITUDE, what
             found["damaged" if audio.damage else "decoded"] += 1
         except AudioError as error:
             assert "report it" not in str(error), f"{what}: {error}"
             found["crashed" if "an answer of its decoder" in str(error) else "refused"] += 1
         assert time.monotonic() - begin < MAX_SECONDS, what
-    decoder.close()
+    pool.close()
     return found
 
 
