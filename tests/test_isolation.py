@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import resource
 import signal
@@ -184,6 +185,51 @@ def test_no_room_for_a_child_costs_the_file_and_says_so(pool: Pool) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert isolation.decode(CLIPS[0]).waveforms.any()
+
+
+def head(**changes: object) -> bytes:
+    """What a child says of four samples."""
+    about = {"rate_hz": 8000, "stored_hz": 8000, "damage": None, "is_cancelled": False}
+    return json.dumps({"waveforms": [1, 4]} | about | changes).encode()
+
+
+NO_ANSWER = "an answer of its decoder, got (signal 9|exit code 1)"
+LIES = {
+    "no JSON": ([b"\xff"], NO_ANSWER),
+    "no object": ([b"7"], NO_ANSWER),
+    "too long": ([b"7" * 70_000], NO_ANSWER),
+    "no numbers": ([head(rate_hz="fast")], NO_ANSWER),
+    "more than memory": ([head(waveforms=[8, 1 << 40])], NO_ANSWER),
+    "fewer than none": ([head(waveforms=[-1, 4])], NO_ANSWER),
+    "five of four": ([head(), bytes(20)], NO_ANSWER),
+    "none of four": ([head(), b""], NO_ANSWER),
+    "half a number": ([head(), b"123"], NO_ANSWER),
+    "half of them": ([head(), bytes(8)], "an answer of its decoder, got none within 0.3 s"),
+    "loud": ([head(), np.full(4, 99, np.float32).tobytes()], r"samples in about \[-1, 1\], got 99"),
+    "NaN": ([head(), np.full(4, np.nan, np.float32).tobytes()], "finite samples, got NaN"),
+    "silence": ([], "an answer of its decoder, got none within 0.3 s"),
+}
+LIAR = """
+import json, sys, time
+from fairseq_openvino.speech.forkserver import serve
+def lie(connection):
+    _, name, *_ = json.loads(connection.recv_bytes())
+    for each in LIES[name]:
+        connection.send_bytes(each)
+    time.sleep(60)
+serve(int(sys.argv[1]), lie)
+"""
+
+
+def test_nothing_that_a_child_says_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = {name: answers for name, (answers, _) in LIES.items()}
+    monkeypatch.setattr(isolation, "COMMAND", LIAR.replace("LIES", repr(messages)))
+    pool = Pool(MEMORY_BYTES, timeout_seconds=0.3)
+    for name, (_, message) in LIES.items():
+        with pytest.raises(AudioError, match=f"in '{name}': expected {message}"):
+            pool.decode(CLIPS[0], name=name)
+        assert not children(pool)
+    pool.close()
 
 
 @pytest.mark.soak

@@ -235,8 +235,9 @@ class _Child:
         left = waveforms.reshape(-1)
         while len(left):
             block = self._block(name)
-            left[: len(block)] = block  # as many as announced, or this fails
-            left = left[len(block) or len(left) :]
+            if not 0 < len(block) <= len(left):
+                raise ValueError("not as many samples as announced")
+            left[: len(block)], left = block, left[len(block) :]
         self.is_idle = True
         return replace(audio, waveforms=waveforms)
 
