@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import MINI, child_environment
+from growth import held
 from media_files import encoded
 
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import audio, isolation
-from fairseq_openvino.speech.isolation import Decoder
+from fairseq_openvino.speech.isolation import Pool
 
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))[:3]
 MEMORY_BYTES = 2 << 30
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[Decoder]:
-    found = Decoder(MEMORY_BYTES, timeout_seconds=20.0, files_per_child=4)
+def pool() -> Iterator[Pool]:
+    found = Pool(MEMORY_BYTES, timeout_seconds=20.0, files_per_child=4, children=3)
     yield found
     found.close()
 
 
 @pytest.fixture(autouse=True)
-def _used(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def _used(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`isolation.decode` asks this one."""
-    monkeypatch.setattr(isolation, "decoder", lambda: decoder)
+    monkeypatch.setattr(isolation, "pool", lambda: pool)
+
+
+def children(pool: Pool) -> list[int]:
+    """Numbers of those that wait; the last is the next to work."""
+    return [child.pid for child in pool._idle]
+
+
+def emptied(pool: Pool) -> None:
+    """The next file has a new child."""
+    while pool._idle:
+        pool._idle.pop().end()
 
 
 @pytest.fixture(scope="module")
@@ -75,59 +91,175 @@ def test_errors_are_those_of_this_process(tmp_path: Path) -> None:
         assert str(found.value) == str(expected.value)
 
 
-def test_a_child_is_exchanged_after_some_files(decoder: Decoder) -> None:
-    children = []
+def test_a_child_is_exchanged_after_some_files(pool: Pool) -> None:
+    emptied(pool)
+    seen: list[int] = []
     for _ in range(9):
         isolation.decode(CLIPS[0])
-        children.append(decoder.pid)
-    assert len(set(children)) == 3
+        seen += children(pool)
+    assert len(set(seen)) == 3 and len(seen) == 7  # none waits after the fourth and the eighth
 
 
-def test_a_child_that_crashes_costs_one_file(decoder: Decoder, endless: Path) -> None:
+def test_a_child_that_crashes_costs_one_file(pool: Pool, endless: Path) -> None:
     isolation.decode(CLIPS[0])
-    child = decoder.pid
+    child = children(pool)[-1]
 
     def crash() -> None:
         os.kill(child, signal.SIGSEGV)
         os.kill(child, signal.SIGCONT)
 
     os.kill(child, signal.SIGSTOP)  # it crashes with the file in its hands, however fast it is
-    threading.Timer(0.3, crash).start()
+    threading.Timer(0.1, crash).start()
     with pytest.raises(
         AudioError, match=r"noise.flac': expected an answer .* got signal 11 \(Segm"
     ):
         isolation.decode(endless, None, "split")
     isolation.decode(CLIPS[0])
-    os.kill(decoder.pid, signal.SIGKILL)  # idle
+    os.kill(children(pool)[-1], signal.SIGKILL)  # idle
     time.sleep(0.1)
     isolation.decode(CLIPS[0])
+
+
+def test_threads_decode_at_the_same_time_in_children_of_one_thread(pool: Pool) -> None:
+    expected = audio.decode(CLIPS[0]).waveforms
+    isolation.decode(CLIPS[0])
+    stopped = children(pool)[-1]
+    os.kill(stopped, signal.SIGSTOP)  # keeps its file until it may go on
+    with ThreadPoolExecutor(6) as threads:
+        first = threads.submit(isolation.decode, CLIPS[0])
+        while stopped in children(pool):
+            time.sleep(0.01)
+        others = [threads.submit(isolation.decode, CLIPS[0]) for _ in range(20)]
+        for each in others:
+            np.testing.assert_array_equal(each.result(20).waveforms, expected)
+        assert not first.done()
+        os.kill(stopped, signal.SIGCONT)
+        np.testing.assert_array_equal(first.result(20).waveforms, expected)
+    assert len(children(pool)) <= 3
+    for pid in (pool._server.pid, *children(pool)):
+        assert len(os.listdir(f"/proc/{pid}/task")) == 1
+
+
+def test_nothing_is_left_behind(pool: Pool) -> None:
+    isolation.decode(CLIPS[0])
+    before = held(with_children=True)
+    other = Pool(MEMORY_BYTES)
+    other.decode(CLIPS[0])
+    more = held(with_children=True)
+    other.close()
+    after = held(with_children=True)
+    assert more.processes == before.processes + 2 and more.descriptors > before.descriptors
+    assert replace(after, resident_bytes=0) == replace(before, resident_bytes=0)
+
+
+def test_the_process_they_are_forked_from_is_replaced(pool: Pool) -> None:
+    isolation.decode(CLIPS[0])
+    assert pool._server is not None
+    server = pool._server
+    os.kill(server.pid, signal.SIGKILL)
+    server._process.wait()
+    for child in children(pool):
+        os.kill(child, signal.SIGKILL)
+    time.sleep(0.1)
+    assert isolation.decode(CLIPS[0]).waveforms.any()
+    assert pool._server is not server
+
+
+def test_a_fork_of_this_process_has_children_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    ours, fork = isolation.pool(), os.fork()
+    if not fork:
+        os._exit(isolation.pool() is ours)
+    assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
+    assert isolation.pool() is ours
+
+
+def test_no_room_for_a_child_costs_the_file_and_says_so(pool: Pool) -> None:
+    emptied(pool)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(CLIPS[0], "rb", buffering=0) as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 1, hard))
+        try:
+            with pytest.raises(AudioError, match="expected a decoder, got .*Too many open files"):
+                isolation.decode(file)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert isolation.decode(CLIPS[0]).waveforms.any()
+
+
+def head(**changes: object) -> bytes:
+    """What a child says of four samples."""
+    about = {"rate_hz": 8000, "stored_hz": 8000, "damage": None, "is_cancelled": False}
+    return json.dumps({"waveforms": [1, 4]} | about | changes).encode()
+
+
+NO_ANSWER = "an answer of its decoder, got (signal 9|exit code 1)"
+LIES = {
+    "no JSON": ([b"\xff"], NO_ANSWER),
+    "no object": ([b"7"], NO_ANSWER),
+    "too long": ([b"7" * 70_000], NO_ANSWER),
+    "no numbers": ([head(rate_hz="fast")], NO_ANSWER),
+    "more than memory": ([head(waveforms=[8, 1 << 40])], NO_ANSWER),
+    "fewer than none": ([head(waveforms=[-1, 4])], NO_ANSWER),
+    "five of four": ([head(), bytes(20)], NO_ANSWER),
+    "none of four": ([head(), b""], NO_ANSWER),
+    "half a number": ([head(), b"123"], NO_ANSWER),
+    "half of them": ([head(), bytes(8)], "an answer of its decoder, got none within 0.3 s"),
+    "loud": ([head(), np.full(4, 99, np.float32).tobytes()], r"samples in about \[-1, 1\], got 99"),
+    "NaN": ([head(), np.full(4, np.nan, np.float32).tobytes()], "finite samples, got NaN"),
+    "silence": ([], "an answer of its decoder, got none within 0.3 s"),
+}
+LIAR = """
+import json, sys, time
+from fairseq_openvino.speech.forkserver import serve
+def lie(connection):
+    _, name, *_ = json.loads(connection.recv_bytes())
+    for each in LIES[name]:
+        connection.send_bytes(each)
+    time.sleep(60)
+serve(int(sys.argv[1]), lie)
+"""
+
+
+def test_nothing_that_a_child_says_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = {name: answers for name, (answers, _) in LIES.items()}
+    monkeypatch.setattr(isolation, "COMMAND", LIAR.replace("LIES", repr(messages)))
+    pool = Pool(MEMORY_BYTES, timeout_seconds=0.3)
+    for name, (_, message) in LIES.items():
+        with pytest.raises(AudioError, match=f"in '{name}': expected {message}"):
+            pool.decode(CLIPS[0], name=name)
+        assert not children(pool)
+    pool.close()
 
 
 @pytest.mark.soak
 def test_memory_and_time_are_bounded(endless: Path) -> None:
     for memory_bytes, seconds, message in (
-        (200 << 20, 20.0, "expected audio that is decoded in 200 MiB, got more. Split the file"),
+        (300 << 20, 20.0, "expected audio that is decoded in 300 MiB, got more. Split the file"),
         (MEMORY_BYTES, 0.1, "expected an answer of its decoder, got none within 0.1 s. Drop"),
     ):
-        bounded = Decoder(memory_bytes, seconds)
-        time.sleep(1.0)  # it is up
+        bounded = Pool(memory_bytes, seconds)
         with pytest.raises(AudioError, match=message):
             bounded.decode(endless, 96_000, "split")
         bounded.close()
 
 
 @pytest.mark.soak
-def test_children_end_with_their_parent() -> None:
+def test_children_end_with_their_parent(endless: Path) -> None:
     code = (
-        "import sys\nfrom fairseq_openvino.speech import isolation\n"
+        "import os, sys, threading, time\nfrom fairseq_openvino.speech import isolation\n"
         "assert isolation.decode(sys.argv[1]).waveforms.any()\n"
-        "found = isolation.decoder()\nprint(found.pid, found._next.process.pid)"
+        "threading.Thread(target=isolation.decode, args=sys.argv[2:3], daemon=True).start()\n"
+        "pool = isolation.pool()\n"
+        "isolation.decode(sys.argv[1])\n"
+        "print(pool._server.pid, *(child.pid for child in pool._idle), flush=True)\n"
+        "os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, CLIPS[0]], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code, CLIPS[0], endless], capture_output=True, text=True,
         env=child_environment(),
     )  # fmt: skip
-    assert not done.stderr
+    assert not done.stderr and len(done.stdout.split()) >= 2
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in done.stdout.split()):
         assert time.monotonic() < deadline

@@ -1,26 +1,23 @@
-"""Decoding in a child process, where a file that crashes a decoder or never ends costs only itself.
+"""Decoding in child processes, where a file that crashes a decoder or never ends costs only itself.
 
-The child gets an open file and sends samples back, nothing that would have to be trusted: JSON of numbers
-and texts, and float32. It lives for a number of files; its successor is started in advance. It is a guard
-against crashes and exhaustion, not a sandbox: it runs with the rights of its parent.
+A child gets an open file and sends samples back, nothing that would have to be trusted: JSON of numbers
+and texts, and float32. It lives for a number of files; the next one is forked within milliseconds. It is a
+guard against crashes and exhaustion, not a sandbox: it runs with the rights of its parent.
 """
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
@@ -28,9 +25,11 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 
+from fairseq_openvino import machine
 from fairseq_openvino.errors import AudioError, FairseqOpenVINOError, StorageError, failure, named
 from fairseq_openvino.speech import audio
 from fairseq_openvino.speech.audio import Audio, Track
+from fairseq_openvino.speech.forkserver import ForkServer, serve
 from fairseq_openvino.speech.options import MIX, SPLIT
 from fairseq_openvino.speech.sndfile import BLOCK_SAMPLES
 from fairseq_openvino.speech.sources import Source, opened, source_name
@@ -40,13 +39,15 @@ FILES_PER_CHILD = 100
 TIMEOUT_SECONDS = 60.0
 """For a file, or of a recording of any length for a block."""
 MEMORY_BYTES = 4 << 30
-"""Address space of the child, and the most that it may answer."""
+"""Address space of a child, and the most that it may answer."""
 MAX_ANSWER_BYTES = 1 << 16
 MAX_BLOCK_BYTES = BLOCK_SAMPLES * MAX_CHANNELS * 4
 MAX_STORED_BYTES = 1 << 33
 """37 hours at 16 kHz."""
 Answer = TypeVar("Answer")
-COMMAND = "import sys; from fairseq_openvino.speech.isolation import serve; serve(*map(int, sys.argv[1:]))"
+COMMAND = (
+    "import sys; from fairseq_openvino.speech.isolation import main; main(*map(int, sys.argv[1:]))"
+)
 
 
 def decode(
@@ -60,7 +61,7 @@ def decode(
     Raises:
         AudioError: as there, or the child crashed, took too long or needed too much memory.
     """
-    return decoder().decode(source, sample_rate_hz, channel, name)
+    return pool().decode(source, sample_rate_hz, channel, name)
 
 
 def store(
@@ -72,7 +73,7 @@ def store(
         AudioError: as above, or it is longer than `MAX_STORED_BYTES` of samples.
         StorageError: there is no room for the samples.
     """
-    return decoder().store(source, sample_rate_hz, channel, name)
+    return pool().store(source, sample_rate_hz, channel, name)
 
 
 class Stored:
@@ -84,17 +85,17 @@ class Stored:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._bytes = 0
 
-    def add(self, content: bytes) -> None:
+    def add(self, samples: np.ndarray) -> None:
         """Samples in the order of time, the channels of each behind each other, float32."""
         try:
-            self._file.write(content)
+            self._file.write(samples.data)
             self._file.flush()
         except OSError as error:
             raise failure(
                 StorageError, "Storing decoded audio", Path(tempfile.gettempdir()), "free space",
                 error.strerror, "Set TMPDIR to a directory with 230 MB for each hour",
             ) from error  # fmt: skip
-        self._bytes += len(content)
+        self._bytes += samples.nbytes
 
     def blocks(self, channel: int) -> Iterator[np.ndarray]:
         """Of a channel, (samples,) each."""
@@ -107,27 +108,36 @@ class Stored:
 
 
 @cache
-def decoder() -> Decoder:
+def pool() -> Pool:
     """The one of this process."""
-    return Decoder()
+    return Pool()
 
 
-class Decoder:
-    """A child at work and its successor; threads take turns."""
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=pool.cache_clear)
+
+
+class Pool:
+    """Decoders, forked when all others are at work; each thread has one for the time of a file."""
 
     def __init__(
         self, memory_bytes: int = MEMORY_BYTES, timeout_seconds: float = TIMEOUT_SECONDS,
-        files_per_child: int = FILES_PER_CHILD,
+        files_per_child: int = FILES_PER_CHILD, children: int | None = None,
     ) -> None:  # fmt: skip
+        """Nothing is started before the first file.
+
+        Args:
+            memory_bytes: see `MEMORY_BYTES`.
+            timeout_seconds: see `TIMEOUT_SECONDS`.
+            files_per_child: after so many it is exchanged.
+            children: at most; default: one for each core.
+        """
         self._memory_bytes, self._timeout_seconds = memory_bytes, timeout_seconds
         self._files_per_child = files_per_child
-        self._lock = threading.Lock()
-        self._child, self._next = self._started(), self._started()
-
-    @property
-    def pid(self) -> int:
-        """Of the child at work."""
-        return self._child.process.pid
+        self._places = threading.BoundedSemaphore(children or machine.threads())
+        self._turn = threading.Lock()
+        self._idle: list[_Child] = []
+        self._server: ForkServer | None = None
 
     def decode(
         self, source: Source, sample_rate_hz: int | None = None, channel: str | int = MIX,
@@ -145,58 +155,69 @@ class Decoder:
     def _answered(
         self, source: Source, name: str | None, ask: Callable[..., Answer], *request: Any
     ) -> Answer:
-        """What the child answers; it is exchanged if it does not."""
+        """What a child answers; it is ended if it does not."""
         name = source_name(source) if name is None else name
-        with self._lock, opened(source) as file, _with_descriptor(file) as real:
-            if self._child.files >= self._files_per_child or self._child.process.poll() is not None:
-                self._exchange()
+        with opened(source) as file, _with_descriptor(file) as real, self._places:
+            child = self._taken(name)
             try:
-                return ask(self._child, real, name, *request)
-            except BaseException as error:
-                if isinstance(error, AudioError) and self._child.is_idle:
-                    raise
-                got = self._exchange()
-                if isinstance(error, FairseqOpenVINOError) or not isinstance(error, Exception):
-                    raise
-                if isinstance(error, TimeoutError):
+                return ask(child, real, name, *request)
+            except FairseqOpenVINOError:
+                raise
+            except Exception as error:
+                got = child.end()
+                if isinstance(error, BlockingIOError):
                     got = f"none within {self._timeout_seconds:g} s"
                 raise unusable(name, "an answer of its decoder", got, "Drop the file") from error
+            finally:
+                self._put_back(child)
+
+    def _taken(self, name: str) -> _Child:
+        """A child for one file."""
+        with self._turn:
+            while self._idle:
+                if (child := self._idle.pop()).is_waiting:
+                    return child
+                child.end()
+            try:
+                if self._server is None or not self._server.is_alive:
+                    self._server = ForkServer(COMMAND, self._memory_bytes)
+                return _Child(self._server, self._memory_bytes, self._timeout_seconds)
+            except (OSError, EOFError) as error:
+                got = str(error) or "the end of the process it is forked from"
+                advice = "Allow more processes, open files or memory"
+                raise unusable(name, "a decoder", got, advice) from error
+
+    def _put_back(self, child: _Child) -> None:
+        if child.is_idle and child.files < self._files_per_child:
+            self._idle.append(child)
+        else:
+            child.end()
 
     def close(self) -> None:
-        """End both children."""
-        self._child.stop()
-        self._next.stop()
-
-    def _started(self) -> _Child:
-        return _Child(self._memory_bytes, self._timeout_seconds)
-
-    def _exchange(self) -> str:
-        """The next child goes to work; returns how this one ended."""
-        how = self._child.stop()
-        self._child, self._next = self._next, self._started()
-        return how
+        """End all processes; the next file starts new ones."""
+        with self._turn:
+            while self._idle:
+                self._idle.pop().end()
+            if self._server is not None:
+                self._server.close()
 
 
 class _Child:
     """The parent's side of a child."""
 
-    def __init__(self, memory_bytes: int, timeout_seconds: float) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            path = os.pathsep.join(path for path in sys.path if path)
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", COMMAND, str(theirs.fileno()), str(memory_bytes)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is the parent's to handle
-            )
-        self._connection = Connection(ours.detach())
-        self._memory_bytes, self._timeout_seconds = memory_bytes, timeout_seconds
+    def __init__(self, server: ForkServer, memory_bytes: int, timeout_seconds: float) -> None:
+        self._server = server
+        self.pid, self._connection = server.fork(timeout_seconds)
+        self._memory_bytes = memory_bytes
         self.files = 0
         self.is_idle = True
         """Whether it has answered everything."""
+        self._how = ""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it lives; one that has ended, or talks unasked, has something to be read."""
+        return not self._connection.poll()
 
     def decode(
         self, file: io.FileIO, name: str, sample_rate_hz: int | None, channel: str | int
@@ -205,28 +226,31 @@ class _Child:
 
         Raises:
             AudioError: the file cannot be used.
-            Exception: the child has ended, or answers nonsense, or nothing in time.
+            BlockingIOError: the child does not answer in time.
+            Exception: it has ended, or answers nonsense.
         """
         self._ask(file, "decode", name, sample_rate_hz, channel)
         audio = self._audio(name)
         waveforms = np.empty(audio.waveforms.shape, np.float32)
-        if waveforms.nbytes != self._connection.recv_bytes_into(waveforms.reshape(-1)):
-            raise ValueError("not as many samples as announced")
+        left = waveforms.reshape(-1)
+        while len(left):
+            block = self._block(name)
+            if not 0 < len(block) <= len(left):
+                raise ValueError("not as many samples as announced")
+            left[: len(block)], left = block, left[len(block) :]
         self.is_idle = True
-        check_loudness(name, waveforms)
         return replace(audio, waveforms=waveforms)
 
     def store(self, file: io.FileIO, name: str, sample_rate_hz: int, channel: str | int) -> Stored:
         """The same of a file of any length."""
         self._ask(file, "stream", name, sample_rate_hz, channel)
         found, total = Stored(), 0
-        while content := self._received(MAX_BLOCK_BYTES):
-            check_loudness(name, np.frombuffer(content, np.float32))
-            total += len(content)
+        while len(block := self._block(name)):
+            total += block.nbytes
             if total > MAX_STORED_BYTES:
                 limit = f"at most {MAX_STORED_BYTES >> 30} GiB of samples"
                 raise unusable(name, limit, "more", "Split the file")
-            found.add(content)
+            found.add(block)
         found.audio = self._audio(name)
         self.is_idle = True
         return found
@@ -234,21 +258,17 @@ class _Child:
     def _ask(self, file: io.FileIO, *request: Any) -> None:
         self.files, self.is_idle = self.files + 1, False
         self._connection.send_bytes(json.dumps(request).encode())
-        send_handle(self._connection, file.fileno(), self.process.pid)
+        send_handle(self._connection, file.fileno(), self.pid)
 
-    def _received(self, most: int) -> bytes:
-        """A message.
-
-        Raises:
-            TimeoutError: there is none in time.
-        """
-        if not self._connection.poll(self._timeout_seconds):
-            raise TimeoutError
-        return self._connection.recv_bytes(most)
+    def _block(self, name: str) -> np.ndarray:
+        """Samples that can be used, in the order they are sent."""
+        block = np.frombuffer(self._connection.recv_bytes(MAX_BLOCK_BYTES), np.float32)
+        check_loudness(name, block)
+        return block
 
     def _audio(self, name: str) -> Audio:
         """What the child tells about a file; the waveforms have their shape only."""
-        answer = json.loads(self._received(MAX_ANSWER_BYTES))
+        answer = json.loads(self._connection.recv_bytes(MAX_ANSWER_BYTES))
         if "error" in answer:
             self.is_idle = True
             raise AudioError(str(answer["error"]))
@@ -261,22 +281,29 @@ class _Child:
             None if answer["damage"] is None else str(answer["damage"]), bool(answer["is_cancelled"]),
         )  # fmt: skip
 
-    def stop(self) -> str:
+    def end(self) -> str:
         """End it; returns how it ended."""
-        self._connection.close()
-        self.process.kill()
-        code = self.process.wait()
-        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+        if not self._how:
+            self._connection.close()
+            self._how = self._server.end(self.pid)
+        return self._how
 
 
-def serve(descriptor: int, memory_bytes: int) -> None:
+def main(descriptor: int, memory_bytes: int) -> None:
+    """The process that children are forked from, which has loaded all decoders."""
+    with suppress(ImportError):
+        import av  # noqa: F401
+    gc.freeze()  # children would copy what their garbage collection marks
+    serve(descriptor, partial(_work, memory_bytes))
+
+
+def _work(memory_bytes: int, connection: Connection) -> None:
     """The child: decode files until the parent closes the connection."""
     import resource  # Unix alone has it
 
     most = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit_bytes = memory_bytes if most == resource.RLIM_INFINITY else min(memory_bytes, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, most))
-    connection = Connection(descriptor)
     while True:
         try:
             kind, name, sample_rate_hz, channel = json.loads(connection.recv_bytes())
@@ -303,7 +330,13 @@ def serve(descriptor: int, memory_bytes: int) -> None:
             connection.send_bytes(b"")
         connection.send_bytes(json.dumps(answer).encode())
         if kind == "decode" and waveforms is not None:
-            connection.send_bytes(waveforms.reshape(-1).data)
+            _send(connection, waveforms.reshape(-1))
+
+
+def _send(connection: Connection, samples: np.ndarray) -> None:
+    """The child: samples, (n,) or (n, channels), in messages that the parent takes."""
+    for begin in range(0, len(samples), BLOCK_SAMPLES):
+        connection.send_bytes(samples[begin : begin + BLOCK_SAMPLES].data.cast("B"))
 
 
 def _streamed(
@@ -312,8 +345,7 @@ def _streamed(
     """The child: send the samples, and return what is known about them."""
     track = Track(name, file, channel, sample_rate_hz)
     for block in track.settled():
-        for begin in range(0, len(block), BLOCK_SAMPLES):
-            connection.send_bytes(block[begin : begin + BLOCK_SAMPLES].tobytes())
+        _send(connection, np.ascontiguousarray(block))
     channels = track.channels if channel == SPLIT else 1
     return Audio(
         name, np.empty((channels, 0), np.float32), sample_rate_hz, track.stored_hz, track.damage(),
