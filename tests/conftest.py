@@ -30,6 +30,7 @@ from fairseq_openvino.measure.material.whisper import Layout, write_whisper
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fairseq_openvino"
 MINI = ROOT / "examples" / "covost" / "mini"
+MICRO_WHISPER = MINI.parent / "whisper" / "mini"
 TINY = {
     "encoder_embed_dim": 32,
     "encoder_ffn_embed_dim": 64,
@@ -141,6 +142,32 @@ def whisper_bundle(whisper: Path, shared: Shared) -> Path:
         export_whisper(whisper, directory / "bundle")
 
     return shared("whisper-bundle", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def micro_whisper(shared: Shared) -> Path:
+    """The shipped micro-Whisper as a bundle."""
+
+    def make(directory: Path) -> None:
+        from fairseq_openvino.export.whisper import export_whisper
+
+        export_whisper(MICRO_WHISPER, directory / "bundle")
+
+    return shared("whisper-mini", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def ctc_head(shared: Shared) -> Path:
+    """A tiny random model with a CTC head, its data and, as `bundle`, its head alone."""
+
+    def make(directory: Path) -> None:
+        from test_ctc import export_head, head_checkpoint
+
+        path = head_checkpoint(directory, **TINY)
+        write_data(directory, utterances=9, frames=(8, 260))
+        export_head(path, directory / "bundle")
+
+    return shared("ctc-head", make)
 
 
 @pytest.fixture(scope="session")

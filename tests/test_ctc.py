@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Shared, tone, write_checkpoint, write_data
+from conftest import TINY, tone, write_checkpoint, write_data
 
 from fairseq_openvino import cli, load_model
 from fairseq_openvino.ctc.path import Path
@@ -62,28 +62,16 @@ def fairseq_model(path: FilePath) -> Any:
 
 
 @pytest.fixture(scope="module")
-def head(shared: Shared) -> FilePath:
-    """A tiny model with a head, its data and, as `bundle`, its head alone."""
-
-    def make(directory: FilePath) -> None:
-        path = head_checkpoint(directory, **TINY)
-        write_data(directory, utterances=9, frames=(8, 260))
-        export_head(path, directory / "bundle")
-
-    return shared("ctc-head", make)
+def recognizer(ctc_head: FilePath) -> Any:
+    return load_model(ctc_head / "bundle")
 
 
-@pytest.fixture(scope="module")
-def recognizer(head: FilePath) -> Any:
-    return load_model(head / "bundle")
-
-
-def test_a_head_says_what_fairseq_reads_in_it_and_when(head: FilePath, recognizer: Any) -> None:
+def test_a_head_says_what_fairseq_reads_in_it_and_when(ctc_head: FilePath, recognizer: Any) -> None:
     assert not recognizer.manifest.has_decoder and recognizer.manifest.family == "ctc"
-    files = sorted((head / "features").iterdir())
+    files = sorted((ctc_head / "features").iterdir())
     together = recognizer.transcribe_batch([str(file) for file in files], word_timestamps=True)
     expected = eager_tokens(
-        fairseq_model(head / "checkpoint.pt"), [np.load(file) for file in files]
+        fairseq_model(ctc_head / "checkpoint.pt"), [np.load(file) for file in files]
     )
     for file, found, tokens in zip(files, together, expected, strict=True):
         best = found.hypotheses[0][1]
@@ -101,9 +89,9 @@ def test_a_head_says_what_fairseq_reads_in_it_and_when(head: FilePath, recognize
 
 
 def test_flags_of_a_beam_search_are_refused_by_name(
-    head: FilePath, recognizer: Any, tmp_path: FilePath, capsys: pytest.CaptureFixture[str]
+    ctc_head: FilePath, recognizer: Any, tmp_path: FilePath, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["transcribe", str(tone(tmp_path / "a.wav")), "--model", str(head / "bundle")]
+    command = ["transcribe", str(tone(tmp_path / "a.wav")), "--model", str(ctc_head / "bundle")]
     assert cli.main([*command, "--beam", "5"]) == 2
     message = "failed in --beam: expected an option of the model family 'ctc'"
     assert message in capsys.readouterr().err
@@ -112,9 +100,9 @@ def test_flags_of_a_beam_search_are_refused_by_name(
             recognizer.transcribe(np.zeros(16000), **option)
 
 
-def test_subtitles_and_words_come_from_the_command(head: FilePath, tmp_path: FilePath) -> None:
+def test_subtitles_and_words_come_from_the_command(ctc_head: FilePath, tmp_path: FilePath) -> None:
     file = tone(tmp_path / "a.wav", 2.0)
-    command = ["transcribe", str(file), "--model", str(head / "bundle")]
+    command = ["transcribe", str(file), "--model", str(ctc_head / "bundle")]
     flags = ["--format", "json,vtt", "--max-words-per-line", "1", "--output-dir", str(tmp_path)]
     assert cli.main([*command, *flags]) == 0
     (segment,) = json.loads((tmp_path / "a.json").read_text())["segments"]

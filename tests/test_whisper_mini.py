@@ -11,12 +11,12 @@ from typing import Any
 import jiwer
 import numpy as np
 import pytest
-from conftest import ROOT, Shared, child_environment
+from conftest import MICRO_WHISPER as MINI
+from conftest import child_environment
 
 from fairseq_openvino import load_model
 from fairseq_openvino.model import Clip
 
-MINI = ROOT / "examples" / "covost" / "whisper" / "mini"
 SECONDS = 8.0
 
 
@@ -49,15 +49,8 @@ def wer(wanted: list[dict[str, str]], texts: list[str]) -> float:
 
 
 @pytest.fixture(scope="module")
-def bundle(shared: Shared) -> Path:
-    from fairseq_openvino.export.whisper import export_whisper
-
-    return shared("whisper-mini", lambda at: export_whisper(MINI, at / "bundle")) / "bundle"
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> Any:
-    return load_model(bundle)
+def model(micro_whisper: Path) -> Any:
+    return load_model(micro_whisper)
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +137,11 @@ def test_timestamps_are_where_the_speech_is(model: Any) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "fast"])
-def test_low_precision_keeps_the_texts(english: list[str], bundle: Path, precision: str) -> None:
+def test_low_precision_keeps_the_texts(
+    english: list[str], micro_whisper: Path, precision: str
+) -> None:
     wanted = rows("en")[:50]
-    found = transcribed(load_model(bundle, precision=precision), wanted, language="en")
+    found = transcribed(load_model(micro_whisper, precision=precision), wanted, language="en")
     assert abs(wer(wanted, found) - wer(wanted, english[:50])) < 1.0
 
 
@@ -175,13 +170,15 @@ print(load_model(bundle, precision=precision, cache_dir=cache).transcribe(clip, 
 """
 
 
-def test_precisions_share_a_directory_for_compiled_models(bundle: Path, tmp_path: Path) -> None:
+def test_precisions_share_a_directory_for_compiled_models(
+    micro_whisper: Path, tmp_path: Path
+) -> None:
     """OpenVINO itself crashes at bf16 on a cache that holds the encoder at f32."""
     clip = str(MINI / rows("en")[0]["path"])
     texts = []
     for precision in ("f32", "bf16", "f32"):
         done = subprocess.run(
-            [sys.executable, "-c", TRANSCRIBE, str(bundle), str(tmp_path), clip, precision],
+            [sys.executable, "-c", TRANSCRIBE, str(micro_whisper), str(tmp_path), clip, precision],
             capture_output=True, text=True, env=child_environment(),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
