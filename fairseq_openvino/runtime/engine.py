@@ -16,9 +16,10 @@ import openvino as ov
 from fairseq_openvino import machine
 from fairseq_openvino.atomic import LOCK, locked
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle
-from fairseq_openvino.errors import BundleError, DeviceError, StorageError, failure
+from fairseq_openvino.errors import DeviceError, StorageError
 from fairseq_openvino.model import Head
 from fairseq_openvino.runtime import ports, rewrite
+from fairseq_openvino.runtime.graphs import read_graph
 from fairseq_openvino.runtime.options import EngineOptions
 
 logger = logging.getLogger(__name__)
@@ -181,18 +182,6 @@ class Engine:
             properties = properties | {"CACHE_DIR": str(cache)}
             return self._core.compile_model(model, self.options.device, properties)
 
-    def _read(self, graph: str) -> ov.Model:
-        """The graph as it is stored."""
-        path = self.bundle.path(ENCODER_IR if graph == "encoder" else DECODER_IR)
-        try:
-            model = self._core.read_model(path)
-        except RuntimeError as error:
-            got, advice = _last_line(error), "Export the bundle again"
-            expected = "a graph that OpenVINO reads"
-            raise failure(BundleError, "Reading a graph", path, expected, got, advice) from error
-        ports.check(model, graph, self.bundle.manifest, path)
-        return model
-
     def model(self, variant: Variant) -> ov.Model:
         """The graph of a variant as it is compiled.
 
@@ -200,7 +189,9 @@ class Engine:
             BundleError: OpenVINO cannot read it, or it is not the manifest's.
         """
         encoder = variant.graph == "encoder"
-        model = self._read(variant.graph)
+        path = self.bundle.path(ENCODER_IR if encoder else DECODER_IR)
+        model = read_graph(path, self._core)
+        ports.check(model, variant.graph, self.bundle.manifest, path)
         if variant.precision in ("int8", INT8_BF16) and not self.bundle.manifest.quantization:
             rewrite.quantize_weights(
                 model, self._let_go
