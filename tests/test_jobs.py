@@ -312,7 +312,7 @@ def test_late_answers_of_a_stopped_worker_are_no_part_of_the_story(tmp_path: Pat
 def test_a_long_recording_goes_on_where_it_was_killed(
     mini_bundle: Path, server: Server, tmp_path: Path
 ) -> None:
-    """Killed ten times in its 11 minutes; nearly no answer is computed twice."""
+    """Killed five times in its 11 minutes; no answer is computed twice."""
     samples = np.concatenate([soundfile.read(clip)[0] for clip in CLIPS])
     rate_hz = soundfile.info(CLIPS[0]).samplerate
     soundfile.write(tmp_path / "long.wav", np.resize(samples, 660 * rate_hz), rate_hz)
@@ -322,14 +322,14 @@ def test_a_long_recording_goes_on_where_it_was_killed(
     while code:
         child = server.start("command", log, words(mini_bundle, job, inputs, "--batch-size", 2))
         before = len(answers(job))
-        while killed < 10 and len(answers(job)) < before + 3 and not (job / jobs.RESULTS).exists():
+        while killed < 5 and len(answers(job)) == before and not (job / jobs.RESULTS).exists():
             time.sleep(0.01)
-        if killed < 10:
+        if killed < 5:
             os.kill(child, signal.SIGKILL)
         code = server.wait()
         killed += code != 0
         kept |= {*answers(job)}
-    assert killed == 10 and len(answers(job)) == len(kept) == len({call for call, _ in kept})
+    assert killed == 5 and len(answers(job)) == len(kept) == len({call for call, _ in kept})
     assert (job / jobs.RESULTS).read_bytes() == (tmp_path / "0" / jobs.RESULTS).read_bytes()
     print(f"{len(kept)} calls")
 
@@ -499,7 +499,7 @@ def words(bundle: Path, job: Path, files: Any, *more: object) -> list[str]:
 
 def everything(job: Path, output: Path) -> dict[str, bytes]:
     """The results, and all files of the output directory, by name."""
-    found = {path.name: path.read_bytes() for path in output.glob("[!.]*")}
+    found = {path.name: path.read_bytes() for path in output.iterdir()}
     return found | {"results": (job / jobs.RESULTS).read_bytes()}
 
 
