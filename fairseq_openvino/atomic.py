@@ -37,11 +37,19 @@ POLL_SECONDS = 0.1
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Hexadecimal SHA-256 of a file's content.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        advice = "Check the path and its permissions"
+        raise failure(StorageError, "Reading", path, "a readable file", error, advice) from error
     return digest.hexdigest()
 
 
@@ -116,8 +124,13 @@ def _part(directory: Path) -> BinaryIO:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, wait: bool = True, guarded: Path | None = None) -> Iterator[bool]:
     """Hold a lock file, which is created with its parents and gone afterwards.
+
+    Args:
+        path: the lock file.
+        wait: until another process lets go of it.
+        guarded: as long as this is there, the lock file stays: somebody will have to remove both.
 
     Yields:
         Whether it is held: False only where another process holds it and `wait` is off.
@@ -135,8 +148,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         finally:
             if sys.platform == "win32":  # which removes no open file
                 file.close()
-            with suppress(OSError):
-                path.unlink()
+            if guarded is None or not guarded.exists():
+                with suppress(OSError):
+                    path.unlink()
 
 
 def lock_shared(path: Path) -> BinaryIO:
@@ -240,9 +254,9 @@ def remove_directory(target: Path) -> None:
 def clear_leftovers(directory: Path) -> None:
     """Remove what processes that died left in a directory; what they were replacing is put back."""
     for lock in directory.glob(f".*{STAGING}*{LOCK}"):
-        with suppress(OSError), locked(lock, wait=False) as is_stale:
+        work = lock.with_suffix("")
+        with suppress(OSError), locked(lock, wait=False, guarded=work) as is_stale:
             if is_stale:
-                work = lock.with_suffix("")
                 target = directory / work.name[1:].rpartition(STAGING)[0]
                 if (work / OLD).exists() and not target.exists():
                     os.rename(work / OLD, target)
@@ -261,7 +275,7 @@ def workspace(target: Path) -> Iterator[Path]:
         OSError: it could not be created.
     """
     work = target.parent / f".{target.name}{STAGING}{uuid.uuid4().hex[:8]}"
-    with locked(work.with_name(work.name + LOCK)):
+    with locked(work.with_name(work.name + LOCK), guarded=work):
         try:
             work.mkdir()
             yield work

@@ -126,7 +126,7 @@ class DeviceError(FairseqOpenVINOError):
 
 
 class StorageError(FairseqOpenVINOError, OSError):
-    """Files could not be written: check permission and free space of the named directory."""
+    """Files could not be written or read: check permission and free space of the named directory."""
 
     exit_code = EXIT_ENVIRONMENT
 

@@ -19,6 +19,7 @@ import gc
 import importlib
 import io
 import json
+import logging
 import os
 import resource
 import signal
@@ -27,6 +28,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -163,6 +165,7 @@ def _become(run: Callable[[], int], fault: Fault, root: Path, said: Path, report
     os.dup2(file, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(root)
+    logging.getLogger().setLevel(logging.WARNING)  # an import has changed it
     real, write = io.open, report.write_text
     calls = Calls(fault, root)
     calls.install()
@@ -290,10 +293,11 @@ class Calls:
             is_hit = self.begin(name, arguments[0])
         if is_hit and self._fault.kill == "half" and name == "write":
             arguments = arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2]
-        result = self._do[name](*arguments, **named)
-        if is_hit:
-            self.die()
-        return result
+        try:
+            return self._do[name](*arguments, **named)
+        finally:
+            if is_hit:
+                self.die()
 
     def _os_open(self, path: Any, flags: int, *more: Any, **named: Any) -> int:
         is_hit = self.begin("open", path, not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
@@ -379,6 +383,36 @@ def kills(calls: Sequence[str], seed: int) -> list[Fault]:
 
     chance = random.Random(seed)
     return [Fault(at=i, kill=chance.choice(("before", "half", "after"))) for i in range(len(calls))]
+
+
+OLD, NEW = b"old", b"new"
+
+
+def publish(words: list[str]) -> int:
+    """Everything that commands publish with: directories and files, over those that are there, and records.
+
+    Returns:
+        0, or the exit code of an error.
+    """
+    from fairseq_openvino.atomic import staged_directory, writable_directory, write_file
+    from fairseq_openvino.errors import FairseqOpenVINOError
+    from fairseq_openvino.journal import Journal, records
+
+    work = Path(words[0])
+    try:
+        writable_directory(work)
+        with closing(Journal(work / "journal")) as journal:
+            for number, content in enumerate((OLD, NEW)):
+                done = sum(1 for _ in records(work / "journal"))
+                for step in range(done, 3 * number + 3):
+                    journal.append({"number": step})
+                with staged_directory(work / "directory", overwrite=True) as stage:
+                    for name in ("a", "b", "c"):
+                        (stage / name).write_bytes(content)
+                write_file(work / "file", content)
+    except FairseqOpenVINOError as error:
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":

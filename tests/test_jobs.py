@@ -26,12 +26,14 @@ from conftest import MINI, child_environment, write_table
 from fairseq_openvino import cli
 from fairseq_openvino.errors import ModelError, OptionError, StorageError
 from fairseq_openvino.jobs import job as jobs
+from fairseq_openvino.jobs.answers import Answers
+from fairseq_openvino.jobs.index import Index
 from fairseq_openvino.jobs.leases import Identity, Lease, Watch, sign_on
 from fairseq_openvino.jobs.plan import Input, Plan
 from fairseq_openvino.jobs.status import status
 from fairseq_openvino.jobs.work import work
 from fairseq_openvino.jobs.worker import Worker
-from fairseq_openvino.journal import records
+from fairseq_openvino.journal import Journal, records
 
 SEED = int(os.environ.get("FAIRSEQ_OPENVINO_SEED", "0"))
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))
@@ -125,6 +127,27 @@ def stopped(directory: str, mark: str) -> int:
     return 0
 
 
+def answering(directory: str, mark: str) -> int:
+    """A worker that is killed after three calls of its first batch."""
+    with Worker(jobs.read(Path(directory))) as worker:
+        ledger = ledger_of(worker)
+        for call in range(3):
+            assert ledger.known() is None
+            ledger.add([call, 0.1 * call])
+        Path(mark).touch()
+        time.sleep(60)
+    return 1
+
+
+def ledger_of(worker: Worker) -> Answers:
+    """Of the batch that it claims."""
+    lease = worker.claim()
+    assert lease is not None
+    ledger = worker.ledger(lease)
+    assert ledger is not None
+    return ledger
+
+
 def record(path: str, text: str, error: str | None = None) -> dict[str, Any]:
     """As `Transcribe` gives it."""
     line = json.dumps({"path": path, "text": text}) + "\n"
@@ -139,7 +162,9 @@ class Echo:
         self.calls: list[list[str]] = []
         self._fails = fails
 
-    def follow(self, files: list[str], heard: Callable[[Any], None]) -> list[dict[str, Any]]:
+    def follow(
+        self, files: list[str], heard: Callable[[Any], None], _: Any = None
+    ) -> list[dict[str, Any]]:
         self.calls.append(files)
         heard(None)
         return [record(path, path[::-1], "no" if self._fails(path) else None) for path in files]
@@ -172,6 +197,8 @@ def test_a_plan_is_a_function_of_what_it_is_made_of(tmp_path: Path) -> None:
     job = jobs.begin(tmp_path / "a", plan(temperature=(0.0, 0.2), threshold=float("inf")))
     again = jobs.read(tmp_path / "a").plan
     assert again == job.plan == plan(temperature=[0.0, 0.2], threshold=float("inf"))
+    with pytest.raises(OptionError, match="expected files, got standard input"):
+        Plan.of("", {}, [Input.of("-", "stdin")])
     with pytest.raises(OptionError, match="expected each once, got '/data/0.wav' again"):
         Plan.of("", {}, [plan().inputs[0], plan().inputs[0]])
 
@@ -250,6 +277,71 @@ def test_a_stopped_worker_loses_its_batch_and_its_late_record_counts_for_nothing
 
 def paths(job: jobs.Job, lease: Lease) -> list[str]:
     return [each.path for each in job.plan.batches[lease.batch]]
+
+
+def test_what_a_model_answered_outlives_the_worker(tmp_path: Path, server: Server) -> None:
+    long = replace(plan(), inputs=[replace(each, bytes=10**6) for each in plan().inputs])
+    job, mark = jobs.begin(tmp_path / "job", long), tmp_path / "mark"
+    process = server.start("answering", str(job.directory), str(mark))
+    while not mark.exists():
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+    server.wait()
+    failed = [record(each.path, "", "no") for each in long.batches[0]]
+    with Worker(job) as worker:
+        ledger = ledger_of(worker)
+        assert [ledger.known() for _ in range(4)] == [[0, 0.0], [1, 0.1], [2, 0.2], None]
+        ledger.add("more")
+        worker.commit(Lease(0, 1), failed)
+    with Worker(job, retry_failed=True) as worker:
+        assert ledger_of(worker).known() is None  # or it would fail again
+
+
+def test_late_answers_of_a_stopped_worker_are_no_part_of_the_story(tmp_path: Path) -> None:
+    for worker, epoch, calls in (("a", 0, (0, 1, 2, 3, 4)), ("b", 1, (2, 3)), ("c", 2, (6,))):
+        journal = Journal(tmp_path / f"{worker}.jsonl")
+        for call in calls:
+            answer = f"{worker}{call}"
+            found = {"kind": "answer", "batch": 7, "epoch": epoch, "call": call, "answer": answer}
+            journal.append(found)
+        journal.close()
+    index = Index(tmp_path)
+    index.refresh()
+    assert [each.read() for each in index.answered(7)] == ["a0", "a1", "b2", "b3"]
+
+
+@pytest.mark.fault
+def test_a_long_recording_goes_on_where_it_was_killed(
+    mini_bundle: Path, server: Server, tmp_path: Path
+) -> None:
+    """Killed five times in its 11 minutes; no answer is computed twice."""
+    samples = np.concatenate([soundfile.read(clip)[0] for clip in CLIPS])
+    rate_hz = soundfile.info(CLIPS[0]).samplerate
+    soundfile.write(tmp_path / "long.wav", np.resize(samples, 660 * rate_hz), rate_hz)
+    inputs, log, kept = [tmp_path / "long.wav"], str(tmp_path / "log"), set[tuple[int, str]]()
+    assert cli.main(words(mini_bundle, tmp_path / "0", inputs, "--batch-size", 2)) == 0
+    job, killed, code = tmp_path / "1", 0, -1
+    while code:
+        child = server.start("command", log, words(mini_bundle, job, inputs, "--batch-size", 2))
+        before = len(answers(job))
+        while killed < 5 and len(answers(job)) == before and not (job / jobs.RESULTS).exists():
+            time.sleep(0.01)
+        if killed < 5:
+            os.kill(child, signal.SIGKILL)
+        code = server.wait()
+        killed += code != 0
+        kept |= {*answers(job)}
+    assert killed == 5 and len(answers(job)) == len(kept) == len({call for call, _ in kept})
+    assert (job / jobs.RESULTS).read_bytes() == (tmp_path / "0" / jobs.RESULTS).read_bytes()
+    print(f"{len(kept)} calls")
+
+
+def answers(job: Path) -> list[tuple[int, str]]:
+    """Calls that were kept, and their answers."""
+    lines = [each for path in job.glob("journals/*") for each in records(path)]
+    return [
+        (each["call"], json.dumps(each["answer"])) for each in lines if each["kind"] == "answer"
+    ]
 
 
 def test_clocks_of_others_do_not_matter(tmp_path: Path) -> None:
@@ -409,7 +501,7 @@ def words(bundle: Path, job: Path, files: Any, *more: object) -> list[str]:
 
 def everything(job: Path, output: Path) -> dict[str, bytes]:
     """The results, and all files of the output directory, by name."""
-    found = {path.name: path.read_bytes() for path in output.glob("[!.]*")}
+    found = {path.name: path.read_bytes() for path in output.iterdir()}
     return found | {"results": (job / jobs.RESULTS).read_bytes()}
 
 
@@ -488,17 +580,15 @@ def test_threads_are_part_of_the_plan(
     for threads in (1, 2):
         line = words(mini_bundle, tmp_path / str(threads), inputs, "--threads", threads)
         assert cli.main(line) == 0
+        at = line.index("--threads")
+        assert cli.main(line[:at] + line[at + 2 : -2]) == 0  # as it was begun
         lines = (tmp_path / str(threads) / jobs.RESULTS).read_text().splitlines()
         found.append([json.loads(each)["hypotheses"][0] for each in lines])
     for one, other in zip(*found, strict=True):
         assert one["tokens"] == other["tokens"]
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
-    assert cli.main([*words(mini_bundle, tmp_path / "1", inputs, "--threads", 2)]) == 2
+    assert cli.main(words(mini_bundle, tmp_path / "1", inputs, "--threads", 2)) == 2
     assert "got threads 1 -> 2. Repeat" in capsys.readouterr().err
-    line = words(mini_bundle, tmp_path / "1", inputs)
-    at = line.index("--threads")
-    del line[at : at + 2]
-    assert cli.main(line) == 0
 
 
 def test_a_manifest_names_its_outputs(

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.atomic import locked, staged_file, unwritable, write_file
+from fairseq_openvino.atomic import clear_leftovers, locked, staged_file, unwritable, write_file
 from fairseq_openvino.errors import ModelError, OptionError, StorageError, failure
 from fairseq_openvino.jobs.index import Entry, Index
 from fairseq_openvino.jobs.leases import Leases
@@ -56,7 +56,8 @@ class Job:
             if len(index.done(leases)) < len(self.plan.batches):
                 return False
             if not self.results.exists():
-                _clear(self.directory)
+                for place in (self.directory, self.workers):
+                    clear_leftovers(place)
                 with staged_file(self.results) as file:
                     for record in self.records(index):
                         file.write(_lines(record))
@@ -84,14 +85,6 @@ class Job:
         done = self.done(index)
         for batch in sorted(done):
             yield from index.files(done[batch])
-
-
-def _clear(directory: Path) -> None:
-    """Remove what killed processes have not published; the lock is held."""
-    for path in directory.glob(".*"):
-        with suppress(OSError):
-            if path.name != LOCK:
-                path.unlink()
 
 
 def begin(directory: Path, plan: Plan) -> Job:

@@ -66,7 +66,7 @@ def _lane(worker: Worker, transcribe: Transcribe, done: Queue[Any]) -> None:
     try:
         while (lease := worker.claim()) is not None:
             batch = worker.job.plan.batches[lease.batch]
-            files = transcribe.follow([each.path for each in batch], heard)
+            files = transcribe.follow([each.path for each in batch], heard, worker.ledger(lease))
             worker.commit(lease, files)
             done.put(files)
         done.put(None)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from fairseq_openvino.errors import FairseqOpenVINOError
+from fairseq_openvino.jobs.answers import Answers, is_long
 from fairseq_openvino.jobs.index import BATCH, BEGIN, Index
 from fairseq_openvino.jobs.job import Job
 from fairseq_openvino.jobs.leases import LEASE_SECONDS, Identity, Lease, Watch, beat, sign_on
@@ -112,6 +113,13 @@ class Worker:
         """Raise StorageError if the worker stops because it cannot say that it lives."""
         if self._failure is not None:
             raise self._failure
+
+    def ledger(self, lease: Lease) -> Answers | None:
+        """Of what the model answers in a batch with long recordings; None if it has none."""
+        if not any(map(is_long, self.job.plan.batches[lease.batch])):
+            return None
+        with self._turn:
+            return Answers(lease, self._index.answered(lease.batch), self.journal)
 
     def commit(self, lease: Lease, files: Sequence[dict[str, Any]]) -> None:
         """Record what became of the files of a batch; if it was lost meanwhile, that counts for nothing.
