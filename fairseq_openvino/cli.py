@@ -90,7 +90,9 @@ def _failed(error: Exception, parser: argparse.ArgumentParser) -> int:
     elif extra is not None:
         text += f"the package {package}, got none. Install fairseq-openvino[{extra}]."
     elif isinstance(error, OSError):
-        text += f"files that can be read and written, got {error}. Check permissions and disk space."
+        text += (
+            f"files that can be read and written, got {error}. Check permissions and disk space."
+        )
     else:
         raise error
     print(f"error: {text}", file=sys.stderr)
