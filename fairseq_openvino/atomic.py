@@ -68,19 +68,23 @@ def writable_directory(path: Path) -> Path:
         raise unwritable("Writing", path, error) from error
 
 
-def write_file(target: Path, content: bytes) -> None:
-    """Write a file that appears whole, in place of one that is there.
+def write_file(target: Path, content: bytes, lasting: bool = True) -> None:
+    """Write a file that appears whole, in place of one that is there; `lasting` as in `staged_file`.
 
     Raises:
         StorageError: it could not be written; nothing is left behind.
     """
-    with staged_file(target) as file:
+    with staged_file(target, lasting) as file:
         file.write(content)
 
 
 @contextmanager
-def staged_file(target: Path) -> Iterator[BinaryIO]:
+def staged_file(target: Path, lasting: bool = True) -> Iterator[BinaryIO]:
     """Yield a file that becomes `target` when the block ends without error.
+
+    Args:
+        target: the file to publish.
+        lasting: wait until it is on the disk; else a loss of power may leave another content.
 
     Raises:
         StorageError: it could not be written; nothing is left behind.
@@ -90,7 +94,8 @@ def staged_file(target: Path) -> Iterator[BinaryIO]:
             try:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    os.fsync(file.fileno())
                 if sys.platform == "win32":  # which renames no open file
                     file.close()
                 os.replace(file.name, target)
@@ -100,7 +105,8 @@ def staged_file(target: Path) -> Iterator[BinaryIO]:
                 with suppress(OSError):
                     os.unlink(file.name)
                 raise
-        sync(target.parent)
+        if lasting:
+            sync(target.parent)
     except OSError as error:
         raise unwritable("Writing", target, error) from error
 
