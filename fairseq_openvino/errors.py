@@ -131,8 +131,13 @@ class StorageError(FairseqOpenVINOError, OSError):
     exit_code = EXIT_ENVIRONMENT
 
 
-NO_MEMORY = ("bad allocation", "bad_alloc", "annot allocate memory", "an't allocate memory")
-"""Of OpenVINO and onnxruntime, of the C++ library, of the system, and of torch."""
+NO_MEMORY = (
+    "bad allocation", "bad_alloc", "annot allocate memory", "an't allocate memory", "Failed to allocate",
+    "failed to map segment", "Resource temporarily unavailable", "an't start new thread",
+    "could not create a primitive",
+)  # fmt: skip
+"""As said by OpenVINO, the C++ library, the system, torch and onnxruntime; by the loader of libraries; where
+there is no room for a thread; and by oneDNN."""
 Failure = TypeVar("Failure", bound=FairseqOpenVINOError)
 
 

@@ -52,7 +52,7 @@ WARM = (
     "fairseq_openvino.quantize.procedure", "sacrebleu", "soundfile", "sentencepiece", "scipy.fft",
 )  # fmt: skip
 COMMANDS = "fairseq_openvino.cli:main"
-MANY_SECONDS = 120.0
+MANY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past
 from fairseq_openvino.model import LOG_PROBS
 from fairseq_openvino.runtime import rewrite
 from fairseq_openvino.runtime.engine import compile_properties
-from fairseq_openvino.runtime.graphs import read_graph
+from fairseq_openvino.runtime.graphs import compile_graph, read_graph
 from fairseq_openvino.tensors import TensorSpec
 
 
@@ -133,7 +133,7 @@ def _compiled(path: Path, threads: int) -> ov.CompiledModel:
     model = read_graph(path)
     rewrite.keep_16_bits(model)
     properties = compile_properties("f32", "CPU", threads or None)
-    return ov.Core().compile_model(model, "CPU", properties)
+    return compile_graph(ov.Core(), model, "CPU", properties)
 
 
 def valid(memory: Mapping[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from fairseq_openvino.export.parity import limit
 from fairseq_openvino.model import Memory, Model
 from fairseq_openvino.plugin.model import S2TOpenVINOModel
 from fairseq_openvino.runtime.engine import compile_properties
+from fairseq_openvino.runtime.graphs import compile_graph
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 
@@ -155,7 +156,7 @@ def compiled_encoder(
         graph = ENCODERS[type(encoder)](encoder).eval()
         model = ov.convert_model(graph, example_input=tuple(batch.values()))
     properties = compile_properties("f32", options.device, options.threads)
-    compiled = ov.Core().compile_model(model, options.device, properties)
+    compiled = compile_graph(ov.Core(), model, options.device, properties)
 
     def forward(src_tokens: Tensor, src_lengths: Tensor, **_: Any) -> dict[str, list[Tensor]]:
         x, lengths = compiled((src_tokens.numpy(), src_lengths.numpy())).values()

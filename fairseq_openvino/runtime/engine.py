@@ -16,10 +16,10 @@ import openvino as ov
 from fairseq_openvino import machine
 from fairseq_openvino.atomic import LOCK, locked
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle
-from fairseq_openvino.errors import DeviceError, StorageError
+from fairseq_openvino.errors import StorageError
 from fairseq_openvino.model import Head
 from fairseq_openvino.runtime import ports, rewrite
-from fairseq_openvino.runtime.graphs import read_graph
+from fairseq_openvino.runtime.graphs import compile_graph, read_graph
 from fairseq_openvino.runtime.options import EngineOptions
 
 logger = logging.getLogger(__name__)
@@ -161,14 +161,7 @@ class Engine:
             except (RuntimeError, StorageError) as error:
                 logger.warning(f"compiling without the cache {self._cache_dir}: {error}")
                 self._cache_dir = None  # the other graphs too: one warning is enough
-        try:
-            return self._core.compile_model(model, options.device, properties)
-        except RuntimeError as error:
-            raise DeviceError(
-                f"Compiling failed on device {options.device!r}: expected one of "
-                f"{', '.join(self._core.available_devices)}, got {_last_line(error)}. Choose another "
-                "device or precision."
-            ) from error
+        return compile_graph(self._core, model, options.device, properties)
 
     def _compile_cached(
         self, model: ov.Model, properties: dict[str, str], cache: Path
@@ -212,10 +205,6 @@ class Engine:
         if variant.beam:
             rewrite.fix_batch(model, 1, variant.beam, self.bundle.manifest.memory)
         return model
-
-
-def _last_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1].rstrip(".")
 
 
 class Lease:

@@ -7,7 +7,7 @@ from pathlib import Path
 import openvino as ov
 
 from fairseq_openvino.atomic import unwritable
-from fairseq_openvino.errors import BundleError, failure, is_out_of_memory
+from fairseq_openvino.errors import BundleError, DeviceError, failure, is_out_of_memory
 
 
 def read_graph(path: Path, core: ov.Core | None = None) -> ov.Model:
@@ -24,6 +24,26 @@ def read_graph(path: Path, core: ov.Core | None = None) -> ov.Model:
         got = " ".join(str(error).split()).rstrip(".")
         expected, advice = "a graph that OpenVINO reads", "Export the bundle again"
         raise failure(BundleError, "Reading a graph", path, expected, got, advice) from error
+
+
+def compile_graph(
+    core: ov.Core, model: ov.Model | Path, device: str, properties: dict[str, str]
+) -> ov.CompiledModel:
+    """A graph for a device.
+
+    Raises:
+        DeviceError: the device is not there, or cannot run it.
+    """
+    try:
+        return core.compile_model(model, device, properties)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        last_line = str(error).strip().splitlines()[-1].rstrip(".")
+        raise DeviceError(
+            f"Compiling failed on device {device!r}: expected one of {', '.join(core.available_devices)}, "
+            f"got {last_line}. Choose another device or precision."
+        ) from error
 
 
 def save_graph(model: ov.Model, path: Path) -> None:

@@ -19,6 +19,7 @@ import openvino as ov
 from fairseq_openvino.atomic import sha256
 from fairseq_openvino.errors import ModelError, failure
 from fairseq_openvino.runtime.engine import compile_properties
+from fairseq_openvino.runtime.graphs import compile_graph
 from fairseq_openvino.speech.activity import FRAME_SAMPLES
 
 MODEL = Path(__file__).parent / "silero" / "silero_vad_16k_sequence.onnx"
@@ -53,7 +54,7 @@ class SileroVoice:
                 f"{digest[:12]}...", "Install fairseq-openvino anew",
             )  # fmt: skip
         properties = compile_properties("f32", "CPU", threads=1)
-        self._compiled = ov.Core().compile_model(model, "CPU", properties)
+        self._compiled = compile_graph(ov.Core(), model, "CPU", properties)
         self._idle: list[ov.InferRequest] = []
         self._lock = threading.Lock()
 
