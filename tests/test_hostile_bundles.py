@@ -156,6 +156,9 @@ ATTACKS: dict[str, tuple[Change, type[FairseqOpenVINOError], str]] = {
         edited(lambda m: m["memory"][1].update(dims=["N", 10**12, "S", 8])), WRONG, r"memory\[1\]",
     ),
     "a family of nobody": (edited(lambda m: m.update(family="os")), WRONG, "'os'"),
+    "a token beyond the vocabulary": (
+        edited(lambda m: m["tokens"].update(eos=10**6)), WRONG, "got 1000000",
+    ),
     "another vocabulary": (
         edited(lambda m: m["dimensions"].update(vocabulary_size=99)), ModelError, "dict.txt",
     ),
@@ -196,7 +199,7 @@ ATTACKS: dict[str, tuple[Change, type[FairseqOpenVINOError], str]] = {
     "a link to itself": (
         in_place_of("dict.txt", lambda p: p.symlink_to("dict.txt")), WRONG, "got a symbolic link",
     ),
-    "a hard link that others write": (share, WRONG, r"'encoder.bin', got a file of 2 names"),
+    "a hard link that anybody may write": (share, WRONG, r"'encoder.bin', got a file of 2 names"),
     "a pipe": (in_place_of("dict.txt", os.mkfifo), WRONG, "a regular file 'dict.txt'"),
     "a pipe as manifest": (in_place_of(MANIFEST, os.mkfifo), WRONG, "a directory, pipe or device"),
     "a directory": (in_place_of("dict.txt", os.mkdir), WRONG, "a regular file 'dict.txt'"),
@@ -252,6 +255,7 @@ def test_each_attack_ends_in_its_error(bundle: Path, name: str) -> None:
 
 def test_the_bundle_itself_can_be_used(bundle: Path) -> None:
     """Or no attack would show anything; also under second names, beside files of others, and renamed."""
+    os.chmod(bundle / "encoder.bin", 0o664)
     os.link(bundle / "encoder.bin", bundle.parent / "another.bin")
     for name in (".DS_Store", "README.md", ".hidden.json"):
         (bundle / name).write_text("x")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +36,8 @@ class Bundle:
     manifest: Manifest
     digest: str = ""
     """SHA-256 of the file manifest.json, which names that of every other file."""
-    stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
-    """Of the files when they were verified."""
+    stamps: dict[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
+    """Of the files when they were verified last."""
 
     def path(self, name: str | None) -> Path:
         """Path of a file that the manifest lists; of a graph, OpenVINO reads the weights beside it.
@@ -50,7 +49,7 @@ class Bundle:
             raise refused(self.directory, f"a file {name!r}", "a manifest without it")
         for read in (name, weights_of(name)):
             if read in self.stamps and self.stamps[read] != _current(self.directory, read):
-                _verified(self.directory, read, self.manifest.files[read])
+                self.stamps[read] = _verified(self.directory, read, self.manifest.files[read])
         return self.directory / name
 
 

@@ -15,7 +15,6 @@ BLOCK_BYTES = 1 << 20
 FLAGS = os.O_RDONLY
 for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # no system has them all
     FLAGS |= getattr(os, _name, 0)
-OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 MAX_DIGITS = 19
 """Of an integer: those of 64 bits."""
 Stamp = tuple[int, int, int, int, int]
@@ -24,13 +23,13 @@ Stamp = tuple[int, int, int, int, int]
 def open_regular(path: Path) -> BinaryIO:
     """A regular file, open for reading; a pipe is not waited for.
 
-    A file of several names (hard links) is one as long as only its owner may write it: stores by content,
-    backups and `cp -l` make such names, and what is read is what the checksum vouches for. Where others
-    may write, they need no right to this directory to do so.
+    A file of several names (hard links) is one: stores by content, backups and `cp -l` make such names, and
+    a checksum vouches for what is read. But not if anybody may write it, who by the other name needs no
+    right to this directory.
 
     Raises:
         OSError: there is none, or it may not be read.
-        ValueError: it is a link, directory, pipe or device, or others may write it by another name.
+        ValueError: it is a link, directory, pipe or device, or anybody may write it by another name.
     """
     try:
         descriptor = os.open(path, FLAGS)
@@ -42,10 +41,10 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise ValueError("a directory, pipe or device")
-    if status.st_nlink > 1 and status.st_mode & OTHERS_MAY_WRITE:
+    if status.st_nlink > 1 and status.st_mode & stat.S_IWOTH:
         os.close(descriptor)
         raise ValueError(
-            f"a file of {status.st_nlink} names (hard links) that others may write, mode "
+            f"a file of {status.st_nlink} names (hard links) that anybody may write, mode "
             f"{stat.S_IMODE(status.st_mode):o}"
         )
     return open(descriptor, "rb")

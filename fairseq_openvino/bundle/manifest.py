@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -281,11 +282,27 @@ def _manifest_of(root: Path, content: Any) -> Manifest:
     if found not in (1, FORMAT) or isinstance(found, bool):
         raise refused(root, f"bundle format 1 or {FORMAT} in {MANIFEST}", repr(found))
     try:
-        return _of_format_1(content) if found == 1 else msgspec.convert(content, Manifest)
+        manifest = _of_format_1(content) if found == 1 else msgspec.convert(content, Manifest)
     except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
         raise refused(
             root, f"a complete manifest in {MANIFEST}", f"{type(error).__name__}: {error}"
         ) from error
+    largest, symbols = max(_ids(manifest)), manifest.dimensions.vocabulary_size
+    if largest >= symbols:
+        raise refused(root, f"token ids below {symbols} in {MANIFEST}", largest)
+    return manifest
+
+
+def _ids(manifest: Manifest) -> Iterator[int]:
+    """All tokens that the manifest names."""
+    yield from vars(manifest.tokens).values()
+    if manifest.generation is not None:
+        yield manifest.generation.first_token or 0
+    if (whisper := manifest.whisper) is not None:
+        yield from (whisper.start, whisper.no_timestamps)
+        yield from (token for token in (whisper.previous, whisper.no_speech) if token is not None)
+        yield from (*whisper.languages.values(), *whisper.tasks.values())
+        yield from (*whisper.suppressed, *whisper.suppressed_at_start)
 
 
 def refused(
