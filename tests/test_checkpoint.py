@@ -110,7 +110,7 @@ def test_scalars_of_the_other_byte_order_are_read():
 def test_the_loader_refuses_what_the_scan_misses(tmp_path, monkeypatch):
     path, canary = tmp_path / "evil.pt", tmp_path / "canary"
     torch.save({"model": Canary(canary)}, path)
-    monkeypatch.setattr(checkpoint, "_inspect", lambda name: (set(), 2))
+    monkeypatch.setattr(checkpoint, "_inspect", lambda name: (set(), None))
     with pytest.raises(UnsafeCheckpointError, match=r"posix\.mkdir"):
         load_checkpoint(path)
     assert not canary.exists()
@@ -210,7 +210,7 @@ def test_no_newer_pickle_runs_anything(tmp_path, monkeypatch, body, scanned):
             is_pickle = entry.filename.endswith("data.pkl")
             evil.writestr(entry, b"\x80\x05" + body if is_pickle else whole.read(entry))
     if not scanned:
-        monkeypatch.setattr(checkpoint, "_inspect", lambda name: ({"argparse.Namespace"}, 5))
+        monkeypatch.setattr(checkpoint, "_inspect", lambda name: ({"argparse.Namespace"}, None))
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "evil.pt")
     assert not canary.exists()
