@@ -87,78 +87,6 @@ PARENT = "_parent"
 """Attribute of OmegaConf's nodes that leads upwards."""
 MAX_EXPANDED = 100_000
 """Values in a checkpoint, those that occur in several places counted in each, unless so many are stored."""
-NUMERIC_KINDS = "biuf"
-"""NumPy kinds (bool, signed, unsigned, float) a stored scalar may have."""
-
-
-class _ScalarType:
-    """Stands in for `numpy.dtype`, whose own `__setstate__` trusts flags read from the file."""
-
-    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
-        del align, copy
-        self.dtype = np.dtype(name)
-        if self.dtype.kind not in NUMERIC_KINDS:
-            raise ValueError(f"a NumPy scalar of a numeric type expected, got {name!r}")
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-def _scalar(scalar_type: _ScalarType, data: bytes) -> np.generic:
-    """Stands in for `numpy.core.multiarray.scalar`."""
-    return np.frombuffer(data, scalar_type.dtype, count=1)[0]
-
-
-class _Array(np.ndarray):
-    """Stands in for `numpy.ndarray`, and what makes one to be given a state: numbers and nothing else."""
-
-    def __new__(cls, *_: Any) -> _Array:
-        return np.zeros(0, np.int8).view(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        version, shape, kind, in_fortran_order, data = state
-        super().__setstate__((version, shape, kind.dtype, in_fortran_order, data))
-
-
-def _frombuffer(data: bytes, kind: _ScalarType, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """Stands in for `numpy.core.numeric._frombuffer`."""
-    return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Stands in for `_codecs.encode`, which Python 3 writes bytes with in protocol 2."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes as latin1 expected, got {encoding!r}")
-    return text.encode(encoding)
-
-
-def _sized(kind: type) -> Callable[..., Any]:
-    """Stands in for `bytes` and `bytearray`, which make room for any number."""
-
-    def make(*arguments: Any) -> Any:
-        if arguments and not isinstance(arguments[0], (bytes, str, list, tuple)):
-            raise ValueError(f"the content of {kind.__name__} expected, got {type(arguments[0])}")
-        return kind(*arguments)
-
-    return make
-
-
-_STAND_INS: dict[str, Callable[..., Any]] = {
-    "_codecs.encode": _latin1,
-    "builtins.bytearray": _sized(bytearray),
-    "builtins.bytes": _sized(bytes),
-    "numpy.dtype": _ScalarType,
-    "numpy.ndarray": _Array,
-    **{
-        f"numpy.{core}.{name}": stand_in
-        for core in ("core", "_core")
-        for name, stand_in in (
-            ("multiarray.scalar", _scalar),
-            ("multiarray._reconstruct", _Array),
-            ("numeric._frombuffer", _frombuffer),
-        )
-    },
-}
 
 
 def _rebuilding(size: int) -> dict[str, Callable[..., Any]]:
@@ -234,7 +162,7 @@ def load_object(path: str | os.PathLike[str]) -> Any:
     name = os.fspath(path)
     _check_file(name)
     found, damage = _inspect(name)
-    refused = sorted(found - ALLOWED_GLOBALS - _STAND_INS.keys() - _of_torch().keys())
+    refused = sorted(found - ALLOWED_GLOBALS - pickles.STAND_INS.keys() - _of_torch().keys())
     if damage is not None and not refused:  # else the names are the better message
         raise _damaged(name, damage) from damage
     if not refused:
@@ -303,7 +231,7 @@ def _table(name: str, found: set[str]) -> pickles.Table:
     """What a file may name, of what it does."""
     size = Path(name).stat().st_size
     own = {dotted: _resolve(dotted) for dotted in sorted(found & ALLOWED_GLOBALS)}
-    stand_ins = _STAND_INS | _rebuilding(size)
+    stand_ins = pickles.STAND_INS | _rebuilding(size)
     called = {*stand_ins, *CALLED, *(CALLED_CLASSES & own.keys())}
     made = {name for name in own if not name.startswith(("builtins.", "typing."))}
     return pickles.Table(_of_torch() | own | stand_ins, called, made, size)

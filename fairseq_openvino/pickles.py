@@ -18,6 +18,8 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+import numpy as np
+
 LEFT_OUT = (
     "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER",
 )  # fmt: skip
@@ -35,6 +37,8 @@ MAX_NESTED = 10_000
 COPIED = (bytes, bytearray, str, list, tuple, dict, set)
 REUSE = 4
 """What a file holds may be copied so many times: tied weights share their storage, for one."""
+NUMERIC_KINDS = "biuf"
+"""NumPy kinds (bool, signed, unsigned, float) a stored scalar may have."""
 STORAGE_ID = 5
 """Parts of the name of a storage: "storage", its type, its key, its device, its length."""
 
@@ -73,6 +77,77 @@ def scan(file: BinaryIO, names: set[str]) -> None:
             names.add(dotted(*strings))
         elif isinstance(top, str):
             strings = [strings[-1], top]
+
+
+class _ScalarType:
+    """Stands in for `numpy.dtype`, whose own `__setstate__` trusts flags read from the file."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        del align, copy
+        self.dtype = np.dtype(name)
+        if self.dtype.kind not in NUMERIC_KINDS:
+            raise ValueError(f"a NumPy scalar of a numeric type expected, got {name!r}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _scalar(scalar_type: _ScalarType, data: bytes) -> np.generic:
+    """Stands in for `numpy.core.multiarray.scalar`."""
+    return np.frombuffer(data, scalar_type.dtype, count=1)[0]
+
+
+class _Array(np.ndarray):
+    """Stands in for `numpy.ndarray`, and what makes one to be given a state: numbers and nothing else."""
+
+    def __new__(cls, *_: Any) -> _Array:
+        return np.zeros(0, np.int8).view(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, kind, in_fortran_order, data = state
+        super().__setstate__((version, shape, kind.dtype, in_fortran_order, data))
+
+
+def _frombuffer(data: bytes, kind: _ScalarType, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """Stands in for `numpy.core.numeric._frombuffer`."""
+    return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands in for `_codecs.encode`, which Python 3 writes bytes with in protocol 2."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes as latin1 expected, got {encoding!r}")
+    return text.encode(encoding)
+
+
+def _sized(kind: type) -> Callable[..., Any]:
+    """Stands in for `bytes` and `bytearray`, which make room for any number."""
+
+    def make(*arguments: Any) -> Any:
+        if arguments and not isinstance(arguments[0], (bytes, str, list, tuple)):
+            raise ValueError(f"the content of {kind.__name__} expected, got {type(arguments[0])}")
+        return kind(*arguments)
+
+    return make
+
+
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _latin1,
+    "builtins.bytearray": _sized(bytearray),
+    "builtins.bytes": _sized(bytes),
+    "numpy.dtype": _ScalarType,
+    "numpy.ndarray": _Array,
+    **{
+        f"numpy.{core}.{name}": stand_in
+        for core in ("core", "_core")
+        for name, stand_in in (
+            ("multiarray.scalar", _scalar),
+            ("multiarray._reconstruct", _Array),
+            ("numeric._frombuffer", _frombuffer),
+        )
+    },
+}
+"""By dotted name, what is taken in place of functions and types that trust what they are given."""
 
 
 @dataclass(frozen=True)
