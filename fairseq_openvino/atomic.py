@@ -8,6 +8,7 @@ whoever publishes there next clears up after it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -51,6 +52,21 @@ def sha256(path: Path) -> str:
         advice = "Check the path and its permissions"
         raise failure(StorageError, "Reading", path, "a readable file", error, advice) from error
     return digest.hexdigest()
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """Content of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: it cannot be read, is a pipe or a device, or larger.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size} bytes, more than {most}", str(path))
+        return file.read(size)
 
 
 def writable_directory(path: Path) -> Path:

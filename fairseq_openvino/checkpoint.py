@@ -1,9 +1,10 @@
-"""Fairseq checkpoints without code execution: torch's safe loader and a short allow-list.
+"""Fairseq checkpoints without code execution: a restricted unpickler and a short allow-list.
 
 A checkpoint is a pickle, and a pickle may call any function while it loads. Fairseq 0.12 loads
 with `weights_only=False` (facebookresearch/fairseq#5610); here only tensors, plain containers and
-the names in `ALLOWED_GLOBALS` can be built. `fairseq-train` itself stores a single name outside
-torch's own list, `argparse.Namespace`; the others occur in checkpoints of older Fairseq versions.
+the names in `ALLOWED_GLOBALS` can be built, and no more of them than the file has bytes for.
+`fairseq-train` itself stores a single name outside torch's own list, `argparse.Namespace`; the
+others occur in checkpoints of older Fairseq versions.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import importlib
 import io
 import logging
+import math
 import mmap
 import os
 import pickle
@@ -60,69 +62,67 @@ ALLOWED_GLOBALS = frozenset(
 )
 """Names imported on demand: data holders whose construction has no side effect."""
 
-MAX_NAMES_IN_MESSAGE = 10
-SAFE_PROTOCOL = 2
-"""Of pickles that torch's safe loader reads; newer ones are read by `pickles`."""
+MAX_NAMES_IN_MESSAGE, MAX_CHARACTERS = 10, 200
+"""Of what a file says, in the message about it."""
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_PICKLES = 4
 """In a file of torch < 1.6: magic number, protocol, system info, the object; storages follow."""
 TORCHSCRIPT = "constants.pkl"
 """In archives that `torch.load` would run."""
-REFUSALS = ("GLOBAL", "Trying to", "Can only")
-"""Parts of the messages with which torch's loader refuses a call, as opposed to damaged bytes."""
-NUMERIC_KINDS = "biuf"
-"""NumPy kinds (bool, signed, unsigned, float) a stored scalar may have."""
+REFUSAL = "Trying to"
+"""Begins the messages with which the unpickler refuses a call, as opposed to damaged bytes."""
+CALLED_CLASSES = {"collections.defaultdict", "pathlib.PosixPath"}
+"""Of those, what pickles make by a call; for the builtins there is no need, as types they are named."""
+CALLED = (
+    "_codecs.encode", "builtins.bytearray", "builtins.complex", "builtins.set", "collections.Counter",
+    "collections.OrderedDict", "torch.Size", "torch.device", "torch.serialization._get_layout",
+    "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
+    "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
+    "torch._tensor._rebuild_from_type_v2",
+)  # fmt: skip
+"""Of torch's own list, what makes tensors and plain values. Its other names are types and constants, and
+tensors (sparse, quantized, of other devices) that no weights are and whose sizes nothing bounds."""
+PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
+PARENT = "_parent"
+"""Attribute of OmegaConf's nodes that leads upwards."""
+MAX_EXPANDED = 100_000
+"""Values in a checkpoint, those that occur in several places counted in each, unless so many are stored."""
 
 
-class _ScalarType:
-    """Stands in for `numpy.dtype`, whose own `__setstate__` trusts flags read from the file."""
+def _rebuilding(size: int) -> dict[str, Callable[..., Any]]:
+    """Stand-ins for what makes tensors of storages, in a file of `size` bytes.
 
-    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
-        del align, copy
-        self.dtype = np.dtype(name)
-        if self.dtype.kind not in NUMERIC_KINDS:
-            raise ValueError(f"a NumPy scalar of a numeric type expected, got {name!r}")
+    torch itself makes a storage longer where a tensor needs it, and calls whatever it is told to.
+    """
+    left = pickles.REUSE * size
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
+    def within(rebuild: Callable[..., Any]) -> Callable[..., Any]:
+        def run(storage: Any, offset: int, shape: Any, stride: Any, *rest: Any) -> torch.Tensor:
+            nonlocal left
+            kind = rest[2] if rebuild is torch._utils._rebuild_tensor_v3 else storage.dtype
+            last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+            count = math.prod(shape)
+            left -= count * kind.itemsize
+            there = storage._untyped_storage.nbytes()
+            if left < 0 or (count and (last + 1) * kind.itemsize > there):
+                raise ValueError(f"a tensor of the shape {tuple(shape)} in {there} bytes")
+            found: torch.Tensor = rebuild(storage, offset, shape, stride, *rest)
+            return found
 
+        return run
 
-def _scalar(scalar_type: _ScalarType, data: bytes) -> np.generic:
-    """Stands in for `numpy.core.multiarray.scalar`."""
-    return np.frombuffer(data, scalar_type.dtype, count=1)[0]
+    made: dict[str, Callable[..., Any]] = {
+        f"torch._utils.{name}": within(getattr(torch._utils, name))
+        for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+    }
+    known = (*made.values(), *(getattr(torch._utils, name) for name in PARAMETERS))
 
+    def of_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+        if function not in known:
+            raise pickle.UnpicklingError(f"{REFUSAL} call what makes no tensor")
+        return torch._tensor._rebuild_from_type_v2(function, kind, arguments, state)
 
-class _Array(np.ndarray):
-    """Stands in for `numpy.ndarray`: an array of numbers and nothing else."""
-
-    def __setstate__(self, state: Any) -> None:
-        version, shape, kind, in_fortran_order, data = state
-        super().__setstate__((version, shape, kind.dtype, in_fortran_order, data))
-
-
-def _reconstruct(*_: Any) -> _Array:
-    """Stands in for `numpy.core.multiarray._reconstruct`; a state follows."""
-    return np.zeros(0, np.int8).view(_Array)
-
-
-def _frombuffer(data: bytes, kind: _ScalarType, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """Stands in for `numpy.core.numeric._frombuffer`."""
-    return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
-
-
-_NUMPY_STAND_INS: dict[str, Callable[..., Any]] = {
-    "numpy.dtype": _ScalarType,
-    "numpy.ndarray": _Array,
-    **{
-        f"numpy.{core}.{name}": stand_in
-        for core in ("core", "_core")
-        for name, stand_in in (
-            ("multiarray.scalar", _scalar),
-            ("multiarray._reconstruct", _reconstruct),
-            ("numeric._frombuffer", _frombuffer),
-        )
-    },
-}
+    return made | {"torch._tensor._rebuild_from_type_v2": of_type}
 
 
 def load_checkpoint(path: str | os.PathLike[str], key: str = "model") -> dict[str, Any]:
@@ -161,10 +161,14 @@ def load_object(path: str | os.PathLike[str]) -> Any:
     """
     name = os.fspath(path)
     _check_file(name)
-    found, protocol = _inspect(name)
-    refused = sorted(found - ALLOWED_GLOBALS - _NUMPY_STAND_INS.keys())
+    found, damage = _inspect(name)
+    refused = sorted(found - ALLOWED_GLOBALS - pickles.STAND_INS.keys() - _of_torch().keys())
+    if damage is not None and not refused:  # else the names are the better message
+        raise _damaged(name, damage) from damage
     if not refused:
-        return _load_safely(name, found, protocol)
+        content = _load(name, pickles.module(_table(name, found)))
+        _check_expanded(name, content)
+        return content
     if os.environ.get(TRUST_VARIABLE) == "1":
         logger.warning(
             "Loading %r with code execution because %s=1; sha256 %s, globals: %s",
@@ -194,7 +198,7 @@ def _check_file(name: str) -> None:
 
 
 def _damaged(name: str, error: Exception) -> CheckpointError:
-    reason = str(error).split(". ")[0] or type(error).__name__
+    reason = str(error).split(". ")[0][:MAX_CHARACTERS] or type(error).__name__
     return CheckpointError(
         f"Loading a checkpoint failed in {name!r} ({Path(name).stat().st_size} bytes): expected a "
         f"complete file written by torch.save, got {reason!r}. Copy or download it again."
@@ -202,7 +206,7 @@ def _damaged(name: str, error: Exception) -> CheckpointError:
 
 
 def _refusal(name: str, refused: list[str]) -> UnsafeCheckpointError:
-    names = ", ".join(refused[:MAX_NAMES_IN_MESSAGE])
+    names = ", ".join(repr(each[:MAX_CHARACTERS])[1:-1] for each in refused[:MAX_NAMES_IN_MESSAGE])
     more = len(refused) - MAX_NAMES_IN_MESSAGE
     return UnsafeCheckpointError(
         f"Loading a checkpoint was refused in {name!r}: expected tensors, containers and "
@@ -212,41 +216,84 @@ def _refusal(name: str, refused: list[str]) -> UnsafeCheckpointError:
     )
 
 
-def _load_safely(name: str, found: set[str], protocol: int) -> Any:
-    permitted = {dotted: _resolve(dotted) for dotted in sorted(found & ALLOWED_GLOBALS)}
-    permitted |= _NUMPY_STAND_INS
-    # The unpicklers let `__setstate__` run only for types they find under their own name.
-    permitted |= {f"{__name__}.{kind.__name__}": kind for kind in (_ScalarType, _Array)}
-    if protocol > SAFE_PROTOCOL:
-        allowed = torch._weights_only_unpickler._get_allowed_globals() | permitted
-        return _load(name, pickles.module(allowed))
-    with torch.serialization.safe_globals([(value, dotted) for dotted, value in permitted.items()]):
-        return _load(name)
+def _of_torch() -> dict[str, Any]:
+    """Of torch's own list, by name, what may be named."""
+    allowed: dict[str, Any] = torch._weights_only_unpickler._get_allowed_globals()
+    constants = (torch.dtype, torch.qscheme, torch.serialization.StorageType)
+    return {
+        name: value
+        for name, value in allowed.items()
+        if name in CALLED or isinstance(value, (type, *constants))
+    }
 
 
-def _load(name: str, pickle_module: Any = None) -> Any:
-    """With torch's safe unpickler, or another one."""
+def _table(name: str, found: set[str]) -> pickles.Table:
+    """What a file may name, of what it does."""
+    size = Path(name).stat().st_size
+    own = {dotted: _resolve(dotted) for dotted in sorted(found & ALLOWED_GLOBALS)}
+    stand_ins = pickles.STAND_INS | _rebuilding(size)
+    called = {*stand_ins, *CALLED, *(CALLED_CLASSES & own.keys())}
+    made = {name for name in own if not name.startswith(("builtins.", "typing."))}
+    return pickles.Table(_of_torch() | own | stand_ins, called, made, size)
+
+
+def _load(name: str, pickle_module: Any) -> Any:
     try:
         return torch.load(
             name,
             map_location="cpu",
-            weights_only=pickle_module is None,
+            weights_only=False,
             pickle_module=pickle_module,
             mmap=zipfile.is_zipfile(
                 name
             ),  # what nobody looks at, as the optimizer's state, is not read
         )
     except pickle.UnpicklingError as error:
-        reasons = [line for line in str(error).splitlines() if any(m in line for m in REFUSALS)]
-        if not reasons or pickle_module is pickle:
+        if not str(error).startswith(REFUSAL) or pickle_module is pickle:
             raise _damaged(name, error) from error
         raise UnsafeCheckpointError(
             f"Loading a checkpoint was refused in {name!r}: expected plain data, got a pickle "
-            f"that the safe loader rejects ({reasons[0].strip()}). If you trust where the "
+            f"that the safe loader rejects ({error}). If you trust where the "
             f"file comes from, set {TRUST_VARIABLE}=1."
         ) from error
     except Exception as error:  # A damaged pickle makes the unpickler raise anything.
         raise _damaged(name, error) from error
+
+
+def _check_expanded(name: str, content: Any) -> None:
+    """Refuse a few values that occur in so many places that who walks through them never ends."""
+    sizes: dict[int, int] = {}
+    path: set[int] = set()
+    todo, stored = [(content, False)], 1
+    while todo:
+        value, is_done = todo.pop()
+        parts = _parts(value)
+        if is_done:
+            path.remove(id(value))
+            sizes[id(value)] = 1 + sum(sizes.get(id(part), 1) for part in parts)
+        elif parts and id(value) not in sizes:
+            if id(value) in path:
+                raise _damaged(name, ValueError("a container that contains itself"))
+            path.add(id(value))
+            stored += len(parts)
+            todo.append((value, True))
+            todo += [(part, False) for part in parts]
+    expanded = sizes.get(id(content), 1)
+    if expanded > max(MAX_EXPANDED, pickles.REUSE * stored):
+        raise _damaged(name, ValueError(f"{stored} values that stand for {expanded}"))
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a container or an object of settings holds."""
+    if isinstance(value, (str, int, float, torch.Tensor, np.ndarray, type)):
+        return []
+    inside = vars(value) if hasattr(value, "__dict__") else {}
+    parts = [part for key, part in inside.items() if key != PARENT]
+    if isinstance(value, dict):
+        parts += value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts += value
+    return parts
 
 
 def _resolve(dotted: str) -> Any:
@@ -260,20 +307,17 @@ def _resolve(dotted: str) -> Any:
         ) from error
 
 
-def _inspect(name: str) -> tuple[set[str], int]:
-    """Names the file imports that torch's own allow-list does not hold, and its pickle protocol."""
+def _inspect(name: str) -> tuple[set[str], Exception | None]:
+    """Names that a file imports, and why it is damaged."""
     found: set[str] = set()
-    protocol = 0
     try:
         pickled, count = _pickled(name)
         with pickled:
             for _ in range(count):
-                protocol = max(protocol, pickles.scan(pickled, found))
-    except (RuntimeError, ValueError, EOFError, OSError) as error:
-        if not found:
-            raise _damaged(name, error) from error
-        # Not torch's layout, but names to refuse are the better message.
-    return found - torch._weights_only_unpickler._get_allowed_globals().keys(), protocol
+                pickles.scan(pickled, found)
+    except (RuntimeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        return found, error
+    return found, None
 
 
 def _pickled(name: str) -> tuple[Any, int]:
@@ -284,10 +328,15 @@ def _pickled(name: str) -> tuple[Any, int]:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if content[: len(ZIP_MAGIC)] != ZIP_MAGIC:
         return content, LEGACY_PICKLES
+    size = len(content)
     content.close()
     reader = torch._C.PyTorchFileReader(name)
     if reader.has_record(TORCHSCRIPT):
         raise ValueError("a TorchScript archive")
+    with zipfile.ZipFile(name) as archive:
+        is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    if is_packed or sum(map(reader.get_record_size, reader.get_all_records())) > size:
+        raise ValueError("a compressed archive")
     return io.BytesIO(reader.get_record("data.pkl")), 1
 
 

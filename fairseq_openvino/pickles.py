@@ -1,7 +1,8 @@
-"""An unpickler of protocols 2 to 5 that builds only what a table of names allows.
+"""An unpickler of all protocols that builds only what a table of names allows, and not more than there is.
 
-torch's own safe loader reads protocol 2 alone. This one follows its rules: nothing is imported, and only
-values of the table are called, made or given a state.
+It follows the rules of torch's own safe loader, which reads protocol 2 alone: nothing is imported, and only
+values of the table are called, made or given a state. Beyond them it is bounded by the size of the file:
+what a pickle claims to hold is not believed, and nothing in it takes long to hash.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import pickletools
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, BinaryIO
+
+import numpy as np
 
 LEFT_OUT = (
     "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER",
@@ -26,6 +31,16 @@ CONTAINERS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 """Opcodes that fill something, and what they may fill."""
 GUARDED = ("REDUCE", "NEWOBJ", "BUILD", "BINPERSID", *CONTAINERS)
+TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+MAX_NESTED = 10_000
+"""Parts of the tuples in a tuple, counted as often as they occur: to hash one, all are looked at."""
+COPIED = (bytes, bytearray, str, list, tuple, dict, set)
+REUSE = 4
+"""What a file holds may be copied so many times: tied weights share their storage, for one."""
+NUMERIC_KINDS = "biuf"
+"""NumPy kinds (bool, signed, unsigned, float) a stored scalar may have."""
+STORAGE_ID = 5
+"""Parts of the name of a storage: "storage", its type, its key, its device, its length."""
 
 
 def dotted(module: str, name: str) -> str:
@@ -35,20 +50,17 @@ def dotted(module: str, name: str) -> str:
     return f"{IMPORT_MAPPING.get(module, module)}.{name}"
 
 
-def scan(file: BinaryIO, names: set[str]) -> int:
+def scan(file: BinaryIO, names: set[str]) -> None:
     """Read the next pickle of a file without executing it.
 
     Args:
         file: left behind the pickle.
         names: gets the dotted names that it imports, up to damage too.
 
-    Returns:
-        Its protocol.
-
     Raises:
         ValueError: it is no pickle.
     """
-    protocol, count = 0, 0
+    count = 0
     strings, memo = ["?", "?"], dict[Any, str]()
     argument: Any
     top: Any = None
@@ -59,31 +71,133 @@ def scan(file: BinaryIO, names: set[str]) -> int:
             count += 1
             continue  # what is on top of the stack stays there
         top = memo.get(argument) if opcode.name.endswith("GET") else argument
-        if opcode.name == "PROTO":
-            protocol = argument
-        elif opcode.name in ("GLOBAL", "INST"):
+        if opcode.name in ("GLOBAL", "INST"):
             names.add(dotted(*str(argument).split(" ", 1)))
         elif opcode.name == "STACK_GLOBAL":
             names.add(dotted(*strings))
         elif isinstance(top, str):
             strings = [strings[-1], top]
-    return protocol
+
+
+class _ScalarType:
+    """Stands in for `numpy.dtype`, whose own `__setstate__` trusts flags read from the file."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        del align, copy
+        self.dtype = np.dtype(name)
+        if self.dtype.kind not in NUMERIC_KINDS:
+            raise ValueError(f"a NumPy scalar of a numeric type expected, got {name!r}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _scalar(scalar_type: _ScalarType, data: bytes) -> np.generic:
+    """Stands in for `numpy.core.multiarray.scalar`."""
+    return np.frombuffer(data, scalar_type.dtype, count=1)[0]
+
+
+class _Array(np.ndarray):
+    """Stands in for `numpy.ndarray`, and what makes one to be given a state: numbers and nothing else."""
+
+    def __new__(cls, *_: Any) -> _Array:
+        return np.zeros(0, np.int8).view(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, kind, in_fortran_order, data = state
+        super().__setstate__((version, shape, kind.dtype, in_fortran_order, data))
+
+
+def _frombuffer(data: bytes, kind: _ScalarType, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """Stands in for `numpy.core.numeric._frombuffer`."""
+    return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands in for `_codecs.encode`, which Python 3 writes bytes with in protocol 2."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes as latin1 expected, got {encoding!r}")
+    return text.encode(encoding)
+
+
+def _sized(kind: type) -> Callable[..., Any]:
+    """Stands in for `bytes` and `bytearray`, which make room for any number."""
+
+    def make(*arguments: Any) -> Any:
+        if arguments and not isinstance(arguments[0], (bytes, str, list, tuple)):
+            raise ValueError(f"the content of {kind.__name__} expected, got {type(arguments[0])}")
+        return kind(*arguments)
+
+    return make
+
+
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _latin1,
+    "builtins.bytearray": _sized(bytearray),
+    "builtins.bytes": _sized(bytes),
+    "numpy.dtype": _ScalarType,
+    "numpy.ndarray": _Array,
+    **{
+        f"numpy.{core}.{name}": stand_in
+        for core in ("core", "_core")
+        for name, stand_in in (
+            ("multiarray.scalar", _scalar),
+            ("multiarray._reconstruct", _Array),
+            ("numeric._frombuffer", _frombuffer),
+        )
+    },
+}
+"""By dotted name, what is taken in place of functions and types that trust what they are given."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a pickle may name, and what it may do with it."""
+
+    names: Mapping[str, Any]
+    """Dotted name to value."""
+    called: Collection[str]
+    """Names of those that may be called."""
+    made: Collection[str]
+    """Names of classes that may be made without a call."""
+    size: int
+    """Of the file, in bytes: storages have not more, and nothing longer is read."""
+
+    @cached_property
+    def permitted(self) -> dict[str, set[int]]:
+        """By instruction, identities of the values that it may be about."""
+        called = {id(self.names[name]) for name in self.called}
+        made = {id(self.names[name]) for name in self.made}
+        return {"REDUCE": called, "NEWOBJ": made, "BUILD": called | made}
 
 
 class Unpickler(pickle._Unpickler):
     """A restricted unpickler; raises UnpicklingError at the first thing that is not allowed."""
 
-    allowed: dict[str, Any]
-    """Dotted name to value; set by `module`."""
+    table: Table
+    """Set by `module`."""
     stack: list[Any]
     metastack: list[list[Any]]
+
+    def __init__(self, file: BinaryIO, **options: Any) -> None:
+        super().__init__(file, **options)
+        self._storages: dict[Any, int] = {}
+        self._nested: dict[int, int] = {}
+        self._left = REUSE * self.table.size
+
+        def read(count: int) -> bytes:
+            return file.read(
+                min(count, self.table.size)
+            )  # does not make room for what is not there
+
+        self._file_read = read
 
     def find_class(self, module: str, name: str) -> Any:
         """A value of the table."""
         wanted = dotted(module, name)
-        if wanted not in self.allowed:
+        if wanted not in self.table.names:
             raise pickle.UnpicklingError(f"Trying to load the GLOBAL {wanted}")
-        return self.allowed[wanted]
+        return self.table.names[wanted]
 
     def _guard(self, opcode: str) -> None:
         """Refuse an instruction whose object is not one that it may change or call."""
@@ -97,9 +211,43 @@ class Unpickler(pickle._Unpickler):
             is_allowed = isinstance(target, tuple) and target[:1] == ("storage",)
         else:
             made = type(target) if opcode == "BUILD" else target
-            is_allowed = any(made is each for each in self.allowed.values())
+            is_allowed = id(made) in self.table.permitted[opcode]
         if not is_allowed:
-            raise pickle.UnpicklingError(f"Trying to {opcode} {target!r:.80}")
+            raise pickle.UnpicklingError(f"Trying to {opcode} {_called(target)}")
+        if opcode == "BINPERSID":
+            self._check_storage(target)
+        elif opcode in ("REDUCE", "BUILD"):
+            self._spend(self.stack[-1])
+
+    def _spend(self, given: Any) -> None:
+        """Refuse to copy the same things again and again."""
+        parts = given if isinstance(given, tuple) else (given,)
+        self._left -= sum(len(part) for part in parts if isinstance(part, COPIED))
+        if self._left < 0:
+            raise ValueError(
+                f"calls with more than {REUSE} times the {self.table.size} bytes of the file"
+            )
+
+    def _weigh(self) -> None:
+        """Refuse a tuple on top of the stack that would take long to hash."""
+        parts = [part for part in self.stack[-1] if type(part) in (tuple, frozenset)]
+        nested = sum(len(part) + self._nested.get(id(part), 0) for part in parts)
+        if nested > MAX_NESTED:
+            raise ValueError(f"tuples of tuples with more than {MAX_NESTED} parts")
+        self._nested[id(self.stack[-1])] = nested
+
+    def _check_storage(self, identity: tuple[Any, ...]) -> None:
+        """Refuse storages that are longer than the file."""
+        _, kind, key, _, count = identity[:STORAGE_ID]
+        bytes_each = getattr(getattr(kind, "dtype", None), "itemsize", 1)
+        self._storages[key] = max(self._storages.get(key, 0), count * bytes_each)
+        if count < 0 or sum(self._storages.values()) > self.table.size:
+            raise ValueError(f"storages of more than the {self.table.size} bytes of the file")
+
+
+def _called(value: Any) -> str:
+    """For messages; a text of the value itself may be of any length."""
+    return str(getattr(value, "__qualname__", type(value).__qualname__))[:80]
 
 
 def _guarded(opcode: str) -> Callable[[Any], None]:
@@ -108,6 +256,16 @@ def _guarded(opcode: str) -> Callable[[Any], None]:
     def run(unpickler: Any) -> None:
         unpickler._guard(opcode)
         load(unpickler)
+
+    return run
+
+
+def _weighed(opcode: str) -> Callable[[Any], None]:
+    load = pickle._Unpickler.dispatch[getattr(pickle, opcode)[0]]
+
+    def run(unpickler: Any) -> None:
+        load(unpickler)
+        unpickler._weigh()
 
     return run
 
@@ -123,12 +281,13 @@ Unpickler.dispatch = {
     for code, load in pickle._Unpickler.dispatch.items()
     if code not in {getattr(pickle, opcode)[0] for opcode in LEFT_OUT}
 } | {getattr(pickle, opcode)[0]: _guarded(opcode) for opcode in GUARDED}
+Unpickler.dispatch |= {getattr(pickle, opcode)[0]: _weighed(opcode) for opcode in TUPLES}
 Unpickler.dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
 
 
-def module(allowed: dict[str, Any]) -> Any:
+def module(table: Table) -> Any:
     """A stand-in for the module `pickle`, for `torch.load(pickle_module=...)`."""
-    kind = type("Unpickler", (Unpickler,), {"allowed": allowed})
+    kind = type("Unpickler", (Unpickler,), {"table": table})
 
     def load(file: BinaryIO, **options: Any) -> Any:
         return kind(file, **options).load()

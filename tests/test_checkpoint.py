@@ -17,7 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fairseq_openvino import checkpoint  # noqa: E402
+from fairseq_openvino import checkpoint, pickles  # noqa: E402
 from fairseq_openvino.checkpoint import TRUST_VARIABLE, load_checkpoint  # noqa: E402
 from fairseq_openvino.errors import (  # noqa: E402
     EXIT_UNSAFE,
@@ -102,15 +102,15 @@ def test_numpy_arrays_of_numbers_load(tmp_path, zipped, protocol):
 
 
 def test_scalars_of_the_other_byte_order_are_read():
-    kind = checkpoint._ScalarType("f4")
+    kind = pickles._ScalarType("f4")
     kind.__setstate__((3, ">", None, None, None, -1, -1, 0))
-    assert checkpoint._scalar(kind, np.array(-2.5, ">f4").tobytes()) == -2.5
+    assert pickles._scalar(kind, np.array(-2.5, ">f4").tobytes()) == -2.5
 
 
 def test_the_loader_refuses_what_the_scan_misses(tmp_path, monkeypatch):
     path, canary = tmp_path / "evil.pt", tmp_path / "canary"
     torch.save({"model": Canary(canary)}, path)
-    monkeypatch.setattr(checkpoint, "_inspect", lambda name: (set(), 2))
+    monkeypatch.setattr(checkpoint, "_inspect", lambda name: (set(), None))
     with pytest.raises(UnsafeCheckpointError, match=r"posix\.mkdir"):
         load_checkpoint(path)
     assert not canary.exists()
@@ -210,7 +210,7 @@ def test_no_newer_pickle_runs_anything(tmp_path, monkeypatch, body, scanned):
             is_pickle = entry.filename.endswith("data.pkl")
             evil.writestr(entry, b"\x80\x05" + body if is_pickle else whole.read(entry))
     if not scanned:
-        monkeypatch.setattr(checkpoint, "_inspect", lambda name: ({"argparse.Namespace"}, 5))
+        monkeypatch.setattr(checkpoint, "_inspect", lambda name: ({"argparse.Namespace"}, None))
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "evil.pt")
     assert not canary.exists()

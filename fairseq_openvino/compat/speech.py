@@ -15,6 +15,7 @@ import soxr
 
 from fairseq_openvino.errors import AudioError, ModelError
 from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS, read_audio
+from fairseq_openvino.speech.configuration import read_yaml
 from fairseq_openvino.speech.features import PCM16_SCALE, fbank
 from fairseq_openvino.speech.slices import Slice
 
@@ -254,20 +255,20 @@ def audio_root() -> None:
     preparation scripts write absolute paths of the files of subwords and of the CMVN statistics.
     Relative ones are now also looked up beside the YAML; of absolute ones that no longer exist the
     file name is, with a warning. An `audio_root` of "." always means the YAML's
-    directory (the current one is Fairseq's default). Versions: all.
+    directory (the current one is Fairseq's default). The file is read as `read_yaml` does, where
+    data_cfg.py:24 lets YAML name Python's objects. Versions: all.
     """
     from fairseq.data.audio.data_cfg import S2TDataConfig
 
-    original = S2TDataConfig.__init__
-
     def __init__(self: Any, yaml_path: Path) -> None:  # noqa: N807
+        self.root = Path(yaml_path).parent
         try:
-            original(self, yaml_path)
-        except Exception as error:  # Fairseq raises no narrower one
+            self.config = read_yaml(Path(yaml_path))
+        except (OSError, ValueError) as error:
             raise _bad_configuration(Path(yaml_path), str(error)) from error
         if not isinstance(self.config, dict):
             raise _bad_configuration(Path(yaml_path), type(self.config).__name__)
-        root = Path(yaml_path).parent
+        root = self.root
         relative = self.config.get("audio_root") or ""
         absent = relative == "." or (relative and not Path(relative).exists())
         if absent and (root / relative).exists():

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fairseq_openvino.atomic import read_whole
 from fairseq_openvino.errors import CheckpointError, MissingDependencyError, failure
 
 _fail = partial(failure, CheckpointError, "Loading a model")
@@ -98,7 +99,9 @@ class Place:
         if self.path.is_file():
             return (self.path,)
         for patterns in WEIGHTS[self.form]:
-            found = {path for pattern in patterns for path in self.path.glob(pattern)}
+            found = {
+                path for pattern in patterns for path in self.path.glob(pattern) if path.is_file()
+            }
             if found:
                 return tuple(sorted(found))
         return ()
@@ -188,8 +191,7 @@ def read_json(path: Path, name: str) -> dict[str, object]:
     """
     advice = "Take it from where the model was trained or downloaded"
     try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read(MAX_CONFIG_BYTES))
+        content = json.loads(read_whole(path, MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise _fail(repr(name), f"a readable {path.name}", reason, advice) from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
+from fairseq_openvino.atomic import read_whole
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import ModelError, failure
 from fairseq_openvino.s2t import decoders
@@ -22,6 +23,8 @@ SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 BOS, PAD, EOS, UNK = range(4)
 LANGUAGE_TAG = re.compile(r"<lang:(.*)>")
 OVERWRITE_FLAG = " #fairseq:overwrite"
+MAX_BYTES = 32 << 20
+"""Of a dictionary, or the ids of pieces."""
 COUNT = re.compile(r"[+-]?\d+")
 
 
@@ -118,7 +121,8 @@ def load_dictionary(path: Path) -> tuple[str, ...]:
     symbols = list(SPECIAL_SYMBOLS)
     index = {symbol: i for i, symbol in enumerate(symbols)}
     try:
-        lines = path.read_text("utf-8").split("\n")
+        text = read_whole(path, MAX_BYTES).decode("utf-8")
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except (OSError, UnicodeError) as error:
         raise _fail(path, "a UTF-8 text file", str(error)) from error
     for number, line in enumerate(lines[: None if lines[-1] else -1], 1):
@@ -141,9 +145,9 @@ def load_pieces(path: Path) -> dict[int, str]:
         ModelError: the file is something else.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_whole(path, MAX_BYTES))
         return {int(number): str(piece) for piece, number in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _fail(path, "a JSON object of pieces and their ids", error) from error
 
 

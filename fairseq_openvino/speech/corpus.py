@@ -21,11 +21,11 @@ from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from fairseq_openvino.errors import MissingDependencyError, ModelError, failure, invalid
 from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS
-from fairseq_openvino.speech.slices import Slice
+from fairseq_openvino.speech.configuration import read_yaml
+from fairseq_openvino.speech.slices import NUMBER, Slice
 
 ACTION = "Reading a corpus"
 _fail = partial(failure, ModelError, ACTION)
@@ -325,7 +325,7 @@ def _sliced(where: str, audio: str) -> tuple[str, int | None, int]:
             raise _fail(where, "the path of an audio file", repr(audio), "Fill it or drop the row")
         return audio, None, 0
     name, offset, size = parts
-    if not (offset.isdigit() and size.isdigit()):
+    if not (NUMBER.fullmatch(offset) and NUMBER.fullmatch(size)):
         raise _fail(where, "<zip>:<offset>:<bytes>", repr(audio), "Repair the row")
     return name, int(offset), int(size)
 
@@ -333,15 +333,13 @@ def _sliced(where: str, audio: str) -> tuple[str, int | None, int]:
 def _audio_root(config_yaml: Path) -> Path:
     """`audio_root`, as Fairseq with the shim `audio_root` takes it: relative to the YAML too."""
     try:
-        import yaml
+        content = read_yaml(config_yaml)
     except ImportError as error:
         raise MissingDependencyError(
             f"Reading a corpus failed in {str(config_yaml)!r}: expected PyYAML, got {error}. "
             "Install fairseq-openvino[fairseq]."
         ) from error
-    try:
-        content: Any = yaml.safe_load(config_yaml.read_text("utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         advice = "Check --data and --config-yaml"
         raise _fail(str(config_yaml), "a readable YAML file", str(error), advice) from error
     stated = str(content.get("audio_root") or "") if isinstance(content, dict) else ""

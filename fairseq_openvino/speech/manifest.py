@@ -14,7 +14,8 @@ _fail = partial(failure, ModelError, "Reading a manifest")
 COLUMNS = ("id", "audio", "n_frames", "tgt_text")
 """Those that Fairseq needs; to generate, the first two are enough."""
 NEEDED = COLUMNS[:2]
-WHOLE_NUMBER = re.compile(r"\s*(\d+)(\.0*)?\s*")
+WHOLE_NUMBER = re.compile(r"\s*([0-9]{1,18})(\.0*)?\s*")
+MAX_COLUMNS = 256
 
 
 def read_manifest(root: str, split: str, unknown_frames: str = "0") -> list[dict[str, str]]:
@@ -41,6 +42,9 @@ def read_manifest(root: str, split: str, unknown_frames: str = "0") -> list[dict
             if {*needed} - {*(rows.fieldnames or ())}:
                 got = ", ".join(rows.fieldnames or ()) or "an empty file"
                 raise _fail(str(path), f"columns {', '.join(needed)}", got, "Name them in line 1")
+            if len(rows.fieldnames or ()) > MAX_COLUMNS:
+                got = f"{len(rows.fieldnames or ())}"
+                raise _fail(str(path), f"at most {MAX_COLUMNS} columns", got, "Name them in line 1")
             samples = [
                 _sample(row, f"{path}, line {rows.line_num}", needed, unknown_frames)
                 for row in rows
@@ -56,7 +60,7 @@ def _sample(
     row: dict[str, str | None], where: str, needed: tuple[str, ...], unknown_frames: str
 ) -> dict[str, str]:
     """A row with all of Fairseq's columns."""
-    filled = {name: text for name, text in row.items() if text is not None}
+    filled = {name: text for name, text in row.items() if name is not None and text is not None}
     for name in COLUMNS:
         if name not in filled and (name in row or name in needed):
             raise _fail(where, f"a value in column {name}", "a shorter row", "Repair the row")

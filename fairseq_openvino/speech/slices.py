@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
 from fairseq_openvino.errors import AudioError, failure
 from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS
 
 SEPARATOR = ":"
+NUMBER = re.compile("[0-9]{1,18}")
+"""Below 2^63."""
+BLOCK_SAMPLES = 1 << 16
 _fail = partial(failure, AudioError, "Reading a part of an audio file", advice="Repair the row")
 
 
@@ -33,7 +38,7 @@ class Slice:
     def parse(cls, path: str) -> Slice | None:
         """Of a path as manifests have it; None if it names no part of an audio file."""
         file, *numbers = path.rsplit(SEPARATOR, 2)
-        if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):  # noqa: PLR2004
+        if len(numbers) != 2 or not all(map(NUMBER.fullmatch, numbers)):  # noqa: PLR2004
             return None
         if Path(file).suffix.lower() not in AUDIO_EXTENSIONS:
             return None
@@ -53,7 +58,7 @@ class Slice:
                     expected = f"a part of the {total} samples of the file"
                     raise _fail(repr(name), expected, "an empty one or one beyond them")
                 file.seek(self.first)
-                samples = file.read(self.samples, dtype="float32", always_2d=True)
+                samples = _read(file, self.samples)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
             reason = str(error).rstrip(".")
             raise _fail(repr(name), "a readable audio file", reason) from error
@@ -69,3 +74,12 @@ def file_of(path: str) -> str:
     file, *numbers = path.rsplit(SEPARATOR, 2)
     is_part = len(numbers) == 2 and all(number.isdecimal() for number in numbers)  # noqa: PLR2004
     return file if is_part and not os.path.exists(path) else path
+
+
+def _read(file: soundfile.SoundFile, count: int) -> np.ndarray:
+    """The next samples, at most `count`: a header may claim more than there is room for."""
+    blocks, left = [np.zeros((0, file.channels), np.float32)], count
+    while left and len(block := file.read(min(left, BLOCK_SAMPLES), "float32", always_2d=True)):
+        blocks.append(block)
+        left -= len(block)
+    return np.concatenate(blocks)

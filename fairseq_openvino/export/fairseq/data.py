@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from fairseq_openvino.atomic import read_whole
 from fairseq_openvino.bundle import ASSUMED_RATE_HZ, FeatureConfig, SpecialTokens, TextConfig
 from fairseq_openvino.errors import invalid
 from fairseq_openvino.export.fairseq.preprocessing import (
@@ -39,6 +40,7 @@ DICTIONARY = "dict.txt"
 SENTENCEPIECE = "spm.model"
 PIECES = "pieces.json"
 GLOBAL_CMVN = "global_cmvn.npz"
+MAX_MODEL_BYTES = 64 << 20
 MIN_SHARED_PIECES = 0.5
 """Share of the dictionary that must be pieces of the SentencePiece model."""
 
@@ -210,10 +212,11 @@ def check_pieces(model: Path, dictionary: Path, symbols: Sequence[str]) -> None:
         ModelError: it is none, or few of the symbols are its pieces.
     """
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    except (OSError, RuntimeError) as error:
+        content = read_whole(model, MAX_MODEL_BYTES)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        pieces = {processor.id_to_piece(i) for i in range(processor.get_piece_size())}
+    except (OSError, RuntimeError, ValueError) as error:
         raise fail(model, "a SentencePiece model", str(error)) from error
-    pieces = {processor.id_to_piece(i) for i in range(processor.get_piece_size())}
     words = [s for s in symbols[len(SPECIAL_SYMBOLS) :] if not LANGUAGE_TAG.fullmatch(s)]
     shared = sum(word in pieces for word in words)
     if shared < MIN_SHARED_PIECES * len(words):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fairseq_openvino.errors import MissingDependencyError, ModelError, failure
+from fairseq_openvino.speech.configuration import read_yaml
 
 fail = partial(
     failure, ModelError, "Reading the data directory",
@@ -85,11 +85,11 @@ def read_config(path: Path) -> Any:
         MissingDependencyError: there is no Fairseq.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError as error:
         there = ", ".join(sorted(each.name for each in path.parent.glob("*.y*ml")))
         raise fail(path, f"a YAML file (there: {there or 'none'})", "no such file") from error
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise fail(path, "a readable YAML file", str(error)) from error
     if not isinstance(content, dict):
         raise fail(path, "a mapping", type(content).__name__)

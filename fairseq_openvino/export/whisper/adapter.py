@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from fairseq_openvino.errors import MissingDependencyError, failure
+from typing import Any
+
+import regex
+
+from fairseq_openvino.errors import CheckpointError, MissingDependencyError, failure
 from fairseq_openvino.export.sources import ADAPTER_WEIGHTS, Place
 from fairseq_openvino.export.whisper.checkpoint import TIED, Checkpoint, build, fail
+
+ALL_LINEAR = "all-linear"
+"""What peft itself knows."""
+PATTERN_SECONDS = 1.0
+PLAIN_PATTERN = regex.compile(r"[\w.^$\\|()-]*")
+"""Of names of modules, without repetition: matched in no time."""
 
 
 def read(place: Place, base: Checkpoint) -> Checkpoint:
@@ -19,7 +29,7 @@ def read(place: Place, base: Checkpoint) -> Checkpoint:
         MissingDependencyError: the library peft is not installed.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise failure(
             MissingDependencyError, "Loading a Whisper checkpoint", repr(place.name),
@@ -27,7 +37,14 @@ def read(place: Place, base: Checkpoint) -> Checkpoint:
         ) from error  # fmt: skip
     model = build(base, place.path)
     try:
-        merged = PeftModel.from_pretrained(model, str(place.path)).merge_and_unload(safe_merge=True)
+        config = PeftConfig.from_pretrained(str(place.path))
+        _check(place, config, [name for name, _ in model.named_modules()])
+        adapted = PeftModel.from_pretrained(
+            model, str(place.path), config=config, low_cpu_mem_usage=True
+        )  # no room is made before the weights are there, whatever rank is stated
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # peft and safetensors raise many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise fail(
@@ -36,3 +53,30 @@ def read(place: Place, base: Checkpoint) -> Checkpoint:
         ) from error  # fmt: skip
     weights = {name: value for name, value in merged.state_dict().items() if name != TIED}
     return Checkpoint(merged.config, weights, base.stated)
+
+
+def _check(place: Place, config: Any, modules: list[str]) -> None:
+    """Refuse what cannot be merged, and patterns that may take for ever; others become names.
+
+    Raises:
+        CheckpointError: the configuration has such.
+    """
+    advice = "Pass a LoRA adapter, with the names of its modules as target_modules"
+    if config.is_prompt_learning:
+        raise fail(place.path, "an adapter that can be merged", config.peft_type, advice)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field, None) or ():
+            if not PLAIN_PATTERN.fullmatch(pattern):
+                raise fail(place.path, f"names of modules in {field}", repr(pattern)[:100], advice)
+    for field in ("target_modules", "exclude_modules"):
+        pattern = getattr(config, field, None)
+        if isinstance(pattern, str) and pattern != ALL_LINEAR:
+            try:
+                found = [
+                    name for name in modules
+                    if regex.fullmatch(pattern, name, timeout=PATTERN_SECONDS)
+                ]  # fmt: skip
+            except (TimeoutError, regex.error) as error:
+                got = f"{pattern!r:.100}: {error}"
+                raise fail(place.path, f"a pattern of modules in {field}", got, advice) from error
+            setattr(config, field, set(found))

@@ -34,6 +34,23 @@ class Checkpoint:
     tokenizer."""
 
 
+def checked(path: Path, weights: Any) -> dict[str, Tensor]:
+    """The parameters of a pickle, which may hold anything.
+
+    Raises:
+        CheckpointError: they are not numbers by name.
+    """
+    advice = "Save the model's state_dict"
+    if not isinstance(weights, dict):
+        raise fail(path, "a dict of tensors", type(weights).__name__, advice)
+    for name, value in weights.items():
+        if not (isinstance(name, str) and torch.is_tensor(value) and value.layout == torch.strided):
+            raise fail(
+                path, "dense tensors by name", f"{name!r:.100}: {type(value).__name__}", advice
+            )
+    return weights
+
+
 def build(checkpoint: Checkpoint, path: Path) -> Any:
     """The model in float32 and eval mode; `path` is for messages.
 
@@ -51,7 +68,10 @@ def build(checkpoint: Checkpoint, path: Path) -> Any:
         expected.pop(TIED, None)
     _check({name: tensor.shape for name, tensor in weights.items()}, expected, path)
     floats = {name: tensor.float() for name, tensor in weights.items()}
-    model.load_state_dict(floats, strict=False, assign=True)
+    try:
+        model.load_state_dict(floats, strict=False, assign=True)
+    except RuntimeError as error:
+        raise fail(path, "weights of the model", repr(str(error)), "Download it again") from error
     model.tie_weights()
     return model.eval()
 
@@ -66,7 +86,7 @@ def _without_weights(config: Any, path: Path) -> Any:
             return transformers.WhisperForConditionalGeneration._from_config(
                 config, attn_implementation="eager"
             )
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # transformers and torch raise many kinds
         raise fail(path, "sizes that make a model", repr(str(error)), advice) from error
 
 

@@ -30,6 +30,7 @@ TYPES = (
 """By number in the file."""
 QUANTIZED = (torch.int8, torch.int16)
 MAX_RANK, MAX_NAME_BYTES, MAX_POSITIONS = 4, 256, 1 << 20
+CONVERT = "Convert the model again with the current ct2-transformers-converter"
 SCALE = "_scale"
 HEADS = "num_heads"
 
@@ -80,7 +81,7 @@ def read(place: Place) -> Checkpoint:
         for name, original in reader.aliases():
             if original in variables:
                 variables[name] = variables[original]
-    weights = _renamed(_dequantized(variables))
+    weights = _renamed(_dequantized(variables, path), path)
     content = read_json(place.path / "config.json", place.name)
     stated = {KEYS[name]: value for name, value in content.items() if name in KEYS}
     config = _configuration(variables, weights, path)
@@ -142,17 +143,19 @@ class _Reader:
         return self._take(length)[:-1].decode("utf-8", "replace")
 
     def _fail(self, expected: str, got: object) -> Exception:
-        advice = "Convert the model again with the current ct2-transformers-converter"
-        return fail(self.path, f"a Whisper model of CTranslate2 ({expected})", got, advice)
+        return fail(self.path, f"a Whisper model of CTranslate2 ({expected})", got, CONVERT)
 
 
-def _dequantized(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _dequantized(variables: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Tensors with a rank; integers divided by their scales, one a row or one in all."""
 
     def floats(name: str, tensor: Tensor) -> Tensor:
         if tensor.dtype not in QUANTIZED or name + SCALE not in variables:
             return tensor
         scale = variables[name + SCALE].float()
+        if scale.numel() not in (1, len(tensor)):
+            got = f"{scale.numel()} of the shape {tuple(tensor.shape)}"
+            raise fail(path, f"a scale for each row of {name!r}", got, CONVERT)
         rows = scale.reshape(-1, *[1] * (tensor.dim() - 1)) if scale.dim() else scale
         return tensor.float() / rows
 
@@ -163,7 +166,7 @@ def _dequantized(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _renamed(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(variables: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Under the names of transformers, fused matrices taken apart."""
     parts = dict(LAYER)
     found = {}
@@ -175,6 +178,9 @@ def _renamed(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found[f"{MODEL.get(scope, scope)}.{parameter}"] = tensor
             continue
         names = parts[layer[3]]
+        if len(tensor) % len(names):
+            expected = f"rows of {len(names)} matrices of one size in {name!r}"
+            raise fail(path, expected, len(tensor), CONVERT)
         for own, rows in zip(names, tensor.chunk(len(names)), strict=True):
             if not (
                 own.endswith("k_proj") and parameter == "bias"
@@ -209,7 +215,7 @@ def _configuration(
             decoder_ffn_dim=weights[f"{decoder}.layers.0.fc1.weight"].shape[0],
             pad_token_id=None,
         )
-    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+    except (KeyError, ValueError, IndexError, RuntimeError, OverflowError) as error:
         raise fail(
             path, "the variables of a Whisper model", repr(error), "Convert the model again"
         ) from error

@@ -12,7 +12,7 @@ from fairseq_openvino.checkpoint import load_object
 from fairseq_openvino.compat.transformers import transformers
 from fairseq_openvino.errors import ModelError
 from fairseq_openvino.export.sources import Place, read_json
-from fairseq_openvino.export.whisper.checkpoint import Checkpoint, fail
+from fairseq_openvino.export.whisper.checkpoint import Checkpoint, checked, fail
 
 RATE_HZ, FFT_SAMPLES, HOP_SAMPLES = 16_000, 400, 160
 GENERATION = "generation_config.json"
@@ -71,7 +71,7 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise fail(
             path, "complete weights", repr(str(error)), "Copy or download it again"
         ) from error
@@ -79,9 +79,9 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _pickle(path: Path) -> dict[str, torch.Tensor]:
     content = load_object(path)
-    if not isinstance(content, dict):
-        raise fail(path, "a dict of tensors", type(content).__name__, "Save the model's state_dict")
-    return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if isinstance(content, dict):
+        content = {name: value for name, value in content.items() if torch.is_tensor(value)}
+    return checked(path, content)
 
 
 def _check_front_end(place: Place, config: Any) -> None:

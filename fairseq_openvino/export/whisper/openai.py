@@ -18,7 +18,7 @@ import torch
 from fairseq_openvino.checkpoint import load_object
 from fairseq_openvino.compat.transformers import transformers
 from fairseq_openvino.export.sources import Place
-from fairseq_openvino.export.whisper.checkpoint import Checkpoint, fail
+from fairseq_openvino.export.whisper.checkpoint import Checkpoint, checked, fail
 
 DIMENSIONS, STATE = "dims", "model_state_dict"
 RENAMED = (
@@ -77,7 +77,7 @@ def read(place: Place) -> Checkpoint:
         raise fail(path, f"{DIMENSIONS!r} and {STATE!r} of openai-whisper", found, advice)
     config = _configuration(path, content[DIMENSIONS])
     stated = {"alignment_heads": _alignment_heads(path.stem, config)}
-    return Checkpoint(config, rename(content[STATE]), stated)
+    return Checkpoint(config, rename(checked(path, content[STATE])), stated)
 
 
 def rename(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -118,7 +118,7 @@ def _configuration(path: Path, dimensions: Any) -> Any:
             decoder_ffn_dim=4 * dims["n_text_state"],
             pad_token_id=None,
         )
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # the checks of a configuration raise many kinds
         raise fail(
             path, f"{DIMENSIONS!r} with n_mels, n_vocab, n_audio_* and n_text_*", repr(error),
             "Pass a checkpoint of openai-whisper",

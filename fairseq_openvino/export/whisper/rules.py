@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 from tokenizers import Tokenizer
 
 from fairseq_openvino.bundle import WhisperConfig
@@ -25,6 +26,25 @@ SYMBOLS = (
     *("[[", "]]", "{{", "}}", "♪♪", "♪♪♪"),
 )
 MUSIC = set("♩♪♫♬♭♮♯")
+Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+class Stated(TypedDict, total=False):
+    """Types of the keys that are looked at."""
+
+    decoder_start_token_id: Token | None
+    eos_token_id: Token | list[Token] | None
+    pad_token_id: int | None
+    no_timestamps_token_id: Token | None
+    prev_sot_token_id: Token | None
+    is_multilingual: bool | None
+    lang_to_id: dict[str, Token] | None
+    task_to_id: dict[str, Token | None] | None
+    suppress_tokens: list[int] | None
+    begin_suppress_tokens: list[int] | None
+    max_initial_timestamp_index: Token | None
+    max_length: Token | None
+    alignment_heads: list[tuple[int, int]] | None
 
 
 def rules(
@@ -54,6 +74,7 @@ def rules(
             )  # fmt: skip
         return found
 
+    _check_types(stated, path)
     start = token("decoder_start_token_id", START)
     no_timestamps = token("no_timestamps_token_id", "<|notimestamps|>")
     _check_fit(tokenizer, start, config, path)
@@ -84,6 +105,14 @@ def rules(
         alignment_heads=_alignment_heads(stated, config),
         translates=2 * config.decoder_layers > config.encoder_layers,
     )
+
+
+def _check_types(stated: Mapping[str, Any], path: Path) -> None:
+    try:
+        msgspec.convert({**stated}, Stated)
+    except msgspec.ValidationError as error:
+        advice = "Take generation_config.json from where the model was trained"
+        raise fail(path, "a generation configuration of Whisper", error, advice) from error
 
 
 def eos(stated: Mapping[str, Any], start: int) -> int:

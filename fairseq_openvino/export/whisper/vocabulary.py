@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import lzma
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from fairseq_openvino.atomic import read_whole
 from fairseq_openvino.compat.transformers import transformers
 from fairseq_openvino.errors import ModelError
 from fairseq_openvino.speech.languages import LANGUAGES
@@ -23,6 +25,8 @@ TOKENIZER = "tokenizer.json"
 SHIPPED = Path(__file__).parent / "vocabularies"
 ENGLISH_VOCABULARY, MULTILINGUAL_VOCABULARY = 51_864, 51_865
 """Tokens of the first models, with 99 languages; later ones add languages."""
+MAX_BYTES, MAX_TOKEN_BYTES = 64 << 20, 256
+NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents"}
 FIRST_LANGUAGES = 99
 TIMESTAMPS, TIMESTAMP_SECONDS = 1501, 0.02
 PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -70,15 +74,31 @@ def _largest_vocabulary() -> int:
 def _read(path: Path, vocabulary_size: int) -> Tokenizer:
     try:
         if path.is_dir():
-            return transformers.WhisperTokenizer.from_pretrained(path).backend_tokenizer
-        if path.suffix == ".json":
-            return Tokenizer.from_file(str(path))
-        return _of_ranks(path, _special_tokens(vocabulary_size))
-    except Exception as error:  # the libraries raise bare Exception
+            tokenizer = transformers.WhisperTokenizer.from_pretrained(path).backend_tokenizer
+        elif path.suffix == ".json":
+            tokenizer = Tokenizer.from_buffer(read_whole(path, MAX_BYTES))
+        else:
+            tokenizer = _of_ranks(path, _special_tokens(vocabulary_size))
+        return _checked(tokenizer)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the libraries raise bare Exception, and panics of Rust less
         raise ModelError(
             f"Loading a Whisper tokenizer failed in {str(path)!r}: expected a complete file, got "
             f"{str(error)!r}. Copy or download it again."
         ) from error
+
+
+def _checked(tokenizer: Tokenizer) -> Tokenizer:
+    """Without padding and truncation, and not with replacements, which make any text of a short one."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if tokenizer.normalizer is not None:
+        steps = json.loads(tokenizer.normalizer.__getstate__())
+        unknown = {step["type"] for step in steps.get("normalizers", [steps])} - NORMALIZERS
+        if unknown:
+            raise ValueError(f"the normalizers {', '.join(sorted(unknown))}")
+    return tokenizer
 
 
 def _of_ranks(path: Path, specials: list[str]) -> Tokenizer:
@@ -90,11 +110,15 @@ def _of_ranks(path: Path, specials: list[str]) -> Tokenizer:
 
         @staticmethod
         def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
-            content = Path(tiktoken_url).read_bytes()
-            if tiktoken_url.endswith(".xz"):
+            content = read_whole(Path(tiktoken_url), MAX_BYTES)
+            if tiktoken_url.endswith(".xz"):  # the package's own
                 content = lzma.decompress(content)
             pairs = (line.split() for line in content.splitlines() if line)
-            return {base64.b64decode(token): int(rank) for token, rank in pairs}
+            ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+            longest = max(map(len, ranks), default=0)
+            if longest > MAX_TOKEN_BYTES:
+                raise ValueError(f"a token of {longest} bytes")
+            return ranks
 
     return Converter(str(path), PATTERN, extra_special_tokens=specials).converted()
 
