@@ -112,3 +112,23 @@ class Growth:
             assert getattr(worst, name) <= getattr(first, name), f"more {name}: {figures}"
         assert share <= MAX_SHARE and grown <= MAX_BYTES, f"more memory: {figures}"
         return figures
+
+
+class Peak:
+    """Memory that a process needs beyond what it holds now."""
+
+    def __init__(self, pid: int | str) -> None:
+        self._process = Path(f"/proc/{pid}")
+        (self._process / "clear_refs").write_text("5")  # Linux forgets the peak before
+        self._before = self._bytes()
+
+    def _bytes(self) -> int:
+        status = (self._process / "status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+    def extra_bytes(self) -> int:
+        """0 of a process that has ended."""
+        try:
+            return self._bytes() - self._before
+        except (OSError, IndexError):
+            return 0

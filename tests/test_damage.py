@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from fairseq_openvino.errors import AudioError
+from fairseq_openvino.speech import containers, sndfile
 from fairseq_openvino.speech import mp3 as audio_mp3
-from fairseq_openvino.speech import sndfile
 from fairseq_openvino.speech.audio import damage_collected, read_audio
 from fairseq_openvino.speech.content import Content
 from fairseq_openvino.speech.waveform import as_waveform
@@ -176,6 +176,28 @@ def len_of_frame(content: bytes, place: int) -> int:
     frame = audio_mp3._parsed(content[place : place + 4])
     assert frame is not None
     return frame.size
+
+
+def test_places_that_look_like_frames_are_given_up_after_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A megabyte of them would take seconds."""
+    monkeypatch.setattr(audio_mp3, "MAX_FALSE_SYNCS", 100)
+    content, false = encoded("mp3"), b"\xff\xfb\x90\x64"
+    assert "360 bytes between its frames" in read(content + false * 90 + content)[1]
+    waveform, damage = read(content + false * 200 + content)
+    assert f"{800 + len(content)} bytes between its frames are none" in damage
+    assert abs(len(waveform) - len(read(content)[0])) < 1200
+    assert not read(content + b"\xff" * 800)[1]
+
+
+def test_places_that_look_like_pages_are_given_up_after_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(containers, "MAX_FALSE_PAGES", 10)
+    content = encoded("vorbis")
+    _, damage = read(b"OggS" * 11 + content)
+    assert "1 pages are damaged or missing" in damage
 
 
 def test_mp3_cut_between_frames_lacks_frames() -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +21,14 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import MINI, child_environment
-from growth import held
+from growth import family, held
 from media_files import encoded
 
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import audio, isolation
 from fairseq_openvino.speech.isolation import Pool
 
+SEED = int(os.environ.get("FAIRSEQ_OPENVINO_SEED", "1"))
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))[:3]
 MEMORY_BYTES = 2 << 30
 
@@ -229,6 +231,47 @@ def test_nothing_that_a_child_says_is_trusted(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(AudioError, match=f"in '{name}': expected {message}"):
             pool.decode(CLIPS[0], name=name)
         assert not children(pool)
+    pool.close()
+
+
+@pytest.mark.fault
+def test_whatever_is_killed_costs_its_files_alone() -> None:
+    """Eight threads decode while children, now and then all of them with what forks them, are killed."""
+    print(f"seed={SEED}")
+    random, stopped = np.random.default_rng(SEED), threading.Event()
+    pool = Pool(MEMORY_BYTES, timeout_seconds=20.0, files_per_child=5, children=4)
+    expected = [audio.decode(clip).waveforms for clip in CLIPS]
+    pool.decode(CLIPS[0])
+    before = held(with_children=True)
+
+    def kill() -> None:
+        while not stopped.wait(0.05):
+            _, *found = family(os.getpid())  # the first is what forks the others
+            for pid in found if random.random() < 0.03 else found[1:][-1:]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def work(number: int) -> bool:
+        try:
+            found = pool.decode(CLIPS[number % 3]).waveforms
+        except AudioError as error:
+            assert "its decoder, got" in str(error) or "a decoder, got" in str(error), error
+            return False
+        np.testing.assert_array_equal(found, expected[number % 3])
+        return True
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with ThreadPoolExecutor(8) as workers:
+        done = list(workers.map(work, range(1000)))
+    stopped.set()
+    killer.join()
+    print(f"{sum(done)} of {len(done)} decoded")
+    assert sum(done) > 500 and not all(done)
+    emptied(pool)
+    pool.decode(CLIPS[0])
+    after = held(with_children=True)
+    assert replace(after, resident_bytes=0) == replace(before, resident_bytes=0)
     pool.close()
 
 

@@ -6,18 +6,20 @@ import gc
 import io
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import MINI
+from growth import Growth
 from media_files import encoded
 
 from fairseq_openvino.errors import AudioError
-from fairseq_openvino.machine import resident_megabytes
 from fairseq_openvino.speech import audio
 from fairseq_openvino.speech.audio import damage_collected, read_audio
+from fairseq_openvino.speech.isolation import Pool
 
 RATE_HZ = 16_000
 
@@ -191,22 +193,38 @@ def test_without_ffmpeg_the_message_says_what_to_install(monkeypatch: pytest.Mon
             read_audio(content + bytes(500))
 
 
+@pytest.fixture(params=["in this process", "isolated"])
+def decode(request: pytest.FixtureRequest) -> Iterator[Callable[[Path | bytes], object]]:
+    if request.param == "isolated":
+        pool = Pool()
+        yield pool.decode
+        pool.close()
+        return
+    gc.disable()  # nothing may wait for it
+    yield audio.decode
+    gc.enable()
+
+
 @pytest.mark.soak
-def test_many_files_do_not_fill_the_memory(tmp_path: Path) -> None:
-    """Nor the table of open files, without a collection of garbage."""
+def test_two_thousand_files_leave_nothing_behind(
+    decode: Callable[[Path | bytes], object], tmp_path: Path
+) -> None:
+    """R8: memory, threads, descriptors and processes, those of children too."""
     path = tmp_path / "a.m4a"
     path.write_bytes(encoded(speech(2), "mp4", "aac"))
-    cut = path.read_bytes()[:-300]
-    sizes = []
-    gc.disable()
-    try:
-        for number in range(300):
-            read_audio(path)
+    cut, kept = path.read_bytes()[:-300], list[object]()
+
+    def work(number: int) -> None:
+        if number % 2:
+            decode(path)
+        else:
             with pytest.raises(AudioError):
-                read_audio(cut)
-            if number in (99, 299):
-                sizes.append(resident_megabytes() or 0.0)
-    finally:
-        gc.enable()
-    assert sizes[1] - sizes[0] < 10
-    assert len(os.listdir("/proc/self/fd")) < 50
+                decode(cut)
+
+    def leak(number: int) -> None:
+        work(number)
+        kept.append(bytearray(b"x" * 100_000))
+
+    print(Growth(400, 400, with_children=True).run(work, 4000).check_flat())
+    with pytest.raises(AssertionError, match="more memory"):
+        Growth(400, 400, with_children=True).run(leak, 2000).check_flat()

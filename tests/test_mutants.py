@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import MINI, child_environment
+from growth import Peak
 from media_files import encoded
 
 from fairseq_openvino.errors import AudioError
@@ -92,26 +93,6 @@ def mutants(files: list[bytes], seed: int) -> Iterator[bytes]:
         if random.random() < 0.1:
             del content[int(random.integers(1, len(content))) :]
         yield bytes(content)
-
-
-class Peak:
-    """Memory that a process needs beyond what it holds now."""
-
-    def __init__(self, pid: int | str) -> None:
-        self._process = Path(f"/proc/{pid}")
-        (self._process / "clear_refs").write_text("5")  # Linux forgets the peak before
-        self._before = self._bytes()
-
-    def _bytes(self) -> int:
-        status = (self._process / "status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) << 10
-
-    def extra_bytes(self) -> int:
-        """0 of a process that has ended."""
-        try:
-            return self._bytes() - self._before
-        except (OSError, IndexError):
-            return 0
 
 
 Decode = Callable[[bytes], Audio]

@@ -21,6 +21,8 @@ UNKNOWN_BYTES = 2_000_000_000
 MAX_CHUNKS = 1000
 OGG_MAGIC, OGG_HEADER_BYTES, OGG_BEGIN, OGG_END = b"OggS", 27, 2, 4
 OGG_PAGE = re.compile(OGG_MAGIC)
+MAX_FALSE_PAGES = 1 << 12
+"""Places that look like a page and are none, or a damaged one. What follows is not inspected."""
 EBML_MAGIC, EBML_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 OPUS_RATE_HZ = 48_000
 BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -240,11 +242,14 @@ class _Ogg:
 def _inspect_ogg(content: Content) -> Inspection:
     """Every page in its place, and the last one marked as such; damaged pages count as missing."""
     found, open_streams = _Ogg(), dict[int, _OggStream]()
-    position, was_begin = 0, False
+    position, was_begin, others = 0, False, iter(range(MAX_FALSE_PAGES))
     while (position := next(content.find(OGG_PAGE, position), -1)) >= 0:
         page = _ogg_page(content, position)
         if page is None:
             position += len(OGG_MAGIC)
+            if next(others, None) is None:
+                found.gaps += 1
+                break
             continue
         _, _, flags, granule, serial, sequence = struct.unpack_from("<4sBBqII", page)
         stream = open_streams.get(serial)

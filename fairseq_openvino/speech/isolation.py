@@ -310,6 +310,7 @@ def _work(memory_bytes: int, connection: Connection) -> None:
         except (EOFError, OSError):
             return
         with io.FileIO(recv_handle(connection)) as file:
+            file.name = name
             try:
                 if kind == "stream":
                     found = _streamed(

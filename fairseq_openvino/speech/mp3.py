@@ -8,12 +8,15 @@ Sources: ISO 11172-3 2.4.1.3; gabriel.mp3-tech.org/mp3infotag.html (Xing, Info a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from fairseq_openvino.speech.content import Content
 
 SYNC = re.compile(rb"\xff[\xe2-\xff]")
+HEADER = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef]")
+"""With a version, a layer and a bit rate that exist."""
 BITRATES = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -27,6 +30,8 @@ RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025
 """By the header's version bits: MPEG 1, 2 and 2.5."""
 SYNC_FRAMES = 3
 """Frames in a row that prove a place to be the beginning of one."""
+MAX_FALSE_SYNCS = 1 << 17
+"""Places that look like one and are none: so many are in 80 MB of noise. What follows is given up."""
 MPEG_1, MONO, LAYER_3 = 3, 3, 3
 HEADER_BYTES, XING_BYTES, ID3V1_BYTES = 4, 12, 128
 
@@ -114,6 +119,7 @@ def scan(content: Content) -> Frames | None:
     runs: list[tuple[int, int]] = []
     count, sizes = 0, set[int]()
     first: Frame | None = None
+    syncs = iter(range(MAX_FALSE_SYNCS))
     declared, tag_frame, lost, is_cut, is_clean, position = None, b"", 0, False, True, 0
     while position < len(content):
         tag = _tag_bytes(content, position)
@@ -135,8 +141,10 @@ def scan(content: Content) -> Frames | None:
                 tag_frame, declared = content[position:end], counted or None
             position = end
         else:
-            found = _synchronise(content, position, first)
+            found = _synchronise(content, position, first, syncs)
             if found is None:
+                if next(syncs, None) is None:
+                    lost += len(content) - position
                 is_cut = first is not None and _begins_frame(content[position:])
                 is_clean = is_cut
                 break
@@ -179,9 +187,14 @@ def _parsed(word: bytes) -> Frame | None:
     return Frame((version, layer, rate_hz), size, samples, side_bytes)
 
 
-def _synchronise(content: Content, position: int, first: Frame | None) -> int | None:
-    """The next place where SYNC_FRAMES frames follow each other, or frames up to the end."""
-    for start in content.find(SYNC, position):
+def _synchronise(
+    content: Content, position: int, first: Frame | None, syncs: Iterator[int]
+) -> int | None:
+    """The next place where SYNC_FRAMES frames follow each other, or frames up to the end.
+
+    Each place that is looked at takes one of `syncs`.
+    """
+    for start, _ in zip(content.find(HEADER, position), syncs, strict=False):
         at, kind = start, None if first is None else first.kind
         for _ in range(SYNC_FRAMES):
             frame = _frame(content, at, kind)
