@@ -96,11 +96,21 @@ class Journal:
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file, which may be growing; a line that is damaged or not finished is none."""
+    return (record for _, _, record in located(path))
+
+
+def located(path: Path, begin: int = 0) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """As `records`, from a line that begins at this byte on: first byte, end and content of each."""
     with open(path, "rb") as file:
+        file.seek(begin)
         for line in file:
-            checksum, _, content = line.rstrip(b"\n").partition(b" ")
-            if line.endswith(b"\n") and checksum == b"%08x" % zlib.crc32(content):
-                yield json.loads(content.decode("utf-8", "surrogatepass"))
+            if not line.endswith(b"\n"):
+                return
+            end = begin + len(line)
+            checksum, _, content = line[:-1].partition(b" ")
+            if checksum == b"%08x" % zlib.crc32(content):
+                yield begin, end, json.loads(content.decode("utf-8", "surrogatepass"))
+            begin = end
 
 
 def _cut_torn_line(file: int) -> None:

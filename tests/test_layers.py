@@ -26,6 +26,7 @@ FLOORS = [
     {"recognizer"},
     {"export"},
     {"loading"},
+    {"jobs"},
     {"plugin", "tasks", "models"},
     {"quantize"},
     {"measure"},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fairseq_openvino.atomic import unwritable, write_file
 from fairseq_openvino.errors import StorageError, invalid
@@ -77,7 +77,7 @@ class Files:
 
     def check(self, audio: str) -> None:
         """Raise StorageError if the name of its file is none, as one that is too long."""
-        path = self._path(audio, self._extension)
+        path = self.path(audio)
         try:
             path.lstat()
         except FileNotFoundError:
@@ -87,31 +87,64 @@ class Files:
 
     def _write(self, transcript: Transcript, extension: str) -> None:
         content = document(self._name, transcript, self._layout)
-        path = self._path(transcript.path, extension)
+        path = self.path(transcript.path, extension)
         try:
             write_file(path, content.encode("utf-8", "surrogateescape"))
         except StorageError:
             _print(content)
             raise
 
-    def _path(self, recording: str, extension: str) -> Path:
+    def path(self, recording: str, extension: str | None = None) -> Path:
+        """Of the file of a recording."""
         stem = self._stems.get(recording)
         if stem is None:
             audio, _, channel = recording.rpartition("#")
             stem = f"{self._stems[audio]}#{channel}"
-        return self._directory / f"{stem}.{extension}"
+        return self._directory / f"{stem}.{extension or self._extension}"
 
 
-def stems(audios: Iterable[str]) -> dict[str, str]:
-    """What the files of each input are called, without an extension.
+class Documents:
+    """Files of a directory as in `Files`, out of records of `jobs.transcribe`."""
+
+    def __init__(self, names: Sequence[str], directory: Path, stems: Mapping[str, str]) -> None:
+        self._files = {name: Files(name, SubtitleOptions(), directory, stems) for name in names}
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Those of a file that are not there as they should be."""
+        for result in record["results"]:
+            for name, files in self._files.items():
+                path = files.path(result["path"])
+                content = result["documents"][name].encode("utf-8", "surrogateescape")
+                try:
+                    is_there = path.read_bytes() == content
+                except OSError:
+                    is_there = False
+                if not is_there:
+                    write_file(path, content)
+
+    def missing(self, audio: str) -> bool:
+        """Whether one of the files of an input is not there.
+
+        Raises:
+            StorageError: there can be none of its name.
+        """
+        for files in self._files.values():
+            files.check(audio)
+        return not all(files.path(audio).exists() for files in self._files.values())
+
+
+def stems(named: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """What the files of each input are called, without an extension: as its id, or else as itself.
 
     Raises:
         OptionError: the files of two inputs would have the same name.
     """
     found: dict[str, str] = {}
     inputs: dict[str, str] = {}
-    for audio in audios:
+    for audio, identity in named:
         stem = "stdin" if audio == STANDARD_INPUT else Path(audio).stem
+        if identity is not None:
+            stem = identity.replace("/", "_")
         if stem in inputs:
             expected = "inputs whose files have different names"
             got = f"{inputs[stem]!r} and {audio!r}, both {stem!r}"

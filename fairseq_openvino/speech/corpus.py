@@ -139,6 +139,37 @@ def read(
     yield from islice(_unique(root, found), number - 1, limit, count)
 
 
+def audio(
+    path: str | PathLike[str], config_yaml: str | PathLike[str] | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """Paths of the audio that a TSV file lists, and the ids of a Fairseq manifest; no text is needed.
+
+    Args:
+        path: with a column `audio`, or else `path`, of which a file in `clips` comes first.
+        config_yaml: as in `read`.
+
+    Raises:
+        ModelError: a file is missing, a row is malformed, or there is none.
+    """
+    root = Path(path)
+    columns = next(_rows(root, header_only=True)).values
+    column = next((name for name in ("audio", "path") if name in columns), None)
+    if column is None:
+        got = ", ".join(columns) or "none"
+        raise _fail(str(root), "a column audio or path", got, "Name the columns in line 1")
+    roots = [root.parent]
+    if column == "path":
+        roots.insert(0, root.parent / CLIPS)
+    elif config_yaml is not None:
+        roots.insert(0, _audio_root(Path(config_yaml)))
+    is_empty = True
+    for row in _rows(root):
+        is_empty, found = False, _locate(row.where, row.values[column], roots)
+        yield found, row.values["id"] if column == "audio" and row.values.get("id") else None
+    if is_empty:
+        raise _fail(str(root), "at least one row", "none", "Give another file")
+
+
 def _unique(root: Path, utterances: Iterator[Utterance]) -> Iterator[Utterance]:
     seen: set[str] = set()
     for utterance in utterances:

@@ -1,15 +1,45 @@
-"""Audio files as they are named on a command line: directories and patterns too."""
+"""Audio files as they are named on a command line: directories, patterns and manifests too."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fairseq_openvino.errors import OptionError, failure
-from fairseq_openvino.speech import media
+from fairseq_openvino.speech import corpus, media
 from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS
+
+MANIFEST = ".tsv"
+CONFIGS, CONFIG = "config*.yaml", "config.yaml"
+
+
+def named_audio(
+    names: Iterable[str], config_yaml: Path | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """As `audio_files`, and in place of a `.tsv` file what it lists, with the ids it has.
+
+    Args:
+        names: as on a command line.
+        config_yaml: Fairseq's data configuration, for the `audio_root` of manifests (default: config.yaml
+            beside a manifest, or the only one).
+
+    Raises:
+        OptionError: a directory holds no audio files, by their extensions.
+        ModelError: a manifest, or a row of it, is damaged.
+    """
+    for name in audio_files(names):
+        if name.endswith(MANIFEST):
+            yield from corpus.audio(name, config_yaml or _config_beside(Path(name)))
+        else:
+            yield name, None
+
+
+def _config_beside(manifest: Path) -> Path | None:
+    found = sorted(manifest.parent.glob(CONFIGS))
+    default = manifest.with_name(CONFIG)
+    return default if default in found else found[0] if len(found) == 1 else None
 
 
 def audio_files(names: Iterable[str]) -> list[str]:

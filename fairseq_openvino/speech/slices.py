@@ -7,6 +7,7 @@ Source of the notation: facebookresearch/fairseq#3962 and #4138.
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,3 +62,10 @@ class Slice:
         content = io.BytesIO()
         soundfile.write(content, samples, rate_hz, format="WAV", subtype="FLOAT")
         return content.getvalue()
+
+
+def file_of(path: str) -> str:
+    """The file that a path of a manifest names all or a part of, of audio or of a ZIP."""
+    file, *numbers = path.rsplit(SEPARATOR, 2)
+    is_part = len(numbers) == 2 and all(number.isdecimal() for number in numbers)  # noqa: PLR2004
+    return file if is_part and not os.path.exists(path) else path

@@ -1,0 +1,154 @@
+"""A worker of a job: it claims batches, commits their records, and says that it lives."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from fairseq_openvino.errors import FairseqOpenVINOError
+from fairseq_openvino.jobs.index import BATCH, BEGIN, Index
+from fairseq_openvino.jobs.job import Job
+from fairseq_openvino.jobs.leases import LEASE_SECONDS, Identity, Lease, Watch, beat, sign_on
+from fairseq_openvino.journal import SYNC_SECONDS, Journal
+
+POLL_SECONDS = 0.5
+"""Between two looks at what others do, where nothing can be claimed."""
+
+
+class Worker:
+    """A context manager; threads may share it.
+
+    Args:
+        job: to work for.
+        retry_failed: decode batches with files that failed once more, too.
+        lease_seconds: without a heartbeat, after which another worker is taken to be gone.
+    """
+
+    def __init__(
+        self, job: Job, retry_failed: bool = False, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self.job, self.stopping = job, threading.Event()
+        """Once set, nothing more is claimed."""
+        self._retry_failed = retry_failed
+        self._index, self._watch = Index(job.journals), Watch(job.workers, lease_seconds)
+        self._lock = threading.Lock()
+        self._open: deque[Lease] = deque()
+        """That could be claimed, when we looked."""
+        self._held: set[int] = set()
+        """Batches that are being decoded here."""
+        self._failure: FairseqOpenVINOError | None = None
+        self._looked = -POLL_SECONDS
+        self._is_done = False
+
+    def __enter__(self) -> Worker:
+        identity = Identity.mine()
+        self.name = identity.worker
+        self.journal = Journal(self.job.journals / f"{self.name}.jsonl")
+        self.journal.append({"kind": BEGIN, "time": time.time(), "host": identity.host})
+        self._file = sign_on(self.job.workers, self.name, identity)
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stopping.set()
+        self._ended.set()
+        self._heart.join()
+        try:
+            self.journal.close()
+        finally:
+            self._file.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(SYNC_SECONDS):
+            try:
+                self.journal.sync()
+                beat(self._file)
+            except FairseqOpenVINOError as error:
+                self._failure = error
+                self.stopping.set()
+                return
+
+    def claim(self, wait: bool = True) -> Lease | None:
+        """A batch to decode, the first ones first.
+
+        Args:
+            wait: while others decode the rest, for what they may leave.
+
+        Returns:
+            None: all are done, or the worker stops; or, without `wait`, there is none for now.
+
+        Raises:
+            StorageError: the job's directory cannot be written.
+        """
+        while not self.stopping.is_set():
+            with self._lock:
+                lease = self._next()
+            if lease is not None or self._is_done or not wait:
+                return lease
+            self.stopping.wait(POLL_SECONDS)
+        if self._failure is not None:
+            raise self._failure
+        return None
+
+    def commit(self, lease: Lease, files: Sequence[dict[str, Any]]) -> None:
+        """Record what became of the files of a batch; if it was lost meanwhile, that counts for nothing.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        self.journal.append({
+            "kind": BATCH, "batch": lease.batch, "epoch": lease.epoch, "time": time.time(),
+            "files": list(files),
+        })  # fmt: skip
+        with self._lock:
+            self._held.discard(lease.batch)
+
+    def _next(self) -> Lease | None:
+        if not self._open and time.monotonic() - self._looked >= POLL_SECONDS:
+            self._look()
+        while self._open:
+            lease = self._open.popleft()
+            if self.job.leases.take(lease, self.name):
+                self.job.reopen()
+                self._held.add(lease.batch)
+                return lease
+        return None
+
+    def _look(self) -> None:
+        """Find what can be claimed.
+
+        Who is gone is asked before the journals are read: what they hold then is all that those have done.
+        """
+        highest = self.job.leases.highest()
+        self._index.refresh()
+        known = self._index.done(highest)
+        batches = range(len(self.job.plan.batches))
+        free = {batch for batch in batches if batch not in known and self._is_free(batch, highest)}
+        self._index.refresh()
+        done = self._index.done(highest)
+        for batch in batches:
+            epoch = highest.get(batch, -1) + 1
+            if batch not in done and batch in free:
+                self._open.append(Lease(batch, epoch))
+            elif self._retry_failed and batch in done and done[batch].failed:
+                self._open.append(Lease(batch, max(epoch, done[batch].epoch + 1)))
+        self._retry_failed = False
+        self._is_done = len(done) == len(batches) and not self._open
+        self._looked = time.monotonic()
+
+    def _is_free(self, batch: int, highest: dict[int, int]) -> bool:
+        if batch not in highest:
+            return True
+        lease, is_mine = Lease(batch, highest[batch]), batch in self._held
+        return not is_mine and self._watch.is_free(self.job.leases.path(lease), self.name)
