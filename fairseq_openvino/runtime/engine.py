@@ -63,6 +63,10 @@ def compile_properties(
         properties |= {"KV_CACHE_PRECISION": compute, "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
+            if (
+                threads < machine.threads()
+            ):  # pinned, processes that share the machine share its first cores
+                properties["ENABLE_CPU_PINNING"] = "NO"
     if streams is not None:
         properties["NUM_STREAMS"] = str(streams)
     return properties
