@@ -1,8 +1,9 @@
 """Directories and files that appear whole or not at all (stage, fsync, rename); locks of processes.
 
 While a directory is published as NAME, `.NAME.staging-XXXXXXXX` beside it holds what is written and, for a
-moment, what is replaced; `.NAME.staging-XXXXXXXX.lock` is locked by the process that does it. A lock that
-nobody holds belongs to a process that died: whoever publishes there next clears up after it.
+moment, what is replaced; `.NAME.staging-XXXXXXXX.lock` is locked by the process that does it. A file is
+written as `.X...X.part`, which is locked itself. A lock that nobody holds belongs to a process that died:
+whoever publishes there next clears up after it.
 """
 
 from __future__ import annotations
@@ -31,67 +32,105 @@ NEW, OLD = "new", "old"
 """In a staging directory: what becomes the target, and what the target was."""
 STAGING = ".staging-"
 LOCK = ".lock"
+PART = ".part"
 POLL_SECONDS = 0.1
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Hexadecimal SHA-256 of a file's content.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        advice = "Check the path and its permissions"
+        raise failure(StorageError, "Reading", path, "a readable file", error, advice) from error
     return digest.hexdigest()
 
 
 def writable_directory(path: Path) -> Path:
-    """The directory, which is made where it is missing.
+    """The directory, which is made where it is missing; what processes that died left there is removed.
 
     Raises:
         StorageError: it cannot be made, or no file can be written there.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
         raise unwritable("Writing", path, error) from error
 
 
-def write_file(target: Path, content: bytes) -> None:
-    """Write a file that appears whole, in place of one that is there.
+def write_file(target: Path, content: bytes, lasting: bool = True) -> None:
+    """Write a file that appears whole, in place of one that is there; `lasting` as in `staged_file`.
 
     Raises:
         StorageError: it could not be written; nothing is left behind.
     """
-    with staged_file(target) as file:
+    with staged_file(target, lasting) as file:
         file.write(content)
 
 
 @contextmanager
-def staged_file(target: Path) -> Iterator[BinaryIO]:
+def staged_file(target: Path, lasting: bool = True) -> Iterator[BinaryIO]:
     """Yield a file that becomes `target` when the block ends without error.
+
+    Args:
+        target: the file to publish.
+        lasting: wait until it is on the disk; else a loss of power may leave another content.
 
     Raises:
         StorageError: it could not be written; nothing is left behind.
     """
-    part = target.parent / f".{uuid.uuid4().hex}"  # shorter than a name that just fits
     try:
-        with open(part, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-        sync(target.parent)
+        with _part(target.parent) as file:
+            try:
+                yield file
+                file.flush()
+                if lasting:
+                    os.fsync(file.fileno())
+                if sys.platform == "win32":  # which renames no open file
+                    file.close()
+                os.replace(file.name, target)
+            except BaseException:
+                with suppress(OSError):
+                    file.close()
+                with suppress(OSError):
+                    os.unlink(file.name)
+                raise
+        if lasting:
+            sync(target.parent)
     except OSError as error:
         raise unwritable("Writing", target, error) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
+
+
+def _part(directory: Path) -> BinaryIO:
+    """A new file that is locked while it is open."""
+    while True:
+        name = directory / f".{uuid.uuid4().hex}{PART}"  # shorter than a name that just fits
+        file = open(name, "xb")  # noqa: SIM115
+        _lock(file, shared=False, wait=True)
+        with suppress(FileNotFoundError):  # cleared up before it was locked
+            if os.path.samestat(os.fstat(file.fileno()), name.stat()):
+                return file
+        file.close()
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, wait: bool = True, guarded: Path | None = None) -> Iterator[bool]:
     """Hold a lock file, which is created with its parents and gone afterwards.
+
+    Args:
+        path: the lock file.
+        wait: until another process lets go of it.
+        guarded: as long as this is there, the lock file stays: somebody will have to remove both.
 
     Yields:
         Whether it is held: False only where another process holds it and `wait` is off.
@@ -109,8 +148,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         finally:
             if sys.platform == "win32":  # which removes no open file
                 file.close()
-            with suppress(OSError):
-                path.unlink()
+            if guarded is None or not guarded.exists():
+                with suppress(OSError):
+                    path.unlink()
 
 
 def lock_shared(path: Path) -> BinaryIO:
@@ -186,7 +226,7 @@ def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
             "path. Choose another name, or overwrite it."
         )
     try:
-        with _workspace(target) as work:
+        with workspace(target) as work:
             stage = work / NEW
             stage.mkdir()
             yield stage
@@ -207,27 +247,35 @@ def remove_directory(target: Path) -> None:
     Raises:
         OSError: it could not be removed, and is whole.
     """
-    with _workspace(target) as work:
+    with workspace(target) as work:
         os.rename(target, work / NEW)
 
 
 def clear_leftovers(directory: Path) -> None:
     """Remove what processes that died left in a directory; what they were replacing is put back."""
     for lock in directory.glob(f".*{STAGING}*{LOCK}"):
-        with suppress(OSError), locked(lock, wait=False) as is_stale:
+        work = lock.with_suffix("")
+        with suppress(OSError), locked(lock, wait=False, guarded=work) as is_stale:
             if is_stale:
-                work = lock.with_suffix("")
                 target = directory / work.name[1:].rpartition(STAGING)[0]
                 if (work / OLD).exists() and not target.exists():
                     os.rename(work / OLD, target)
                 shutil.rmtree(work, ignore_errors=True)
+    for part in directory.glob(f".{'[0-9a-f]' * 32}{PART}"):
+        with suppress(OSError), locked(part, wait=False):
+            continue  # it is gone now, unless it is being written
 
 
 @contextmanager
-def _workspace(target: Path) -> Iterator[Path]:
-    """A staging directory beside the target, gone afterwards with all that is left in it."""
+def workspace(target: Path) -> Iterator[Path]:
+    """A directory beside the target, on its file system, gone afterwards with all that is left in it.
+
+    Raises:
+        StorageError: its lock file could not be created.
+        OSError: it could not be created.
+    """
     work = target.parent / f".{target.name}{STAGING}{uuid.uuid4().hex[:8]}"
-    with locked(work.with_name(work.name + LOCK)):
+    with locked(work.with_name(work.name + LOCK), guarded=work):
         try:
             work.mkdir()
             yield work
@@ -235,7 +283,7 @@ def _workspace(target: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def unwritable(action: str, where: Path | str, error: OSError) -> StorageError:
+def unwritable(action: str, where: Path | str, error: Exception) -> StorageError:
     """The error of a place that files could not be written to."""
     expected = "a writable directory with free space"
     advice = "Check permissions and disk space, or choose another directory"

@@ -364,6 +364,9 @@ def _verify_file(root: Path, name: str, expected: File) -> None:
         raise _fail(root, f"a regular file {name!r}", "a link, directory or device")
     if status.st_size != expected.bytes or expected.bytes > MAX_FILE_BYTES:
         raise _fail(root, f"{expected.bytes} bytes in {name!r}", f"{status.st_size}")
-    digest = sha256(path)
+    try:
+        digest = sha256(path)
+    except OSError as error:
+        raise _fail(root, f"a readable file {name!r}", error) from error
     if digest != expected.sha256:
         raise _fail(root, f"SHA-256 {expected.sha256[:12]}... of {name!r}", f"{digest[:12]}...")

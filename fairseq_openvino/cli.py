@@ -36,6 +36,7 @@ from fairseq_openvino.errors import (
     EXIT_ENVIRONMENT,
     EXIT_INTERRUPTED,
     FairseqOpenVINOError,
+    is_out_of_memory,
 )
 from fairseq_openvino.flags import spelled
 
@@ -69,22 +70,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(options.run(options, rest))
-    except FairseqOpenVINOError as error:
-        print(f"error: {spelled(error, options.parser)}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        extra = doctor.EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        what = f"{options.parser.prog} failed: expected the package {error.name}, got none"
-        print(f"error: {what}. Install fairseq-openvino[{extra}].", file=sys.stderr)
-        return EXIT_ENVIRONMENT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         abandon_stdout()
         return EXIT_BROKEN_PIPE
+    except Exception as error:
+        return _failed(error, options.parser)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _failed(error: Exception, parser: argparse.ArgumentParser) -> int:
+    """Say why on stderr; returns the exit code. What nobody expected is raised."""
+    code, text = EXIT_ENVIRONMENT, f"{parser.prog} failed: expected "
+    package = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    extra = doctor.EXTRAS.get(package.partition(".")[0])
+    if is_out_of_memory(error):
+        text += f"enough memory, got {str(error).strip() or type(error).__name__}. Give it more."
+    elif isinstance(error, FairseqOpenVINOError):
+        code, text = error.exit_code, spelled(error, parser)
+    elif extra is not None:
+        text += f"the package {package}, got none. Install fairseq-openvino[{extra}]."
+    elif isinstance(error, OSError):
+        text += (
+            f"files that can be read and written, got {error}. Check permissions and disk space."
+        )
+    else:
+        raise error
+    print(f"error: {text}", file=sys.stderr)
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -126,11 +126,13 @@ class DeviceError(FairseqOpenVINOError):
 
 
 class StorageError(FairseqOpenVINOError, OSError):
-    """Files could not be written: check permission and free space of the named directory."""
+    """Files could not be written or read: check permission and free space of the named directory."""
 
     exit_code = EXIT_ENVIRONMENT
 
 
+NO_MEMORY = ("bad allocation", "bad_alloc", "annot allocate memory", "an't allocate memory")
+"""Of OpenVINO and onnxruntime, of the C++ library, of the system, and of torch."""
 Failure = TypeVar("Failure", bound=FairseqOpenVINOError)
 
 
@@ -151,8 +153,15 @@ def invalid(
     return error
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused, to Python or to native code, whose words are known."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
 def concerns_one_clip(error: Exception) -> bool:
     """Whether other clips can still succeed: not where model, options or machine are at fault."""
+    if is_out_of_memory(error):
+        return False
     return not isinstance(error, FairseqOpenVINOError) or error.exit_code == EXIT_PARTIAL
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 from fairseq_openvino.ctc.family import CTC
-from fairseq_openvino.model import Clip, Head, Model, News, Transcript
+from fairseq_openvino.model import Clip, Head, Ledger, Model, News, Transcript
 from fairseq_openvino.s2t.family import S2T
 from fairseq_openvino.speech.frontend import FrontEnd
 from fairseq_openvino.speech.recordings import Recording
@@ -42,11 +42,17 @@ class Family(Protocol):
         ...
 
     def follow(
-        self, model: Model, recordings: Iterable[Recording | Clip | News], options: Any, width: int
+        self,
+        model: Model,
+        recordings: Iterable[Recording | Clip | News],
+        options: Any,
+        width: int,
+        ledger: Ledger | None = None,
     ) -> Iterator[News]:
         """Recordings of any length, `width` windows at a time: news of each, in the order given.
 
         In place of one there may be a clip of features, or the only news of what could not be opened.
+        What the ledger knows is not computed again.
 
         Raises:
             OptionError: the options do not fit the model.

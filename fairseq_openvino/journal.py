@@ -37,9 +37,13 @@ class Journal:
         try:
             is_new = not path.exists()
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            _cut_torn_line(self._file)
-            if is_new:
-                sync(path.parent)
+            try:
+                _cut_torn_line(self._file)
+                if is_new:
+                    sync(path.parent)
+            except OSError:
+                os.close(self._file)
+                raise
         except OSError as error:
             raise unwritable("Writing", path, error) from error
         self._synced = time.monotonic()

@@ -21,7 +21,7 @@ from fairseq_openvino.errors import (
     named,
 )
 from fairseq_openvino.families import FAMILIES, Family
-from fairseq_openvino.model import Clip, News, Segment, Transcript
+from fairseq_openvino.model import Clip, Ledger, News, Segment, Transcript
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.s2t.family import S2T
@@ -253,6 +253,7 @@ class Recognizer:
         audios: Iterable[Any],
         batch_size: int = BATCH_SIZE,
         sample_rate_hz: int | None = None,
+        ledger: Ledger | None = None,
         **options: Any,
     ) -> Iterator[News]:
         """Audio of any length, several at a time; news of each, its result last, in the order given.
@@ -261,6 +262,8 @@ class Recognizer:
             audios: as in `transcribe`; they are opened as they are needed.
             batch_size: windows decoded together.
             sample_rate_hz: as in `transcribe`.
+            ledger: of the same call in a process that was stopped: what it knows of the model's answers
+                is not computed again, the others are added. The news and results are the same.
             options: as in `transcribe`.
 
         Raises:
@@ -273,7 +276,7 @@ class Recognizer:
         if isinstance(audios, Sized) and not getattr(wanted, "chunked", True):
             batch_size = max(min(batch_size, len(audios)), 1)  # windows of one recording take turns
         opened = self._opened(audios, sample_rate_hz, reading)
-        yield from self.family.follow(self.model, opened, wanted, batch_size)
+        yield from self.family.follow(self.model, opened, wanted, batch_size, ledger)
 
     def _opened(
         self, audios: Iterable[Any], sample_rate_hz: int | None, reading: AudioOptions

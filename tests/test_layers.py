@@ -16,7 +16,7 @@ FLOORS = [
     {"__init__"},
     {"errors"},
     {"atomic", "journal", "machine", "tables", "flags", "tensors", "bundle"},
-    {"model", "decoding", "pickles", "checkpoint"},
+    {"model", "decoding", "replay", "pickles", "checkpoint"},
     {"speech"},
     {"compat"},
     {"metrics"},

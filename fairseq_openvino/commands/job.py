@@ -122,12 +122,13 @@ def finish(
     address: str | None = None,
 ) -> None:
     """Work until the job is merged, by us or others, or by the actors of the Ray cluster at an address."""
-    while retry_failed or not job.merge():
+    is_done = job.results.exists() and not retry_failed
+    while not is_done:
         for records in _decoded(job, transcribe, retry_failed, address):
             for record in records:
                 if documents is not None:
                     documents.write(record)
-        retry_failed = False
+        retry_failed, is_done = False, job.merge()
 
 
 def _decoded(
@@ -152,6 +153,8 @@ def _summary(job: jobs.Job, documents: Documents | None) -> int:
             documents.write(record)
         total, damaged = total + 1, damaged + (record["damage"] is not None)
         failed += [record["error"]] if record["error"] is not None else []
+    if documents is not None:
+        documents.sync()
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
     for count, what in ((len(failed), "failed (--retry-failed)"), (damaged, "are damaged")):

@@ -104,7 +104,10 @@ class Files:
 
 
 class Documents:
-    """Files of a directory as in `Files`, out of records of `jobs.transcribe`."""
+    """Files of a directory as in `Files`, out of records of `jobs.transcribe`; they last once `sync`ed.
+
+    Until then a loss of power may spoil them, and the next `write` of the record repairs them.
+    """
 
     def __init__(self, names: Sequence[str], directory: Path, stems: Mapping[str, str]) -> None:
         self._files = {name: Files(name, SubtitleOptions(), directory, stems) for name in names}
@@ -120,7 +123,12 @@ class Documents:
                 except OSError:
                     is_there = False
                 if not is_there:
-                    write_file(path, content)
+                    write_file(path, content, lasting=False)
+
+    def sync(self) -> None:
+        """Wait until all are on the disk."""
+        if hasattr(os, "sync"):  # Windows has none
+            os.sync()
 
     def missing(self, audio: str) -> bool:
         """Whether one of the files of an input is not there.

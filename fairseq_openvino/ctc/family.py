@@ -10,7 +10,7 @@ from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.ctc.options import CTCOptions
 from fairseq_openvino.ctc.path import Path
 from fairseq_openvino.errors import NumericsError
-from fairseq_openvino.model import LOG_PROBS, Clip, Head, Model, News, Segment, Transcript
+from fairseq_openvino.model import LOG_PROBS, Clip, Head, Ledger, Model, News, Segment, Transcript
 from fairseq_openvino.runtime.voice import load_voice
 from fairseq_openvino.s2t import longform
 from fairseq_openvino.s2t.vocabulary import Vocabulary
@@ -56,9 +56,10 @@ class CTC:
         recordings: Iterable[Recording | Clip | News],
         options: CTCOptions,
         width: int,
+        ledger: Ledger | None = None,
     ) -> Iterator[News]:
         """See `families.Family`; longer ones are cut where nobody speaks, see `s2t.longform`."""
-        decode = longform.each_alone(lambda clips: self.decode(model, clips, options))
+        decode = longform.each_alone(lambda clips: self.decode(model, clips, options), ledger)
         eos = self.manifest.tokens.eos
         yield from longform.follow(recordings, self.front_end, eos, load_voice(), decode, width)
 

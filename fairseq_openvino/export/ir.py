@@ -21,6 +21,7 @@ from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
 from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past, present
+from fairseq_openvino.runtime.graphs import save_graph
 
 MIN_WEIGHTS = 1 << 10
 """Numbers of a constant that is worth storing in 16 bits."""
@@ -50,7 +51,7 @@ def save(model: ov.Model, path: Path, precision: str) -> None:
     """
     _compute_positions(model)
     _store_in_16_bits(model, rounded=precision == "f16")
-    ov.save_model(model, path, compress_to_fp16=False)
+    save_graph(model, path)
 
 
 def _store_in_16_bits(model: ov.Model, rounded: bool) -> None:

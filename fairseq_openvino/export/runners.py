@@ -20,6 +20,7 @@ from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past
 from fairseq_openvino.model import LOG_PROBS
 from fairseq_openvino.runtime import rewrite
 from fairseq_openvino.runtime.engine import compile_properties
+from fairseq_openvino.runtime.graphs import read_graph
 from fairseq_openvino.tensors import TensorSpec
 
 
@@ -129,7 +130,7 @@ class IrRunner:
 
 
 def _compiled(path: Path, threads: int) -> ov.CompiledModel:
-    model = ov.Core().read_model(path)
+    model = read_graph(path)
     rewrite.keep_16_bits(model)
     properties = compile_properties("f32", "CPU", threads or None)
     return ov.Core().compile_model(model, "CPU", properties)

@@ -16,6 +16,7 @@ A job is a directory that several processes, on machines that share it, work in 
 | `leases`     | who decodes which batch, and who is gone                                              |
 | `index`      | where the records of each batch are                                                   |
 | `job`        | the directory: begun, resumed, merged                                                 |
+| `answers`    | of a model, in long recordings                                                        |
 | `worker`     | claims batches, commits records                                                       |
 | `transcribe` | files to records; it knows no job, and can be sent to other processes                 |
 | `work`       | a worker's loop: some batches at a time                                               |

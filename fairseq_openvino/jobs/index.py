@@ -10,8 +10,8 @@ from typing import Any
 from fairseq_openvino.errors import StorageError, failure
 from fairseq_openvino.journal import located
 
-BEGIN, BATCH = "begin", "batch"
-"""Kinds of records: a worker has signed on; it has decoded a batch."""
+BEGIN, BATCH, ANSWER = "begin", "batch", "answer"
+"""Kinds of records: a worker has signed on; it has decoded a batch; the model has answered a call of one."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,21 @@ class Entry:
     failed: int
     seconds: float
     """Of audio."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The record of a call."""
+
+    epoch: int
+    journal: Path
+    begin: int
+    """Its first byte there."""
+
+    def read(self) -> Any:
+        """The answer; None if it has been damaged since."""
+        begin, _, record = next(located(self.journal, self.begin), (None, 0, {}))
+        return record["answer"] if begin == self.begin else None
 
 
 @dataclass
@@ -47,6 +62,8 @@ class Index:
     """The record of the highest epoch of each batch."""
     paces: dict[str, Pace] = field(default_factory=dict)
     """By worker."""
+    _answers: dict[int, dict[int, Answered]] = field(default_factory=dict)
+    """By batch and number of the call; only what is younger than the batch's record."""
     _ends: dict[Path, int] = field(default_factory=dict)
     """How far each journal was read, in bytes."""
 
@@ -62,6 +79,8 @@ class Index:
                     self._ends[path] = end
                     if record["kind"] == BATCH:
                         self._take(path, begin, record)
+                    elif record["kind"] == ANSWER:
+                        self._add(path, begin, record)
                     elif record["kind"] == BEGIN:
                         self.paces[path.stem] = Pace(record["time"], record["time"])
         except OSError as error:
@@ -81,10 +100,30 @@ class Index:
         before = self.batches.get(batch)
         if before is None or before.epoch < epoch:
             self.batches[batch] = Entry(epoch, path, begin, len(files), failed, seconds)
+            calls = self._answers.pop(batch, {})
+            self._answers[batch] = {n: each for n, each in calls.items() if each.epoch > epoch}
         pace = self.paces.get(path.stem)
         if pace is not None:
             pace.last = record["time"]
             pace.audio_seconds += seconds
+
+    def _add(self, path: Path, begin: int, record: Mapping[str, Any]) -> None:
+        batch, call, epoch = record["batch"], record["call"], record["epoch"]
+        calls, entry = self._answers.setdefault(batch, {}), self.batches.get(batch)
+        is_older = call in calls and calls[call].epoch > epoch
+        if not is_older and (entry is None or entry.epoch < epoch):
+            calls[call] = Answered(epoch, path, begin)
+
+    def answered(self, batch: int) -> list[Answered]:
+        """Where the first calls of a batch are, in order: what each of its holders has added to.
+
+        A stopped holder may have gone on, for nothing, when another one had its batch.
+        """
+        calls, found, epoch = self._answers.get(batch, {}), list[Answered](), 0
+        while (one := calls.get(len(found))) is not None and one.epoch >= epoch:
+            found.append(one)
+            epoch = one.epoch
+        return found
 
     def done(self, leases: Mapping[int, int]) -> dict[int, Entry]:
         """The records that count: nobody has claimed their batch since, by the highest epochs."""

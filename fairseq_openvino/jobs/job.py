@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fairseq_openvino.atomic import locked, staged_file, unwritable, write_file
+from fairseq_openvino.atomic import clear_leftovers, locked, staged_file, unwritable, write_file
 from fairseq_openvino.errors import ModelError, OptionError, StorageError, failure
 from fairseq_openvino.jobs.index import Entry, Index
 from fairseq_openvino.jobs.leases import Leases
@@ -56,6 +56,8 @@ class Job:
             if len(index.done(leases)) < len(self.plan.batches):
                 return False
             if not self.results.exists():
+                for place in (self.directory, self.workers):
+                    clear_leftovers(place)
                 with staged_file(self.results) as file:
                     for record in self.records(index):
                         file.write(_lines(record))

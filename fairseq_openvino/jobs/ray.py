@@ -61,8 +61,10 @@ class Actor:
         lease = self._worker.claim_batch(batch, epoch)
         if lease is None:  # somebody else has decoded it
             return []
-        records = self._transcribe([each.path for each in self._worker.job.plan.batches[batch]])
+        files = [each.path for each in self._worker.job.plan.batches[batch]]
+        records = self._transcribe.follow(files, ledger=self._worker.ledger(lease))
         self._worker.commit(lease, records)
+        self._worker.check()
         return records
 
     def __del__(self) -> None:

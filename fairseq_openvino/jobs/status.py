@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +75,13 @@ def _workers(job: Job, held: dict[int, int]) -> tuple[WorkerStatus, ...]:
     for batch, epoch in sorted(held.items()):
         holds.setdefault(_text(job.leases.path(Lease(batch, epoch))), []).append(batch)
     found = []
-    for path in sorted(job.workers.iterdir()):
+    for path in sorted(job.workers.glob("[!.]*")):
         who = identity(path)
-        if who is not None:
+        with suppress(FileNotFoundError):  # it has signed off
             silent = max(time.time() - path.stat().st_mtime, 0.0)
             mine = tuple(holds.get(path.name, ()))
-            found.append(WorkerStatus(path.name, who.host, who.is_dead(), silent, mine))
+            if who is not None:
+                found.append(WorkerStatus(path.name, who.host, who.is_dead(), silent, mine))
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from fairseq_openvino import __version__, machine
 from fairseq_openvino.errors import ModelError, failure, invalid
 from fairseq_openvino.loading import load_model
-from fairseq_openvino.model import News, Transcript
+from fairseq_openvino.model import Ledger, News, Transcript
 from fairseq_openvino.recognizer import BATCH_SIZE, Recognizer
 from fairseq_openvino.speech.options import SPLIT, AudioOptions, SubtitleOptions
 from fairseq_openvino.speech.writers import TIMED, document
@@ -116,21 +116,26 @@ class Transcribe:
             OptionError: the options contradict each other or the model.
             FairseqOpenVINOError: the model or the machine is at fault, not a file.
         """
-        return self.follow(files, lambda _: None)
+        return self.follow(files)
 
-    def follow(self, files: Sequence[str], heard: Callable[[News], None]) -> list[dict[str, Any]]:
-        """The same, where `heard` is told of all news before they count."""
+    def follow(
+        self,
+        files: Sequence[str],
+        heard: Callable[[News], None] = lambda _: None,
+        ledger: Ledger | None = None,
+    ) -> list[dict[str, Any]]:
+        """The same, where `heard` is told all news before they count; `ledger` as in `Recognizer.follow`."""
         found = {path: _begun(path) for path in files}
         recognizer = self.recognizer()
         options = completed(recognizer, self.options, self.formats, self.layout)
         is_split = options.get("channel") == SPLIT
-        for news in recognizer.follow(list(files), self.batch_size, **options):
+        for news in recognizer.follow(list(found), self.batch_size, ledger=ledger, **options):
             heard(news)
             path = news.path
             if path not in found or (is_split and isinstance(news.result, Transcript)):
                 path = path.rpartition("#")[0]
             self._take(found[path], news)
-        return list(found.values())
+        return [found[path] for path in files]
 
     def _take(self, record: dict[str, Any], news: News) -> None:
         """What became of a file, or of one of its channels."""

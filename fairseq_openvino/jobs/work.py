@@ -48,8 +48,9 @@ def work(
                 running -= 1
             else:
                 yield found
+        worker.check()
     finally:
-        worker.stopping.set()
+        worker.stop()
         for thread in threads:
             while thread.is_alive():
                 with suppress(Empty):  # make room, so that it can end
@@ -65,7 +66,7 @@ def _lane(worker: Worker, transcribe: Transcribe, done: Queue[Any]) -> None:
     try:
         while (lease := worker.claim()) is not None:
             batch = worker.job.plan.batches[lease.batch]
-            files = transcribe.follow([each.path for each in batch], heard)
+            files = transcribe.follow([each.path for each in batch], heard, worker.ledger(lease))
             worker.commit(lease, files)
             done.put(files)
         done.put(None)

@@ -6,10 +6,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from types import TracebackType
 from typing import Any
 
 from fairseq_openvino.errors import FairseqOpenVINOError
+from fairseq_openvino.jobs.answers import Answers, is_long
 from fairseq_openvino.jobs.index import BATCH, BEGIN, Index
 from fairseq_openvino.jobs.job import Job
 from fairseq_openvino.jobs.leases import LEASE_SECONDS, Identity, Lease, Watch, beat, sign_on
@@ -32,16 +34,17 @@ class Worker:
         self, job: Job, retry_failed: bool = False, lease_seconds: float = LEASE_SECONDS
     ) -> None:
         self.job, self.stopping = job, threading.Event()
-        """Once set, nothing more is claimed."""
+        """Set by `stop`."""
         self._retry_failed = retry_failed
         self._index, self._watch = Index(job.journals), Watch(job.workers, lease_seconds)
-        self._lock = threading.Lock()
+        self._turn = threading.Condition()
         self._open: deque[Lease] = deque()
         """That could be claimed, when we looked."""
         self._held: set[int] = set()
         """Batches that are being decoded here."""
+        self._pulse_seconds = min(SYNC_SECONDS, lease_seconds / 5)
         self._failure: FairseqOpenVINOError | None = None
-        self._looked = -POLL_SECONDS
+        self._looked = -inf
         self._is_done = False
 
     def __enter__(self) -> Worker:
@@ -61,7 +64,7 @@ class Worker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stopping.set()
+        self.stop()
         self._ended.set()
         self._heart.join()
         try:
@@ -70,14 +73,20 @@ class Worker:
             self._file.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        while not self._ended.wait(SYNC_SECONDS):
+        while not self._ended.wait(self._pulse_seconds):
             try:
-                self.journal.sync()
                 beat(self._file)
+                self.journal.sync()
             except FairseqOpenVINOError as error:
                 self._failure = error
-                self.stopping.set()
+                self.stop()
                 return
+
+    def stop(self) -> None:
+        """Claim nothing more, and give up what is being decoded."""
+        self.stopping.set()
+        with self._turn:
+            self._turn.notify_all()
 
     def claim(self, wait: bool = True) -> Lease | None:
         """A batch to decode, the first ones first.
@@ -92,14 +101,25 @@ class Worker:
             StorageError: the job's directory cannot be written.
         """
         while not self.stopping.is_set():
-            with self._lock:
+            with self._turn:
                 lease = self._next()
-            if lease is not None or self._is_done or not wait:
-                return lease
-            self.stopping.wait(POLL_SECONDS)
+                if lease is not None or self._is_done or not wait:
+                    return lease
+                self._turn.wait(POLL_SECONDS)
+        self.check()
+        return None
+
+    def check(self) -> None:
+        """Raise StorageError if the worker stops because it cannot say that it lives."""
         if self._failure is not None:
             raise self._failure
-        return None
+
+    def ledger(self, lease: Lease) -> Answers | None:
+        """Of what the model answers in a batch with long recordings; None if it has none."""
+        if not any(map(is_long, self.job.plan.batches[lease.batch])):
+            return None
+        with self._turn:
+            return Answers(lease, self._index.answered(lease.batch), self.journal)
 
     def claim_batch(self, batch: int, epoch: int = 0) -> Lease | None:
         """This batch, as soon as nobody else decodes it.
@@ -116,21 +136,20 @@ class Worker:
         """
         lease = Lease(batch, epoch)
         while not self.stopping.is_set():
-            if self._take(lease):
-                return lease
-            with self._lock:
+            with self._turn:
+                if self._take(lease):
+                    return lease
                 highest = self.job.leases.highest()
                 is_free = self._is_free(batch, highest)
                 self._index.refresh()
                 entry = self._index.done(highest).get(batch)
-            if entry is not None and entry.epoch >= epoch:
-                return None
-            if is_free:
-                lease = Lease(batch, max(highest.get(batch, -1) + 1, epoch))
-            else:
-                self.stopping.wait(POLL_SECONDS)
-        if self._failure is not None:
-            raise self._failure
+                if entry is not None and entry.epoch >= epoch:
+                    return None
+                if is_free:
+                    lease = Lease(batch, highest.get(batch, -1) + 1)
+                else:
+                    self._turn.wait(POLL_SECONDS)
+        self.check()
         return None
 
     def commit(self, lease: Lease, files: Sequence[dict[str, Any]]) -> None:
@@ -143,8 +162,10 @@ class Worker:
             "kind": BATCH, "batch": lease.batch, "epoch": lease.epoch, "time": time.time(),
             "files": list(files),
         })  # fmt: skip
-        with self._lock:
+        with self._turn:
             self._held.discard(lease.batch)
+            self._looked = -inf
+            self._turn.notify_all()
 
     def _next(self) -> Lease | None:
         if not self._open and time.monotonic() - self._looked >= POLL_SECONDS:

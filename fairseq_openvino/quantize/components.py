@@ -18,6 +18,7 @@ from fairseq_openvino.quantize.divergence import divergence
 from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, MIXED, Options
 from fairseq_openvino.quantize.progress import Progress
 from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples, Samples
+from fairseq_openvino.runtime.graphs import read_graph, save_graph
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.tensors import is_recurrent
@@ -177,12 +178,12 @@ class Components:
     def _rank(self, full: Component) -> list[tuple[float, tuple[str, ...]]]:
         """Layers by the divergence that is left without their quantizer, worst layers first."""
         path = full.directory / IR[full.name]
-        quantizers = compress.layers(ov.Core().read_model(path))
+        quantizers = compress.layers(read_graph(path))
         ranking = []
         ranked = self._held_out[:RANKING_UTTERANCES]
         with self._progress.stage(f"{full.name}: ranking layers") as step:
             for quantizer, fed in quantizers.items():
-                graph = ov.Core().read_model(path)
+                graph = read_graph(path)
                 compress.bypass(graph, quantizer)
                 found = self._save(graph, full.name, full.form, "ranking")
                 ranking.append((divergence(self._reference, self._model(found), ranked, step), fed))
@@ -201,13 +202,13 @@ class Components:
         return DecoderSamples(self._calibration, self._reference)
 
     def _graph(self, name: str) -> ov.Model:
-        return ov.Core().read_model(self._bundle.path(IR[name]))
+        return read_graph(self._bundle.path(IR[name]))
 
     def _save(self, graph: ov.Model, name: str, form: Form, label: str = "") -> Component:
         directory = self._scratch / f"{name}-{form.kind}-{form.excluded_share:g}-{label}"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        ov.save_model(graph, directory / IR[name], compress_to_fp16=False)
+        save_graph(graph, directory / IR[name])
         return Component(name, form, directory, products=compress.products_in_8_bits(graph))
 
 

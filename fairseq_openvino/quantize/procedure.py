@@ -8,9 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from fairseq_openvino.atomic import sha256, staged_directory
+from fairseq_openvino.atomic import sha256, staged_directory, workspace, writable_directory
 from fairseq_openvino.bundle import (
     MANIFEST,
     Bundle,
@@ -30,7 +29,7 @@ from fairseq_openvino.quantize.progress import Progress
 from fairseq_openvino.runtime.engine import compile_properties
 from fairseq_openvino.speech.corpus import Utterance
 
-SCRATCH = "scratch-"
+SCRATCH = "scratch"
 DEVICE = "CPU"
 """Where the gate runs."""
 
@@ -86,11 +85,11 @@ def quantize_bundle(
         gate = Gate(bundle, material, options, progress)
         spoken = (*material.calibration, *material.held_out)
         paths = _record(bundle, spoken, work, options, progress)
-        with TemporaryDirectory(prefix=SCRATCH, dir=_created(work)) as scratch:
+        with workspace(writable_directory(work) / SCRATCH) as scratch:
             announce(f"original: {gate.yardstick.metric} {gate.baseline_score.value:.2f}")
             size = len(material.calibration)
             components = Components(
-                bundle, paths[:size], paths[size:], options, Path(scratch), announce, progress
+                bundle, paths[:size], paths[size:], options, scratch, announce, progress
             )
             found, trials = _climb(gate, components, material, announce)
             for name in found.manifest.files:
@@ -162,11 +161,6 @@ def _record(
             f"{len(utterances)} utterances, got none. Use clips of one window each."
         )
     return paths
-
-
-def _created(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 def _manifest(bundle: Bundle, gate: Gate, trials: list[Trial], material: Material) -> Manifest:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from types import TracebackType
 
 import numpy as np
 
+from fairseq_openvino.atomic import staged_file, writable_directory
 from fairseq_openvino.bundle import Bundle
-from fairseq_openvino.errors import StorageError
 from fairseq_openvino.model import Ask, Head, Memory, Model, Session, Step
 from fairseq_openvino.speech.corpus import Utterance
 
@@ -143,18 +142,12 @@ def collect(
         StorageError: a file could not be written.
     """
     paths = []
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for utterance in progress(utterances):
-            path = directory / f"{_file_name(utterance)}.npz"
-            if not path.is_file():
-                _write(path, decode(utterance))
-            paths.append(path)
-    except OSError as error:
-        raise StorageError(
-            f"Recording failed in {str(directory)!r}: expected a writable directory with free space, "
-            f"got {error}. Give another --work-dir."
-        ) from error
+    writable_directory(directory)
+    for utterance in progress(utterances):
+        path = directory / f"{_file_name(utterance)}.npz"
+        if not path.is_file():
+            _write(path, decode(utterance))
+        paths.append(path)
     return paths
 
 
@@ -194,7 +187,5 @@ def _write(path: Path, calls: list[EncoderCall]) -> None:
         arrays |= {f"features.{index}": call.features, f"lengths.{index}": call.lengths}
         for number, tokens in enumerate(call.sequences):
             arrays[f"tokens.{index}.{number}"] = tokens
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with staged_file(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    os.replace(partial, path)

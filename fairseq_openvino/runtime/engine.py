@@ -20,6 +20,7 @@ from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle
 from fairseq_openvino.errors import DeviceError, StorageError
 from fairseq_openvino.model import Head
 from fairseq_openvino.runtime import rewrite
+from fairseq_openvino.runtime.graphs import read_graph
 from fairseq_openvino.runtime.options import EngineOptions
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ class Engine:
     def model(self, variant: Variant) -> ov.Model:
         """The graph of a variant as it is compiled."""
         encoder = variant.graph == "encoder"
-        model = self._core.read_model(self.bundle.path(ENCODER_IR if encoder else DECODER_IR))
+        model = read_graph(self.bundle.path(ENCODER_IR if encoder else DECODER_IR), self._core)
         if variant.precision in ("int8", INT8_BF16) and not self.bundle.manifest.quantization:
             rewrite.quantize_weights(
                 model, self._let_go

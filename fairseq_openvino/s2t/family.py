@@ -10,7 +10,7 @@ import numpy as np
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.decoding import attempt_each
 from fairseq_openvino.errors import FairseqOpenVINOError, UtteranceTooLongError, invalid, named
-from fairseq_openvino.model import Clip, Head, Hypothesis, Memory, Model, News, Transcript
+from fairseq_openvino.model import Clip, Head, Hypothesis, Ledger, Memory, Model, News, Transcript
 from fairseq_openvino.runtime.voice import load_voice
 from fairseq_openvino.s2t import generation, longform
 from fairseq_openvino.s2t.options import S2TOptions
@@ -112,9 +112,10 @@ class S2T:
         recordings: Iterable[Recording | Clip | News],
         options: S2TOptions,
         width: int,
+        ledger: Ledger | None = None,
     ) -> Iterator[News]:
         """See `families.Family`; longer ones are cut where nobody speaks, see `s2t.longform`."""
-        decode = longform.each_alone(lambda clips: self.decode(model, clips, options))
+        decode = longform.each_alone(lambda clips: self.decode(model, clips, options), ledger)
         eos = self.manifest.tokens.eos
         yield from longform.follow(recordings, self.front_end, eos, load_voice(), decode, width)
 

@@ -21,7 +21,8 @@ from fairseq_openvino.errors import (
     failure,
     named,
 )
-from fairseq_openvino.model import Clip, Hypothesis, News, Segment, Transcript
+from fairseq_openvino.model import Clip, Hypothesis, Ledger, News, Segment, Transcript
+from fairseq_openvino.replay import Replay
 from fairseq_openvino.speech.activity import RATE_HZ, ActivityOptions, Span, Voice
 from fairseq_openvino.speech.features import HOP_SAMPLES
 from fairseq_openvino.speech.frontend import FilterBanks, Waveform, heard
@@ -39,13 +40,19 @@ Decode = Callable[[list[Clip]], Sequence[Transcript | FairseqOpenVINOError]]
 """Clips decoded together: the transcript of each, or its error."""
 
 
-def each_alone(work: Callable[[Sequence[Clip]], Sequence[Transcript]]) -> Decode:
+def each_alone(
+    work: Callable[[Sequence[Clip]], list[Transcript]], ledger: Ledger | None = None
+) -> Decode:
     """Clips decoded together by `work`; where that fails, in parts, down to the clips at fault."""
+    replay = Replay(ledger)
+
+    def kept(clips: Sequence[Clip]) -> list[Transcript]:
+        return replay(list[Transcript], lambda: work(clips))
 
     def decode(clips: list[Clip]) -> Sequence[Transcript | FairseqOpenVINOError]:
         return [
             named(each, clip.path) if isinstance(each, Exception) else each
-            for clip, each in zip(clips, attempt_each(clips, work), strict=True)
+            for clip, each in zip(clips, attempt_each(clips, kept), strict=True)
         ]
 
     return decode

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from fairseq_openvino.speech.waveform import as_waveform, of_equal_size, unusabl
 class Recording(ABC):
     """One channel of a source, or the mean of all."""
 
-    def __init__(self, name: str, rate_hz: int) -> None:
-        self.name = name
+    def __init__(self, name: str, rate_hz: int, hashed: Callable[[], bytes]) -> None:
+        self.name, self._hashed = name, hashed
         """Of the source; with `split`, `<source>#<channel>`."""
         self.rate_hz = rate_hz
         """Of the samples."""
@@ -30,6 +31,15 @@ class Recording(ABC):
         """Before resampling; of a file, once it is heard."""
         self.damage: str | None = None
         """What is missing, in words; of a file, once it was heard to its end."""
+
+    @cached_property
+    def digest(self) -> int:
+        """SHA-256 of the file's content, or of samples that were given; with `split`, of the channel too.
+
+        Raises:
+            AudioError: the file cannot be read any more.
+        """
+        return int.from_bytes(self._hashed())
 
     @abstractmethod
     def blocks(self) -> Iterator[np.ndarray]:
@@ -66,13 +76,14 @@ def recordings(
     if not is_source(source):
         samples, _ = as_waveform(source, sample_rate_hz or rate_hz, rate_hz)
         audio = Audio("waveform", samples[np.newaxis], rate_hz, rate_hz)
-        return [_Samples(audio.name, audio, partial(_parts, samples))]
+        return [_Samples(audio.name, audio, partial(_parts, samples), lambda: _digest(samples))]
     name, content = source_name(source), stored.content_of(source)
     if content is not None and content.startswith(stored.NPY_MAGIC):
         raise unusable(name, "audio", "stored features", "Give audio files")
     again = lasting(source if content is None else content)
     if options.isolate_audio:
-        return _isolated(isolation.store(again(), rate_hz, options.channel, name), options)
+        found = isolation.store(again(), rate_hz, options.channel, name)
+        return _isolated(found, options, again)
     if options.channel != SPLIT:
         return [_File(name, again, rate_hz, options, options.channel)]
     with opened(again()) as file:
@@ -80,15 +91,30 @@ def recordings(
     return [_File(name, again, rate_hz, options, i, f"#{i}") for i in range(channels)]
 
 
-def _isolated(found: isolation.Stored, options: AudioOptions) -> list[Recording]:
+def _isolated(
+    found: isolation.Stored, options: AudioOptions, again: Callable[[], Source]
+) -> list[Recording]:
     stored.check_damage(found.audio, options)
     audio = found.audio.report()
     if options.channel != SPLIT:
-        return [_Samples(audio.name, audio, partial(found.blocks, 0))]
+        return [_Samples(audio.name, audio, partial(found.blocks, 0), partial(_sha256, again))]
     return [
-        _Samples(f"{audio.name}#{i}", audio, partial(found.blocks, i))
+        _Samples(
+            f"{audio.name}#{i}", audio, partial(found.blocks, i), partial(_sha256, again, f"#{i}")
+        )
         for i in range(len(audio.waveforms))
     ]
+
+
+def _digest(samples: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(samples).data).digest()
+
+
+def _sha256(again: Callable[[], Source], part: str = "") -> bytes:
+    with opened(again()) as file:
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+    digest.update(part.encode())
+    return digest.digest()
 
 
 def _parts(samples: np.ndarray) -> Iterator[np.ndarray]:
@@ -99,8 +125,11 @@ def _parts(samples: np.ndarray) -> Iterator[np.ndarray]:
 class _Samples(Recording):
     """What is decoded already."""
 
-    def __init__(self, name: str, audio: Audio, blocks: Callable[[], Iterator[np.ndarray]]) -> None:
-        super().__init__(name, audio.rate_hz)
+    def __init__(
+        self, name: str, audio: Audio, blocks: Callable[[], Iterator[np.ndarray]],
+        hashed: Callable[[], bytes],
+    ) -> None:  # fmt: skip
+        super().__init__(name, audio.rate_hz, hashed)
         self.stored_hz, self.damage = audio.stored_hz, audio.damage
         self._blocks = blocks
 
@@ -116,7 +145,7 @@ class _File(Recording):
         self, file_name: str, again: Callable[[], Source], rate_hz: int, options: AudioOptions,
         channel: str | int, part: str = "",
     ) -> None:  # fmt: skip
-        super().__init__(file_name + part, rate_hz)
+        super().__init__(file_name + part, rate_hz, partial(_sha256, again, part))
         self._file_name, self._again, self._options = file_name, again, options
         self._channel = channel
         self._inspection: Inspection | None = None

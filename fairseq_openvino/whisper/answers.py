@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,7 +25,7 @@ from fairseq_openvino.speech.features import FRAMES_PER_SECOND
 from fairseq_openvino.speech.spectrogram import Spectrogram
 from fairseq_openvino.whisper import context
 from fairseq_openvino.whisper.alignment import Aligner
-from fairseq_openvino.whisper.job import Job, Voice
+from fairseq_openvino.whisper.job import Job, Origin, Voice
 from fairseq_openvino.whisper.longform import Longform
 from fairseq_openvino.whisper.options import Request, WhisperOptions
 from fairseq_openvino.whisper.questions import Alignment, Heard, Timing, Window
@@ -64,13 +65,16 @@ class Answers:
         return cls(traits, model, request, together)
 
     def job(
-        self, clip: Clip, frames: int, voice: Voice | None = None, one_window: bool = False
-    ) -> Job:
+        self, clip: Clip, frames: int, voice: Voice | None = None, one_window: bool = False,
+        origin: Origin | None = None,
+    ) -> Job:  # fmt: skip
         """Of a clip of at most one window; `frames` (T) of it are encoded.
 
         With fewer than the window's, a text that looks wrong is decoded again with all of them.
+        Without an origin its features are that.
         """
         full, most, source = self.traits.window, self.request.max_tokens, _Whole(clip.features)
+        origin = origin or source.origin
 
         def gate(window: Window, heard: np.ndarray) -> bool:
             if window.seek:
@@ -78,7 +82,9 @@ class Answers:
             return one_window or not self.options.skip_silence or is_speech(heard)
 
         if frames == full:
-            return Job(self, source, self._driver(clip, one_window), full, most, gate, voice)
+            return Job(
+                self, source, self._driver(clip, one_window), full, most, gate, voice, origin
+            )
 
         def judge(job: Job) -> None:
             found = self.transcript(clip, [job])
@@ -88,9 +94,10 @@ class Answers:
                 job.restart(self._driver(clip, one_window), full, most)
 
         limit = min(most, context.token_limit(clip.seconds))
-        return Job(self, source, self._driver(clip, one_window), frames, limit, gate, voice, judge)
+        driver = self._driver(clip, one_window)
+        return Job(self, source, driver, frames, limit, gate, voice, origin, judge)
 
-    def recorded(self, source: Spectrogram, voice: Voice) -> Job:
+    def recorded(self, source: Spectrogram, voice: Voice, origin: Origin) -> Job:
         """Of a recording longer than a window."""
 
         def gate(window: Window, heard: np.ndarray) -> bool:
@@ -100,7 +107,7 @@ class Answers:
 
         limit = min(self.request.max_tokens, self.traits.manifest.limits.max_target_tokens // 2)
         driver, size = self._new_driver(source.frames), self.traits.window
-        return Job(self, source, driver, size, limit, gate, voice)
+        return Job(self, source, driver, size, limit, gate, voice, origin)
 
     def _driver(self, clip: Clip, one_window: bool) -> Longform:
         return self._new_driver(context.frames(clip), one_window)
@@ -212,13 +219,13 @@ class Answers:
 
     def _memory(self, jobs: Sequence[Job]) -> Memory:
         """Of the windows that the jobs heard last."""
-        first = jobs[0].memory
+        first = jobs[0].encoding
         assert first is not None
-        if len(jobs) == first.utterances and all(
-            job.memory is first and job.row == i for i, job in enumerate(jobs)
+        if len(jobs) == first.count and all(
+            job.encoding is first and job.row == i for i, job in enumerate(jobs)
         ):
-            return first
-        parts = [job.memory.take(np.array([job.row])) for job in jobs if job.memory is not None]
+            return first.memory
+        parts = [job.encoding.memory.take(np.array([job.row])) for job in jobs if job.encoding]
         return Memory.join(parts, self.model.manifest.memory)
 
     def _previous(self, question: Window) -> tuple[int, ...]:
@@ -237,8 +244,8 @@ class Answers:
         limits = np.minimum([job.limit for job in jobs], room)
         if temperature > 0:
             randoms = [
-                np.random.default_rng((self.options.seed, each.seek, each.attempt, row))
-                for each in questions
+                np.random.default_rng((self.options.seed, *origin, each.seek, each.attempt, row))
+                for origin, each in zip([job.origin() for job in jobs], questions, strict=True)
                 for row in range(beam)
             ]
             return Sampling(prompt, self.rules, limits, beam, lenpen, temperature, randoms)
@@ -297,6 +304,11 @@ class _Whole:
     def window(self, seek: int, _: int) -> np.ndarray:
         """See `job.Frames`."""
         return self._features[seek:]
+
+    def origin(self) -> tuple[int, ...]:
+        """See `job.Origin`."""
+        content = np.ascontiguousarray(self._features).data
+        return (int.from_bytes(hashlib.sha256(content).digest()),)
 
 
 def _reason(outcomes: Sequence[Outcome]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.errors import invalid
-from fairseq_openvino.model import Clip, Model, News, Transcript
+from fairseq_openvino.model import Clip, Ledger, Model, News, Transcript
 from fairseq_openvino.speech.languages import language_code
 from fairseq_openvino.speech.recordings import Recording
 from fairseq_openvino.whisper.answers import Answers
@@ -71,10 +71,11 @@ class Whisper(Traits):
         recordings: Iterable[Recording | Clip | News],
         options: WhisperOptions,
         width: int,
+        ledger: Ledger | None = None,
     ) -> Iterator[News]:
         """See `families.Family`."""
         self._note_translation(options.task)
-        return Transcription(self, model, options, width).follow(recordings)
+        return Transcription(self, model, options, width, ledger).follow(recordings)
 
     def _note_translation(self, task: str) -> None:
         """Say once that the model was not trained for the task."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,10 @@ from fairseq_openvino.whisper.questions import Heard, Timing, Window
 
 Voice = Callable[[Window], bool]
 """Whether a voice detector hears anybody in a window."""
+
+
+Origin = Callable[[], tuple[int, ...]]
+"""What tells a recording, or a piece of one, from others by its content: numbers that seed its samples."""
 
 
 class Answers(Protocol):
@@ -42,6 +47,20 @@ class Frames(Protocol):
         ...
 
 
+class Encoding:
+    """Windows (N, T, F) that are encoded together, once the result is needed."""
+
+    def __init__(self, encode: Callable[[np.ndarray], Memory], windows: np.ndarray) -> None:
+        self._encode, self._windows, self.count = encode, windows, len(windows)
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Of all of them."""
+        memory = self._encode(self._windows)
+        del self._windows
+        return memory
+
+
 class Job:
     """What is decoded by one driver.
 
@@ -54,6 +73,7 @@ class Job:
         gate: whether anybody may be speaking in the frames (n, F) of a window; if not, it is answered
             by None.
         voice: whether a voice detector hears anybody in a window.
+        origin: is called when it is decoded at a temperature above 0.
         judge: is called when it is done and may `restart` it.
     """
 
@@ -66,11 +86,12 @@ class Job:
         limit: int,
         gate: Callable[[Window, np.ndarray], bool],
         voice: Voice | None = None,
+        origin: Origin = tuple,
         judge: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self.answers, self._gate, self._judge = answers, gate, judge
         self._source: Frames | None = source
-        self.voice = voice
+        self.voice, self.origin = voice, origin
         self.error: Exception | None = None
         self.decoded_again: str | None = None
         """Why."""
@@ -84,10 +105,10 @@ class Job:
         self.language_probabilities: dict[str, float] = {}
         self.window: np.ndarray | None = None
         """That is to be encoded, (T, F)."""
-        self.memory: Memory | None = None
-        """Of the window heard last, and of others that were encoded with it."""
+        self.encoding: Encoding | None = None
+        """Of the window heard last, and of others with it."""
         self.row = 0
-        """Its place in `memory`."""
+        """Its place in `encoding`."""
         self._questions = driver.run()
         self.question: Question | None = next(self._questions, None)
         """That waits for its answer; None: done."""
@@ -100,13 +121,13 @@ class Job:
             return None
         return np.pad(found, ((0, self.size - len(found)), (0, 0)))
 
-    def encoded(self, found: tuple[Memory, int] | Exception) -> None:
-        """The window as the decoder reads it, and its place in the batch; or why there is none."""
+    def encoded(self, found: tuple[Encoding, int] | Exception) -> None:
+        """The batch with which the window is encoded, and its place there; or why it is not."""
         self.window = None
         if isinstance(found, Exception):
             self.fail(found)
         else:
-            self.memory, self.row = found
+            self.encoding, self.row = found
 
     def tell(self, answer: Any) -> None:
         """Answer the question; with an error, give up."""
@@ -129,8 +150,9 @@ class Job:
 
     def _let_go(self) -> None:
         """Of frames: there may be thousands of pieces."""
-        self.memory = self.window = self._source = None
+        self.encoding = self.window = self._source = None
         self._gate, self._judge = lambda window, frames: False, lambda job: None
+        self.origin = tuple
 
     def detected(self, probabilities: dict[str, float]) -> None:
         """Languages by code, most probable first; none: nobody speaks."""

@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from fairseq_openvino.errors import concerns_one_clip, named
-from fairseq_openvino.model import Clip, Model, News, Segment, Word
+from fairseq_openvino.model import Clip, Ledger, Model, News, Segment, Word
+from fairseq_openvino.replay import Replay
 from fairseq_openvino.runtime.voice import load_voice
 from fairseq_openvino.speech.activity import (
     FRAME_SAMPLES,
@@ -103,15 +105,24 @@ class Transcription:
         model: compiled.
         options: checked.
         width: windows decoded together.
+        ledger: of what the model answers.
     """
 
-    def __init__(self, traits: Traits, model: Model, options: WhisperOptions, width: int) -> None:
+    def __init__(
+        self,
+        traits: Traits,
+        model: Model,
+        options: WhisperOptions,
+        width: int,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.traits, self.options, self.width = traits, options, width
         self.short = Answers.of(traits, model, options, width)
         """Of recordings up to one window."""
         self.long = Answers.of(traits, model, replace(options, timestamps=True), width)
         """Windows of longer ones follow each other by timestamps."""
         self._tracks: deque[Track | News] = deque()
+        self._replay = Replay(ledger)
 
     def follow(self, recordings: Iterable[Recording | Clip | News]) -> Iterator[News]:
         """News of each recording, its result last, in the order given.
@@ -121,7 +132,7 @@ class Transcription:
         """
         jobs = ahead(self._jobs(recordings), self.width if self.options.chunked else 1)
         with closing(jobs):
-            for _ in run(jobs, self.width):
+            for _ in run(self._in_known_language(jobs), self.width, self._replay):
                 yield from self._told()
         yield from self._told()
 
@@ -168,7 +179,8 @@ class Transcription:
             for piece in pieces(_counted(track), load_voice(), ActivityOptions(), size):
                 features = front_end(piece.waveform, RATE_HZ)
                 clip = Clip(recording.name, features, piece.seconds)
-                yield self.short.job(clip, self._encoded(clip), None, one_window=True), piece
+                origin = partial(_origin, recording, piece.spans[0].start)
+                yield self.short.job(clip, self._encoded(clip), None, True, origin), piece
             return
         listener = load_voice().listen()
         waveform = _at_most(recording, self.traits.window * HOP_SAMPLES)
@@ -177,7 +189,8 @@ class Transcription:
             features = front_end(waveform, recording.rate_hz)
             clip = Clip(recording.name, features, track.duration)
             voice = _voice([listener.hear(waveform), listener.end()])
-            yield self.short.job(clip, self._encoded(clip), voice), None
+            origin = partial(_origin, recording)
+            yield self.short.job(clip, self._encoded(clip), voice, origin=origin), None
             return
         heard: list[np.ndarray] = []
         source = Spectrogram(
@@ -186,10 +199,20 @@ class Transcription:
         )  # fmt: skip
         track.samples, track.answers, track.is_long = source.samples, self.long, True
         track.voice = np.concatenate([*heard, listener.end()])
-        job = self.long.recorded(source, _voice([track.voice]))
-        if job.language is None and self.options.language_windows > 1:
-            job.detected(self.long.languages(job, self.options.language_windows))
+        job = self.long.recorded(source, _voice([track.voice]), partial(_origin, recording))
         yield job, None
+
+    def _in_known_language(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Jobs whose language is detected in several windows, if that is wanted, before all else."""
+        count = self.options.language_windows
+        for job in jobs:
+            if job.answers is self.long and job.language is None and count > 1:
+                try:
+                    found = self._replay(dict[str, float], partial(self.long.languages, job, count))
+                    job.detected(found)
+                except Exception as error:
+                    job.fail(error)
+            yield job
 
     def _encoded(self, clip: Clip) -> int:
         return self.traits.encoded_frames(clip, self.options)
@@ -210,6 +233,11 @@ class Transcription:
             speech = uncovered(spans(track.voice, track.samples), track.segments)
             found = replace(found, uncovered=tuple(speech))
         return News(name, track.duration, track.duration, (), found)
+
+
+def _origin(recording: Recording, start: int = 0) -> tuple[int, ...]:
+    """See `job.Origin`; of a piece that starts with this sample."""
+    return recording.digest, start
 
 
 def _voice(probabilities: list[np.ndarray]) -> Voice:

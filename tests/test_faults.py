@@ -1,0 +1,239 @@
+"""R1 and R2: killed at any call or moment, and refused any call, nothing half is published or left behind."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import os
+import random
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import MINI, tone
+from faults import CLEANING, NEW, Fault, Nursery, Outcome, kills
+
+from fairseq_openvino.atomic import writable_directory
+from fairseq_openvino.bundle import is_bundle, open_bundle
+from fairseq_openvino.errors import EXIT_ENVIRONMENT, EXIT_MODEL, EXIT_OK, EXIT_PARTIAL
+from fairseq_openvino.journal import records
+
+SEED = int(os.environ.get("FAIRSEQ_OPENVINO_SEED", "0"))
+KILLS = 200
+"""Of each command."""
+ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EMFILE)
+ONNXRUNTIME = ".ses"
+"""In the directory for temporary files: a session's name."""
+STAGE = re.compile(r"\.staging-[0-9a-f]{8}$")
+"""What is opened to remove what is in it."""
+NOT_KEPT = "nothing is kept for the next run"
+"""The warning of a cache that cannot be written."""
+KEPT = (".used", ".work")
+"""Beside what is published: when a bundle was used last, and recordings that the next run reuses."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that writes below the directory `work` and nowhere else."""
+
+    words: Callable[[Path], list[object]]
+    """Given that directory."""
+    published: Callable[[Path], int]
+    """How many results are there, every one of them whole."""
+    total: int = 1
+
+
+def bundles(work: Path) -> int:
+    """Verified ones."""
+    found = [path for path in work.rglob("*") if path.is_dir() and ".staging-" not in str(path)]
+    whole = [open_bundle(path) for path in found if is_bundle(path) and ".work" not in str(path)]
+    return len(whole)
+
+
+def texts(work: Path) -> int:
+    """Those of `transcribe`, both formats."""
+    found = [*work.glob("*/*.jsonl"), *work.glob("*/*.text"), *work.glob("*/*.txt")]
+    assert all(path.read_bytes().endswith(b"\n") for path in found), found
+    return len(found)
+
+
+def words(work: Path) -> list[object]:
+    data = work.parent / "in"
+    return ["--path", data / "tiny" / "checkpoint.pt", "--data", data / "tiny"]
+
+
+COMMANDS = {
+    "export": Command(
+        lambda work: ["export", *words(work), "--output", work / "bundle", "--overwrite"], bundles
+    ),
+    "cache": Command(
+        lambda work: [
+            "transcribe", work.parent / "in" / "audio" / "0.wav", "--model", words(work)[1],
+            "--data", words(work)[3], "--cache-dir", work / "cache", "--max-len-b", "5",
+        ],
+        bundles,
+    ),
+    "quantize": Command(
+        lambda work: [
+            "quantize", work.parent / "in" / "mini", "--calibration", MINI / "test_st_en_de.tsv",
+            "--output", work / "int8", "--mode", "int8", "--calibration-size", 2, "--held-out-size", 1,
+            "--validation-size", 4, "--max-drop", 100, "--alphas", -1, "--beam", 1, "--overwrite",
+        ],
+        bundles,
+    ),
+    "transcribe": Command(
+        lambda work: [
+            "transcribe", work.parent / "in" / "audio", "--model", work.parent / "in" / "bundle",
+            "--output-dir", work / "texts", "--format", "text,jsonl", "--max-len-b", "5",
+        ],
+        texts,
+        total=6,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nursery(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Path, tiny_bundle: Path, mini_bundle: Path
+) -> Iterator[Nursery]:
+    """Of real commands, with what they read below `in`."""
+    root = tmp_path_factory.mktemp("faults")
+    for name, path in (("tiny", tiny), ("bundle", tiny_bundle), ("mini", mini_bundle)):
+        shutil.copytree(path, root / "in" / name)
+    for number in range(3):
+        tone(root / "in" / "audio" / f"{number}.wav", 0.4 + 0.1 * number)
+    found = Nursery(root)
+    yield found
+    found.close()
+
+
+def attempt(nursery: Nursery, command: Command, fault: Fault | None = None) -> Outcome:
+    """A run from the beginning."""
+    shutil.rmtree(nursery.root / "work", ignore_errors=True)
+    (nursery.root / "work").mkdir()
+    for path in (nursery.root / "tmp").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return nursery.run(command.words(nursery.root / "work"), fault)
+
+
+def strays(root: Path) -> list[str]:
+    """What should be gone when a command ends."""
+    found = [path for path in (root / "work").rglob("*") if path.name.startswith(".")]
+    inside = [path for kept in (root / "work").glob(".*.work") for path in kept.rglob("*")]
+    wanted = [path for path in found if not path.name.endswith(KEPT)]
+    wanted += [path for path in inside if path.suffix != ".npz" and "recordings-" not in path.name]
+    wanted += [path for path in (root / "tmp").iterdir() if path.name != ONNXRUNTIME]
+    return sorted(map(str, wanted))
+
+
+def finish(nursery: Nursery, command: Command, story: object) -> None:
+    """The next run succeeds, and clears up."""
+    work = nursery.root / "work"
+    again = nursery.run(command.words(work))
+    assert again.exit_code == EXIT_OK and command.published(work) == command.total, (story, again)
+    assert not strays(nursery.root), (story, strays(nursery.root))
+
+
+def judge(nursery: Nursery, command: Command, fault: Fault, outcome: Outcome) -> None:
+    """After a call was refused."""
+    root, story = nursery.root, (fault, outcome)
+    assert not outcome.raised and not outcome.signal, story
+    assert outcome.exit_code in (EXIT_OK, EXIT_PARTIAL, EXIT_MODEL, EXIT_ENVIRONMENT), story
+    assert "Traceback" not in outcome.said, story
+    assert not [name for name in outcome.left_open if not name.endswith(KEPT)], story
+    done = command.published(root / "work")
+    assert outcome.exit_code or done == command.total or NOT_KEPT in outcome.said, story
+    if strays(root):
+        call = outcome.calls[fault.at]
+        assert call.split()[0] in CLEANING or STAGE.search(call), (story, strays(root))
+
+
+def state(work: Path) -> tuple[bytes | None, bytes | None, int]:
+    """What `faults.publish` has done: the directory and the file, both whole, and records."""
+    parts = [path.read_bytes() for path in sorted((work / "directory").glob("*"))]
+    assert not parts or (len(parts) == 3 and len(set(parts)) == 1), parts
+    file = work / "file"
+    found = list(records(work / "journal")) if (work / "journal").exists() else []
+    assert [each["number"] for each in found] == [*range(len(found))]
+    return (parts or [None])[0], file.read_bytes() if file.exists() else None, len(found)
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.fault)])
+def test_what_publishes_survives_every_call(tmp_path: Path, every: bool) -> None:
+    """Of a directory, a file and a journal: killed at each call, or refused it."""
+    print(f"seed={SEED}")
+    nursery = Nursery(tmp_path, ("fairseq_openvino.journal",), "faults:publish")
+    command = Command(lambda work: [work], lambda work: state(work)[:2].count(NEW), total=2)
+    calls = attempt(nursery, command).calls
+    assert state(tmp_path / "work") == (NEW, NEW, 6)
+    faults = kills(calls, SEED)[SEED % 3 :: 3] if not every else [
+        Fault(at=i, kill=kill) for i in range(len(calls)) for kill in ("before", "half", "after")
+    ]  # fmt: skip
+    for fault in faults:
+        outcome = attempt(nursery, command, fault)
+        assert outcome.signal == signal.SIGKILL, (fault, outcome)
+        writable_directory(tmp_path / "work")  # as whoever publishes there next
+        directory, file, count = state(tmp_path / "work")
+        assert (directory is not None or file is None) and not strays(tmp_path), (fault, outcome)
+        assert directory is not NEW or count > 2, (fault, outcome)
+        finish(nursery, command, (fault, outcome))
+    for number in ERRNOS if every else ERRNOS[:1]:
+        for at in range(0, len(calls), 1 if every else 3):
+            fault = Fault(at=at, errno=number)
+            outcome = attempt(nursery, command, fault)
+            judge(nursery, command, fault, outcome)
+            finish(nursery, command, (fault, outcome))
+    nursery.close()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("reads", [False, True], ids=["writing", "reading"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_call_refused(nursery: Nursery, name: str, reads: bool) -> None:
+    """R2: the i-th call fails, for every i, with every reason there is."""
+    command, exits = COMMANDS[name], collections.Counter[object]()
+    calls = attempt(nursery, command, Fault(reads=reads)).calls
+    for number in ERRNOS if not reads else (errno.EIO, errno.EMFILE):
+        at = 0
+        while True:
+            fault = Fault(at=at, errno=number, reads=reads)
+            outcome = attempt(nursery, command, fault)
+            if len(outcome.calls) <= at:
+                break  # the last fault has fired
+            judge(nursery, command, fault, outcome)
+            exits[errno.errorcode[number], outcome.exit_code] += 1
+            if outcome.exit_code and os.listdir(nursery.root / "work"):
+                finish(nursery, command, (fault, outcome))
+            at += 1
+        assert at >= len(calls) // 2
+    print(name, "reading" if reads else "writing", len(calls), "calls", dict(exits))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_at_200_instants(nursery: Nursery, name: str) -> None:
+    """R1: at each of the calls that write, and at any time."""
+    print(f"seed={SEED}")
+    command, chance = COMMANDS[name], random.Random(SEED)
+    undisturbed = attempt(nursery, command)
+    planned = kills(undisturbed.calls, SEED)
+    chance.shuffle(planned)
+    del planned[KILLS * 3 // 4 :]
+    while len(planned) < KILLS:
+        planned.append(Fault(seconds=chance.uniform(0, undisturbed.took)))
+    states = collections.Counter[str]()
+    for fault in planned:
+        outcome = attempt(nursery, command, fault)
+        if not outcome.signal:
+            continue  # it was faster than the clock
+        assert outcome.signal in (signal.SIGKILL, signal.SIGXFSZ), (fault, outcome)
+        done = command.published(nursery.root / "work")
+        left = bool(strays(nursery.root))
+        states[f"{done} published, {'something' if left else 'nothing'} left"] += 1
+        if left:
+            finish(nursery, command, (fault, outcome))
+    print(name, len(undisturbed.calls), "calls", dict(states))
