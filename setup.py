@@ -46,6 +46,7 @@ setup(
             "PyYAML",
         ],
         "media": ["av"],  # FFmpeg, for what libsndfile refuses
+        "ray": ["ray[data,serve]>=2.60"],
         "whisper": ["tokenizers"],
         "whisper-export": [
             "torch>=2.10",

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 from conftest import MINI, child_environment
 
-from fairseq_openvino import load_model
+from fairseq_openvino import load_model, machine
 from fairseq_openvino.model import Ask, Head, Memory, Session
-from fairseq_openvino.runtime.engine import Variant
+from fairseq_openvino.runtime.engine import Variant, compile_properties
+from fairseq_openvino.runtime.voice import MODEL
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.search import TokenIds, decode_batch
 
@@ -171,3 +173,51 @@ def test_files_of_a_bundle_do_not_stay_in_memory(mini_bundle: Path) -> None:
     held, after, same = done.stdout.split()
     stored = sum(path.stat().st_size for path in mini_bundle.glob("*.bin")) // 1024
     assert int(held) < 0.5 * stored and int(after) == 0 and same == "True"
+
+
+FIRST = """
+import os, sys, threading, time
+import fairseq_openvino.runtime.engine
+import openvino as ov
+
+for _ in range(3):
+    if (child := os.fork()) == 0:
+        compiled = ov.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_NUM_THREADS": "1"})
+        tensors = [compiled.create_infer_request().get_input_tensor(0) for _ in range(24)]
+        begun = []
+
+        def read(tensor):
+            while not begun:
+                pass
+            tensor.data
+
+        sys.setswitchinterval(1e-6)
+        threads = [threading.Thread(target=read, args=(tensor,)) for tensor in tensors]
+        for thread in threads:
+            thread.start()
+        begun.append(True)
+        for thread in threads:
+            thread.join()
+        os._exit(0)
+    until = time.monotonic() + 20
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(child, 9)
+            sys.exit("they wait for each other")
+        time.sleep(0.01)
+"""
+
+
+def test_threads_that_come_first_do_not_wait_for_each_other() -> None:
+    """Without the line in `engine` 4 of 5 such processes hang."""
+    command = [sys.executable, "-c", FIRST, str(MODEL)]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(machine.threads() < 2, reason="one core")
+def test_a_part_of_the_cores_is_not_the_first_ones() -> None:
+    """All processes that share a machine would be pinned to the same."""
+    for threads, is_pinned in ((1, False), (machine.threads(), True)):
+        compiled = ov.Core().compile_model(MODEL, "CPU", compile_properties("f32", "CPU", threads))
+        assert compiled.get_property("ENABLE_CPU_PINNING") == is_pinned

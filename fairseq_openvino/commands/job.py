@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ def transcribe_job(
     digest = transcribe.recognizer().bundle.digest
     job = jobs.begin(arguments.job, Plan.of(digest, transcribe.described(), inputs))
     try:
-        finish(job, transcribe, documents, arguments.retry_failed)
+        finish(job, transcribe, documents, arguments.retry_failed, arguments.ray)
     except KeyboardInterrupt:
         done = status(job)
         print(
@@ -115,22 +115,37 @@ def transcribe_job(
 
 
 def finish(
-    job: jobs.Job, transcribe: Transcribe, documents: Documents | None, retry_failed: bool
+    job: jobs.Job,
+    transcribe: Transcribe,
+    documents: Documents | None,
+    retry_failed: bool,
+    address: str | None = None,
 ) -> None:
-    """Work until the job is merged, by us or others."""
-    from fairseq_openvino.jobs.work import work
-    from fairseq_openvino.jobs.worker import Worker
-
+    """Work until the job is merged, by us or others, or by the actors of the Ray cluster at an address."""
     is_done = job.results.exists() and not retry_failed
     while not is_done:
         now = status(job)
-        with Worker(job, retry_failed) as worker, JobBar(now.done, now.total) as bar:
-            for records in work(worker, transcribe):
+        with JobBar(now.done, now.total) as bar:
+            for records in _decoded(job, transcribe, retry_failed, address):
                 bar.take(records)
                 for record in records:
                     if documents is not None:
                         documents.write(record)
         retry_failed, is_done = False, job.merge()
+
+
+def _decoded(
+    job: jobs.Job, transcribe: Transcribe, retry_failed: bool, address: str | None
+) -> Iterator[list[dict[str, Any]]]:
+    from fairseq_openvino.jobs import ray
+    from fairseq_openvino.jobs.work import work
+    from fairseq_openvino.jobs.worker import Worker
+
+    if address is not None:
+        yield from ray.work(job, transcribe, retry_failed, address)
+        return
+    with Worker(job, retry_failed) as worker:
+        yield from work(worker, transcribe)
 
 
 def _summary(job: jobs.Job, documents: Documents | None) -> int:

@@ -68,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed", action="store_true", help="of a job: files that failed, once more"
     )
+    parser.add_argument(
+        "--ray", nargs="?", const="local", metavar="ADDRESS",
+        help="a job on a Ray cluster that shares its directory: one model for every --threads CPUs; auto: "
+        "the cluster of this machine (default: Ray is started here and ended)",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, help="files decoded together")
     add_flags(parser.add_argument_group("audio"), AudioOptions)
     add_flags(parser.add_argument_group("srt and vtt"), SubtitleOptions)
@@ -144,7 +149,7 @@ def _config_yaml(arguments: argparse.Namespace) -> Path | None:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    for flag, needed in (("skip_existing", "output_dir"), ("retry_failed", "job")):
+    for flag, needed in (("skip_existing", "output_dir"), ("retry_failed", "job"), ("ray", "job")):
         if getattr(arguments, flag) and getattr(arguments, needed) is None:
             raise invalid("Transcribing", flag, f"--{needed.replace('_', '-')} too", "it alone")
 

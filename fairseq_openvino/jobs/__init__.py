@@ -20,5 +20,6 @@ A job is a directory that several processes, on machines that share it, work in 
 | `worker`     | claims batches, commits records                                                       |
 | `transcribe` | files to records; it knows no job, and can be sent to other processes                 |
 | `work`       | a worker's loop: some batches at a time                                               |
+| `ray`        | its batches decoded by the actors of a cluster                                        |
 | `status`     | how far a job is                                                                      |
 """

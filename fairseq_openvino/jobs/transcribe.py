@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, fields
 from functools import lru_cache
 from os import PathLike
@@ -71,6 +72,13 @@ class Transcribe:
                 found.bundle.digest, "Give the one that was begun with",
             )  # fmt: skip
         found.check_supported()
+        return found
+
+    def by_bundle(self) -> Transcribe:
+        """The same by the path and the digest of its bundle: a process elsewhere exports nothing."""
+        bundle, found = self.recognizer().bundle, copy(self)
+        found.model, found.digest = str(bundle.directory.absolute()), bundle.digest
+        found.load = {k: v for k, v in self.load.items() if k not in ("data", "config_yaml")}
         return found
 
     def described(self) -> dict[str, Any]:

@@ -121,6 +121,37 @@ class Worker:
         with self._turn:
             return Answers(lease, self._index.answered(lease.batch), self.journal)
 
+    def claim_batch(self, batch: int, epoch: int = 0) -> Lease | None:
+        """This batch, as soon as nobody else decodes it.
+
+        Args:
+            batch: its number.
+            epoch: the lowest that its record may have to count as done.
+
+        Returns:
+            None: it is done, or the worker stops.
+
+        Raises:
+            StorageError: the job's directory cannot be written.
+        """
+        lease = Lease(batch, epoch)
+        while not self.stopping.is_set():
+            with self._turn:
+                if self._take(lease):
+                    return lease
+                highest = self.job.leases.highest()
+                is_free = self._is_free(batch, highest)
+                self._index.refresh()
+                entry = self._index.done(highest).get(batch)
+                if entry is not None and entry.epoch >= epoch:
+                    return None
+                if is_free:
+                    lease = Lease(batch, highest.get(batch, -1) + 1)
+                else:
+                    self._turn.wait(POLL_SECONDS)
+        self.check()
+        return None
+
     def commit(self, lease: Lease, files: Sequence[dict[str, Any]]) -> None:
         """Record what became of the files of a batch; if it was lost meanwhile, that counts for nothing.
 
@@ -141,11 +172,16 @@ class Worker:
             self._look()
         while self._open:
             lease = self._open.popleft()
-            if self.job.leases.take(lease, self.name):
-                self.job.reopen()
-                self._held.add(lease.batch)
+            if self._take(lease):
                 return lease
         return None
+
+    def _take(self, lease: Lease) -> bool:
+        if not self.job.leases.take(lease, self.name):
+            return False
+        self.job.reopen()
+        self._held.add(lease.batch)
+        return True
 
     def _look(self) -> None:
         """Find what can be claimed.

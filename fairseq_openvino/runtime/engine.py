@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import openvino as ov
 
 from fairseq_openvino import machine
@@ -23,6 +24,10 @@ from fairseq_openvino.runtime.graphs import compile_graph, read_graph
 from fairseq_openvino.runtime.options import EngineOptions
 
 logger = logging.getLogger(__name__)
+
+# The first `data` of a process fills a static table of OpenVINO's binding (`ov_type_to_dtype`) and meanwhile
+# lets go of the GIL: two threads whose first ones coincide wait for each other, for the table and the GIL.
+_ = ov.Tensor(np.zeros(1, np.float32)).data
 
 DYNAMIC_QUANTIZATION_GROUP = "32"
 """Activations that share a scale under int8."""
@@ -70,6 +75,10 @@ def compile_properties(
         properties["CPU_RUNTIME_CACHE_CAPACITY"] = KERNELS
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
+            if (
+                threads < machine.threads()
+            ):  # pinned, processes that share the machine share its first cores
+                properties["ENABLE_CPU_PINNING"] = "NO"
     if streams is not None:
         properties["NUM_STREAMS"] = str(streams)
     return properties

@@ -1,0 +1,179 @@
+"""A job's batches decoded by Ray: each actor is a worker of the job, with a compiled model of its own.
+
+Ray places and restarts actors and hands out numbers of batches; what is done is in the job's directory, which
+all machines share, as they share the bundle and the audio files. So a run can be killed and resumed, with
+Ray or without, and its bytes are those of any other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from fairseq_openvino import machine
+from fairseq_openvino.errors import (
+    DeviceError,
+    FairseqOpenVINOError,
+    MissingDependencyError,
+    failure,
+    invalid,
+)
+from fairseq_openvino.jobs import job as jobs
+from fairseq_openvino.jobs.index import Index
+from fairseq_openvino.jobs.transcribe import Transcribe
+from fairseq_openvino.jobs.work import LANES
+from fairseq_openvino.jobs.worker import Worker
+
+LOCAL = "local"
+"""Address of a cluster that this process starts on its own machine, and ends."""
+OBJECT_STORE_BYTES = 80 << 20
+"""Of such a cluster: only texts go through it. Ray's least is 75 MB."""
+RETRIES = 3
+"""Of a batch whose actor dies; then the run ends, as the batch may be the reason."""
+
+
+class Actor:
+    """A callable of `map_batches`, in a process of Ray's; its lanes call it at the same time.
+
+    Args:
+        directory: of the job.
+        transcribe: by its bundle.
+    """
+
+    def __init__(self, directory: Path, transcribe: Transcribe) -> None:
+        transcribe.recognizer()
+        self._transcribe = transcribe
+        self._open = ExitStack()
+        self._worker = self._open.enter_context(Worker(jobs.read(directory)))
+
+    def __call__(self, rows: dict[str, Sequence[int]]) -> dict[str, list[str]]:
+        """Decode batches: `batch` and `epoch` (n,), see `claim_batch`, to `records` (n,), lists as JSON."""
+        batches = zip(map(int, rows["batch"]), map(int, rows["epoch"]), strict=True)
+        return {"records": [json.dumps(self._records(*each)) for each in batches]}
+
+    def _records(self, batch: int, epoch: int) -> list[dict[str, Any]]:
+        lease = self._worker.claim_batch(batch, epoch)
+        if lease is None:  # somebody else has decoded it
+            return []
+        files = [each.path for each in self._worker.job.plan.batches[batch]]
+        records = self._transcribe.follow(files, ledger=self._worker.ledger(lease))
+        self._worker.commit(lease, records)
+        self._worker.check()
+        return records
+
+    def __del__(self) -> None:
+        """Sign off; Ray Data drops its reference when the actor has no more to do."""
+        self._open.close()
+
+
+def work(
+    job: jobs.Job, transcribe: Transcribe, retry_failed: bool, address: str
+) -> Iterator[list[dict[str, Any]]]:
+    """Decode what a job lacks, by as many actors as the cluster has CPUs for.
+
+    Args:
+        job: in a directory that all machines of the cluster have under the same path.
+        transcribe: each actor takes as many CPUs as its model has threads.
+        retry_failed: batches with files that failed, once more.
+        address: of a cluster, as `ray.init` takes it, or LOCAL.
+
+    Yields:
+        The records of each batch that was decoded, once they are committed.
+
+    Raises:
+        OptionError: no machine of the cluster has as many CPUs as the model has threads.
+        MissingDependencyError: Ray is not installed.
+        FairseqOpenVINOError: the model, a machine or the job's directory is at fault.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise failure(
+            MissingDependencyError, "Running on Ray", "this environment", "the package ray", "none",
+            'Run pip install "fairseq-openvino[ray]"',
+        ) from error  # fmt: skip
+    done = job.done(Index(job.journals))
+    todo = [
+        {"batch": batch, "epoch": done[batch].epoch + 1 if batch in done else 0}
+        for batch in range(len(job.plan.batches))
+        if batch not in done or (retry_failed and done[batch].failed)
+    ]
+    if not todo:
+        return
+    threads = transcribe.load["threads"]
+    with _cluster(address, threads):
+        actors = min(_places(ray.nodes(), threads), len(todo))
+        rows = ray.data.from_items(todo, override_num_blocks=len(todo))
+        pool = ray.data.ActorPoolStrategy(
+            size=actors, max_tasks_in_flight_per_actor=LANES,
+            max_concurrent_calls_per_actor=LANES, enable_true_multi_threading=True,
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            # Of 2.60 only these arguments say how often to try; they go with 2.64.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            found = rows.map_batches(
+                Actor, batch_size=1, compute=pool, num_cpus=threads, max_task_retries=RETRIES,
+                fn_constructor_args=(job.directory.absolute(), transcribe.by_bundle()),
+            )  # fmt: skip
+        try:
+            for row in found.iter_rows():
+                yield json.loads(row["records"])
+        except ray.exceptions.RayError as error:
+            raise _ours(error) from error
+
+
+@contextmanager
+def _cluster(address: str, threads: int) -> Iterator[None]:
+    """Joined, or started with room for a model of so many threads."""
+    import ray
+
+    own: dict[str, Any] = {}
+    if address == LOCAL:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would ask the network
+        own = {
+            "num_cpus": max(machine.threads(), threads), "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }  # fmt: skip
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.init(address=address, logging_level=logging.ERROR, **own)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _places(nodes: Sequence[dict[str, Any]], threads: int) -> int:
+    """How many models of so many threads the machines of a cluster have CPUs for, at least 1.
+
+    Raises:
+        OptionError: each machine has fewer CPUs than that; where none has any, they are started on demand.
+    """
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    places = sum(each // threads for each in cpus)
+    if not places and any(cpus):
+        expected = f"at most {max(cpus)} threads, the CPUs of its largest machine"
+        raise invalid("Running on Ray", "threads", expected, threads, "Run fewer a model")
+    return max(places, 1)
+
+
+def _ours(error: BaseException) -> FairseqOpenVINOError:
+    """What an actor raised, or that actors died."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FairseqOpenVINOError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    last = str(error).strip().splitlines()[-1].rstrip(".")
+    return failure(
+        DeviceError, "Running on Ray", "an actor", "batches to be decoded", last,
+        "The same command goes on; see the logs of Ray",
+    )  # fmt: skip
