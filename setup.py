@@ -46,6 +46,7 @@ setup(
             "PyYAML",
         ],
         "media": ["av"],  # FFmpeg, for what libsndfile refuses
+        "server": ["starlette", "uvicorn", "python-multipart"],
         "ray": ["ray[data,serve]>=2.60"],
         "whisper": ["tokenizers"],
         "whisper-export": [
@@ -72,6 +73,9 @@ setup(
             "ctranslate2",
             "numba",
             "tiktoken",
+            "starlette",
+            "uvicorn",
+            "python-multipart",
             "more-itertools",  # of openai-whisper, which the tests need
         ],
     },

@@ -23,7 +23,7 @@ step "creating $VENV"
 pip install -c .ci/ray.txt pip setuptools wheel
 step "installing fairseq-openvino, Ray, Dask and Spark (a minute)"
 # Spark runs where there is Java 17 or newer.
-pip install -c .ci/ray.txt --no-build-isolation -e ".[whisper,media,ray]" "dask[distributed]" pyspark pytest
+pip install -c .ci/ray.txt --no-build-isolation -e ".[whisper,media,server,ray]" "dask[distributed]" pyspark pytest
 
 echo "$WANTED" > "$STAMP"
 step "done: $VENV"

@@ -27,6 +27,7 @@ FLOORS = [
     {"export"},
     {"loading"},
     {"jobs"},
+    {"server"},
     {"plugin", "tasks", "models"},
     {"quantize"},
     {"measure"},

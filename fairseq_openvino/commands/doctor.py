@@ -36,7 +36,6 @@ PACKAGES: tuple[tuple[str, str], ...] = (
     ("onnx", "fairseq"),
     ("onnxruntime", "fairseq"),
     ("tokenizers", "whisper"),
-    ("av", "media"),
     ("transformers", "whisper-export"),
     ("safetensors", "whisper-export"),
     ("peft", "whisper-export"),
@@ -44,6 +43,9 @@ PACKAGES: tuple[tuple[str, str], ...] = (
     ("sacrebleu", "eval"),
     ("jiwer", "eval"),
     ("matplotlib", "eval"),
+    ("starlette", "server"),
+    ("uvicorn", "server"),
+    ("ray", "ray"),
 )
 """Distribution and the extra that brings it (empty: always needed)."""
 EXTRAS = {name.removesuffix("-fixed"): extra for name, extra in PACKAGES if extra}

@@ -1,0 +1,1 @@
+"""Transcription over HTTP: OpenAI's audio API, by one model."""
