@@ -28,7 +28,7 @@ from fairseq_openvino.jobs.worker import Worker
 
 on_ray = pytest.mark.skipif(find_spec("ray") is None, reason="make test-ray")
 BATCH_SIZE, CLIPS = 4, 100
-SECONDS = 300
+SECONDS = 900
 
 
 @pytest.fixture(scope="module")
