@@ -46,6 +46,11 @@ class Status:
     """Until all is done at this speed, if the rest is as long as what is done; None: nobody knows."""
     workers: tuple[WorkerStatus, ...]
 
+    @property
+    def total(self) -> int:
+        """Inputs that are to be decoded."""
+        return self.inputs - self.skipped
+
 
 def status(job: Job) -> Status:
     """Of now."""
