@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from fairseq_openvino.jobs.work import LANES
 from fairseq_openvino.jobs.worker import Worker
 
 on_ray = pytest.mark.skipif(find_spec("ray") is None, reason="make test-ray")
+SCALE = ROOT / "examples" / "scale"
 BATCH_SIZE, CLIPS = 4, 100
-SECONDS = 300
+SECONDS = 900
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +194,38 @@ def test_ctrl_c_says_how_to_go_on(run: Run) -> None:
     process.send_signal(signal.SIGINT)
     code, text = ended(process)
     assert code == 130 and "the same command goes on" in text, text
+
+
+@on_ray
+@pytest.mark.parametrize("name", ["dask", "spark"])
+def test_the_same_object_runs_without_ray(name: str, clips: Path, bundle: Path) -> None:
+    if name == "spark" and shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    files = sorted(map(str, clips.glob("common*")))[:20]
+    transcribe = Transcribe(bundle, load={"threads": 1})
+    records = [each for begin in range(0, 20, 8) for each in transcribe(files[begin : begin + 8])]
+    expected = "".join(each["results"][0]["documents"]["jsonl"] for each in records)
+    command = [sys.executable, str(SCALE / f"{name}_transcribe.py"), str(bundle), *files]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    assert done.stdout == expected, done.stderr
+
+
+def test_a_simulated_run_is_what_can_be_computed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCALE)
+    cost = import_module("cost")
+    measured = {
+        "batch_audio_seconds": 100.0, "batch_seconds": [10.0], "dispatch_seconds": 0.0, "sync_seconds": 0.0,
+        "batch_read_bytes": 0, "batch_written_bytes": 0, "model_bytes": 0, "start_seconds": 0.0,
+    }  # fmt: skip
+    given = cost.Assumptions(price=2.0, hours=100.0, storage=1000.0, boot=0.0, seed=0)
+    for workers in (1, 10, 900):
+        found = cost.simulate(workers, measured, given)
+        assert found.speed == pytest.approx(10 * workers)
+        assert found.cost_per_audio_hour == pytest.approx(0.2)
+    serial = cost.simulate(1000, measured | {"dispatch_seconds": 1.0}, given)
+    assert serial.speed == pytest.approx(100, rel=0.01), "the driver hands out a batch a second"
+    full = cost.simulate(1000, measured | {"batch_read_bytes": 500e6}, given)
+    assert full.speed == pytest.approx(200, rel=0.01), "storage reads two a second"
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")

@@ -108,7 +108,7 @@ def work(
     if not todo:
         return
     threads = transcribe.load["threads"]
-    with _cluster(address, threads):
+    with cluster(address, threads):
         actors = min(_places(ray.nodes(), threads), len(todo))
         rows = ray.data.from_items(todo, override_num_blocks=len(todo))
         pool = ray.data.ActorPoolStrategy(
@@ -130,7 +130,7 @@ def work(
 
 
 @contextmanager
-def _cluster(address: str, threads: int) -> Iterator[None]:
+def cluster(address: str, threads: int) -> Iterator[None]:
     """Joined, or started with room for a model of so many threads."""
     import ray
 
