@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -517,32 +517,40 @@ def clips(directory: Path, count: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("files", "batch", "kills"), [(8, 2, 3), pytest.param(1000, 8, 100, marks=pytest.mark.fault)]
+    ("files", "batch", "kills", "workers"),
+    [
+        (8, 2, 3, 1),
+        pytest.param(1000, 8, 100, 1, marks=pytest.mark.fault),
+        pytest.param(200, 4, 20, 2, marks=pytest.mark.fault),
+    ],
 )
 def test_a_job_killed_at_random_points_gives_the_bytes_of_an_undisturbed_one(
-    files: int, batch: int, kills: int, mini_bundle: Path, server: Server, tmp_path: Path
-) -> None:
+    files: int, batch: int, kills: int, workers: int, mini_bundle: Path, server: Server, tmp_path: Path
+) -> None:  # fmt: skip
     """Killed in loading, decoding, committing, writing and merging; once it is done, another begins."""
     chance, inputs = random.Random(SEED), clips(tmp_path / "clips", files)
-    log, flags = str(tmp_path / "log"), ("--batch-size", batch, *FORMATS)
+    flags = ("--batch-size", batch, *FORMATS)
     began = time.monotonic()
     assert cli.main(words(mini_bundle, tmp_path / "0", inputs, *flags, tmp_path / "o0")) == 0
     seconds, whole = time.monotonic() - began, everything(tmp_path / "0", tmp_path / "o0")
     assert len(whole) == 2 * files + 1
     killed, rounds = 0, 0
-    while killed < kills or rounds == 0:
-        rounds += 1
-        job, output, code = tmp_path / str(rounds), tmp_path / f"o{rounds}", -1
-        while code != 0:
-            child = server.start("command", log, words(mini_bundle, job, inputs, *flags, output))
-            if killed < kills:
-                time.sleep(chance.uniform(0.0, min(seconds, 3.0)))
-                with suppress(ProcessLookupError):  # it was done before
-                    os.kill(child, signal.SIGKILL)
-            code = server.wait()
-            assert code in (0, -signal.SIGKILL), Path(log).read_text()
-            killed += code != 0
-        assert everything(job, output) == whole, f"seed {SEED}"
+    with ExitStack() as stack:
+        servers = [server, *(stack.enter_context(served()) for _ in range(workers - 1))]
+        while killed < kills or rounds == 0:
+            rounds += 1
+            job, output, codes = tmp_path / str(rounds), tmp_path / f"o{rounds}", {-1}
+            while codes != {0}:
+                line = words(mini_bundle, job, inputs, *flags, output)
+                found = [each.start("command", str(tmp_path / "log"), line) for each in servers]
+                if killed < kills:
+                    time.sleep(chance.uniform(0.0, min(seconds, 3.0)))
+                    with suppress(ProcessLookupError):  # it was done before
+                        os.kill(chance.choice(found), signal.SIGKILL)
+                codes = {each.wait() for each in servers}
+                assert codes <= {0, -signal.SIGKILL}, (tmp_path / "log").read_text()
+                killed += -signal.SIGKILL in codes
+            assert everything(job, output) == whole, f"seed {SEED}"
     print(f"seed {SEED}: {killed} kills, {rounds} jobs of {files} files in {seconds:.1f} s")
 
 
