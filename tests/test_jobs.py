@@ -288,9 +288,12 @@ def test_what_a_model_answered_outlives_the_worker(tmp_path: Path, server: Serve
     os.kill(process, signal.SIGKILL)
     server.wait()
     failed = [record(each.path, "", "no") for each in long.batches[0]]
+    (dead,) = status(job).workers
+    assert dead.is_dead and dead.holds == (0,)
     with Worker(job) as worker:
         ledger = ledger_of(worker)
         assert [ledger.known() for _ in range(4)] == [[0, 0.0], [1, 0.1], [2, 0.2], None]
+        assert [each.holds for each in status(job).workers] == [(0,)]  # the dead one has lost it
         ledger.add("more")
         worker.commit(Lease(0, 1), failed)
     with Worker(job, retry_failed=True) as worker:
@@ -634,6 +637,9 @@ def test_a_manifest_names_its_outputs(
     ).read_text() == "there"
     assert cli.main([*plain, "--skip-existing"]) == 2
     assert cli.main([*plain, "--retry-failed"]) == 2
+    write_table(table, ("id", "audio"), ("n" * 300, "0000.mp3"), ("b", "0001.mp3"))
+    assert cli.main(words(mini_bundle, tmp_path / "job2", table, "--output-dir", output)) == 5
+    assert not (tmp_path / "job2").exists()  # before anything is decoded
     error = capsys.readouterr().err
     assert "in --skip-existing: expected --output-dir too, got it alone" in error
     assert "in --retry-failed: expected --job too, got it alone" in error
