@@ -40,8 +40,6 @@ from fairseq_openvino.runtime.graphs import compile_graph, read_graph, save_grap
 SEED = int(os.environ.get("FAIRSEQ_OPENVINO_SEED", "0"))
 STEPS_MB = (1024, 512, 384, 256, 192, 128, 96, 64, 32, 8)
 """Of address space beyond what a process has when its imports are done."""
-KILLS = 200
-"""Of each command."""
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EMFILE)
 ONNXRUNTIME = ".ses"
 """In the directory for temporary files: a session's name."""
@@ -62,6 +60,7 @@ class Command:
     published: Callable[[Path], int]
     """How many results are there, every one of them whole."""
     total: int = 1
+    kills: int = 200
 
 
 def bundles(work: Path) -> int:
@@ -85,8 +84,7 @@ def merged(work: Path) -> int:
         return 0
     found = [json.loads(line) for line in results.read_bytes().splitlines()]
     assert [Path(each["path"]).name for each in found] == ["0.wav", "1.wav", "2.wav"]
-    assert all("error" not in each for each in found)
-    return 1
+    return int(all("error" not in each for each in found))
 
 
 def words(work: Path) -> list[object]:
@@ -104,6 +102,7 @@ COMMANDS = {
             "--data", words(work)[3], "--cache-dir", work / "cache", "--max-len-b", "5",
         ],
         bundles,
+        kills=60,
     ),
     "quantize": Command(
         lambda work: [
@@ -120,11 +119,12 @@ COMMANDS = {
         ],
         texts,
         total=6,
+        kills=60,
     ),
     "job": Command(
         lambda work: [
             "transcribe", work.parent / "in" / "audio", "--model", work.parent / "in" / "bundle",
-            "--job", work / "job", "--batch-size", 1, "--max-len-b", "5",
+            "--job", work / "job", "--batch-size", 1, "--retry-failed", "--max-len-b", "5",
         ],
         merged,
     ),
@@ -230,36 +230,36 @@ def test_what_publishes_survives_every_call(tmp_path: Path, every: bool) -> None
 @pytest.mark.parametrize("reads", [False, True], ids=["writing", "reading"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_call_refused(nursery: Nursery, name: str, reads: bool) -> None:
-    """R2: the i-th call fails, for every i, with every reason there is."""
+    """R2: the i-th call fails, for every i; four seeds give each call every reason."""
+    print(f"seed={SEED}")
     command, exits = COMMANDS[name], collections.Counter[object]()
-    calls = attempt(nursery, command, Fault(reads=reads)).calls
-    for number in ERRNOS if not reads else (errno.EIO, errno.EMFILE):
-        at = 0
-        while True:
-            fault = Fault(at=at, errno=number, reads=reads)
-            outcome = attempt(nursery, command, fault)
-            if len(outcome.calls) <= at:
-                break  # the last fault has fired
-            judge(nursery, command, fault, outcome)
-            exits[errno.errorcode[number], outcome.exit_code] += 1
-            if outcome.exit_code and os.listdir(nursery.root / "work"):
-                finish(nursery, command, (fault, outcome))
-            at += 1
-        assert at >= len(calls) // 2
+    calls, at = attempt(nursery, command, Fault(reads=reads)).calls, 0
+    while True:
+        number = ERRNOS[(at + SEED) % len(ERRNOS)]
+        fault = Fault(at=at, errno=number, reads=reads)
+        outcome = attempt(nursery, command, fault)
+        if len(outcome.calls) <= at:
+            break  # the last fault has fired
+        judge(nursery, command, fault, outcome)
+        exits[errno.errorcode[number], outcome.exit_code] += 1
+        if outcome.exit_code and os.listdir(nursery.root / "work"):
+            finish(nursery, command, (fault, outcome))
+        at += 1
+    assert at >= len(calls) // 2
     print(name, "reading" if reads else "writing", len(calls), "calls", dict(exits))
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_at_200_instants(nursery: Nursery, name: str) -> None:
+def test_killed_at_any_instant(nursery: Nursery, name: str) -> None:
     """R1: at each of the calls that write, and at any time."""
     print(f"seed={SEED}")
     command, chance = COMMANDS[name], random.Random(SEED)
     undisturbed = attempt(nursery, command)
     planned = kills(undisturbed.calls, SEED)
     chance.shuffle(planned)
-    del planned[KILLS * 3 // 4 :]
-    while len(planned) < KILLS:
+    del planned[command.kills * 3 // 4 :]
+    while len(planned) < command.kills:
         planned.append(Fault(seconds=chance.uniform(0, undisturbed.took)))
     states = collections.Counter[str]()
     for fault in planned:
