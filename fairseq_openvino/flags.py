@@ -13,7 +13,7 @@ import inspect
 import textwrap
 import types
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -52,7 +52,7 @@ def add_flags(
         prefix: of the flags' names.
         texts: help of a field in place of its docstring.
     """
-    hints, help_texts = get_type_hints(options), docstrings(options)
+    hints, help_texts = get_type_hints(options), docstrings(options)  # type: ignore[arg-type]
     for field in dataclasses.fields(options):
         if only and field.name not in only:
             continue
@@ -95,6 +95,7 @@ def _dest(prefix: str, name: str) -> str:
     return prefix.lstrip("-").replace("-", "_") + name
 
 
+@cache
 def docstrings(options: type[Any]) -> dict[str, str]:
     """The text below each field of a dataclass, on one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairseq_openvino.atomic import writable_directory
 from fairseq_openvino.commands.outputs import Documents, stems
-from fairseq_openvino.commands.progress import clock
+from fairseq_openvino.commands.progress import JobBar, clock
 from fairseq_openvino.errors import EXIT_OK, EXIT_PARTIAL, invalid
 from fairseq_openvino.flags import given
 from fairseq_openvino.jobs import job as jobs
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
 def _table(found: Status) -> list[str]:
     eta = "-" if found.eta_seconds is None else clock(found.eta_seconds)
     rows = [
-        ("inputs", f"{found.done} of {found.inputs - found.skipped} done, {found.failed} failed"),
+        ("inputs", f"{found.done} of {found.total} done, {found.failed} failed"),
         ("left out", f"{found.skipped} (--skip-existing)"),
         ("batches", f"{found.batches_done} of {found.batches}"),
         ("audio", clock(found.audio_seconds)),
@@ -98,8 +98,9 @@ def transcribe_job(
         writable_directory(arguments.output_dir)
         found = stems([(each.path, name) for each, (_, name) in zip(inputs, named, strict=True)])
         documents = Documents(tuple(formats), arguments.output_dir, found)
+        there = {one.path for one in inputs if not documents.missing(one.path)}
         if arguments.skip_existing:
-            inputs = [replace(one, skipped=not documents.missing(one.path)) for one in inputs]
+            inputs = [replace(one, skipped=one.path in there) for one in inputs]
     digest = transcribe.recognizer().bundle.digest
     job = jobs.begin(arguments.job, Plan.of(digest, transcribe.described(), inputs))
     try:
@@ -107,7 +108,7 @@ def transcribe_job(
     except KeyboardInterrupt:
         done = status(job)
         print(
-            f"stopped: {done.done} of {done.inputs - done.skipped} files are done; the same command goes on",
+            f"stopped: {done.done} of {done.total} files are done; the same command goes on",
             file=sys.stderr,
         )  # fmt: skip
         raise
@@ -123,8 +124,10 @@ def finish(
 
     is_done = job.results.exists() and not retry_failed
     while not is_done:
-        with Worker(job, retry_failed) as worker:
+        now = status(job)
+        with Worker(job, retry_failed) as worker, JobBar(now.done, now.total) as bar:
             for records in work(worker, transcribe):
+                bar.take(records)
                 for record in records:
                     if documents is not None:
                         documents.write(record)

@@ -162,7 +162,7 @@ class Watch:
     def is_free(self, lease: Path, observer: str) -> bool:
         """Whether the holder of a lease is gone, or the observer itself."""
         try:
-            worker = lease.read_bytes().decode("ascii", "replace")
+            worker = lease.read_bytes().decode("utf-8", "replace")
         except OSError:
             return True
         if not worker:  # it is about to be written, or whoever claimed it was killed before
