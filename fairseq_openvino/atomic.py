@@ -273,10 +273,7 @@ def clear_leftovers(directory: Path) -> None:
         work = lock.with_suffix("")
         with suppress(OSError), locked(lock, wait=False, guarded=work) as is_stale:
             if is_stale:
-                target = directory / work.name[1:].rpartition(STAGING)[0]
-                if (work / OLD).exists() and not target.exists():
-                    os.rename(work / OLD, target)
-                shutil.rmtree(work, ignore_errors=True)
+                _clear(work, directory / work.name[1:].rpartition(STAGING)[0])
     for part in directory.glob(f".{'[0-9a-f]' * 32}{PART}"):
         with suppress(OSError), locked(part, wait=False):
             continue  # it is gone now, unless it is being written
@@ -288,7 +285,7 @@ def workspace(target: Path) -> Iterator[Path]:
 
     Raises:
         StorageError: its lock file could not be created.
-        OSError: it could not be created.
+        OSError: it could not be created, or what it was to replace could not be put back.
     """
     work = target.parent / f".{target.name}{STAGING}{uuid.uuid4().hex[:8]}"
     with locked(work.with_name(work.name + LOCK), guarded=work):
@@ -296,7 +293,18 @@ def workspace(target: Path) -> Iterator[Path]:
             work.mkdir()
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _clear(work, target)
+
+
+def _clear(work: Path, target: Path) -> None:
+    """Remove a staging directory; what nothing has replaced after all is put back first.
+
+    Raises:
+        OSError: it could not be put back, and stays where it is.
+    """
+    if (work / OLD).exists() and not target.exists():
+        os.rename(work / OLD, target)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def unwritable(action: str, where: Path | str, error: Exception) -> StorageError:

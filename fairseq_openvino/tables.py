@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fairseq_openvino.atomic import write_file
 from fairseq_openvino.errors import StorageError, failure
 
 MAX_CELL_CHARACTERS = 160
@@ -67,7 +68,7 @@ def write_report(
     """
     text = chart.with_suffix(".md")
     with _writing(chart.parent):
-        text.write_text(markdown + "\n", encoding="utf-8")
+        write_file(text, markdown.encode() + b"\n")
         written = [text, write_json(chart.with_suffix(".json"), content)]
         return [*written, chart] if draw(chart) else written
 
@@ -79,7 +80,7 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
         StorageError: the directory cannot be written.
     """
     with _writing(path.parent):
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
     return path
 
 
@@ -88,6 +89,8 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         yield
+    except StorageError:
+        raise
     except OSError as error:
         raise failure(
             StorageError, "Writing a report", directory, "a writable directory", error,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import errno as codes
+import faulthandler
 import gc
 import importlib
 import io
@@ -166,6 +167,9 @@ def _become(run: Callable[[], int], fault: Fault, root: Path, said: Path, report
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(root)
     logging.getLogger().setLevel(logging.WARNING)  # an import has changed it
+    faulthandler.enable()
+    if fault.memory_bytes:  # native code may wait for ever
+        faulthandler.dump_traceback_later(MANY_SECONDS - 5)
     real, write = io.open, report.write_text
     calls = Calls(fault, root)
     calls.install()
@@ -181,6 +185,7 @@ def _become(run: Callable[[], int], fault: Fault, root: Path, said: Path, report
     except BaseException:
         outcome["raised"] = traceback.format_exc()
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    faulthandler.cancel_dump_traceback_later()
     atexit._run_exitfuncs()
     calls.is_over, io.open = True, real
     names = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
@@ -394,9 +399,10 @@ def publish(words: list[str]) -> int:
     Returns:
         0, or the exit code of an error.
     """
-    from fairseq_openvino.atomic import staged_directory, writable_directory, write_file
+    from fairseq_openvino.atomic import staged_directory, writable_directory
     from fairseq_openvino.errors import FairseqOpenVINOError
     from fairseq_openvino.journal import Journal, records
+    from fairseq_openvino.tables import write_json
 
     work = Path(words[0])
     try:
@@ -409,7 +415,7 @@ def publish(words: list[str]) -> int:
                 with staged_directory(work / "directory", overwrite=True) as stage:
                     for name in ("a", "b", "c"):
                         (stage / name).write_bytes(content)
-                write_file(work / "file", content)
+                write_json(work / "report.json", {"is": content.decode()})
     except FairseqOpenVINOError as error:
         return error.exit_code
     return 0

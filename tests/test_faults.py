@@ -1,30 +1,46 @@
-"""R1 and R2: killed at any call or moment, and refused any call, nothing half is published or left behind."""
+"""R1, R2, R14: killed at any moment, refused any call or memory, nothing half is published or left behind."""
 
 from __future__ import annotations
 
 import collections
 import errno
+import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import openvino as ov
 import pytest
 from conftest import MINI, tone
-from faults import CLEANING, NEW, Fault, Nursery, Outcome, kills
+from faults import CLEANING, NATIVE_BYTES, NEW, Fault, Nursery, Outcome, kills
 
+from fairseq_openvino import cli
 from fairseq_openvino.atomic import writable_directory
-from fairseq_openvino.bundle import is_bundle, open_bundle
-from fairseq_openvino.errors import EXIT_ENVIRONMENT, EXIT_MODEL, EXIT_OK, EXIT_PARTIAL
+from fairseq_openvino.bundle import ENCODER_IR, is_bundle, open_bundle
+from fairseq_openvino.errors import (
+    EXIT_ENVIRONMENT,
+    EXIT_MODEL,
+    EXIT_OK,
+    EXIT_PARTIAL,
+    BundleError,
+    CheckpointError,
+    DeviceError,
+    StorageError,
+    concerns_one_clip,
+)
 from fairseq_openvino.journal import records
+from fairseq_openvino.runtime.graphs import compile_graph, read_graph, save_graph
 
 SEED = int(os.environ.get("FAIRSEQ_OPENVINO_SEED", "0"))
-KILLS = 200
-"""Of each command."""
+STEPS_MB = (1024, 512, 384, 256, 192, 128, 96, 64, 32, 8)
+"""Of address space beyond what a process has when its imports are done."""
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EMFILE)
 ONNXRUNTIME = ".ses"
 """In the directory for temporary files: a session's name."""
@@ -45,6 +61,7 @@ class Command:
     published: Callable[[Path], int]
     """How many results are there, every one of them whole."""
     total: int = 1
+    kills: int = 200
 
 
 def bundles(work: Path) -> int:
@@ -61,12 +78,29 @@ def texts(work: Path) -> int:
     return len(found)
 
 
+def merged(work: Path) -> int:
+    """1 if a job has its results, of all files."""
+    results = work / "job" / "results.jsonl"
+    if not results.exists():
+        return 0
+    found = [json.loads(line) for line in results.read_bytes().splitlines()]
+    assert [Path(each["path"]).name for each in found] == ["0.wav", "1.wav", "2.wav"]
+    return int(all("error" not in each for each in found))
+
+
 def words(work: Path) -> list[object]:
     data = work.parent / "in"
     return ["--path", data / "tiny" / "checkpoint.pt", "--data", data / "tiny"]
 
 
 COMMANDS = {
+    "average": Command(
+        lambda work: [
+            "average-checkpoints", "--inputs", *2 * [words(work)[1]], "--output", work / "average.pt",
+        ],
+        lambda work: [zipfile.is_zipfile(path) for path in work.glob("*.pt")].count(True),
+        kills=60,
+    ),
     "export": Command(
         lambda work: ["export", *words(work), "--output", work / "bundle", "--overwrite"], bundles
     ),
@@ -76,6 +110,7 @@ COMMANDS = {
             "--data", words(work)[3], "--cache-dir", work / "cache", "--max-len-b", "5",
         ],
         bundles,
+        kills=60,
     ),
     "quantize": Command(
         lambda work: [
@@ -92,6 +127,14 @@ COMMANDS = {
         ],
         texts,
         total=6,
+        kills=60,
+    ),
+    "job": Command(
+        lambda work: [
+            "transcribe", work.parent / "in" / "audio", "--model", work.parent / "in" / "bundle",
+            "--job", work / "job", "--batch-size", 1, "--retry-failed", "--max-len-b", "5",
+        ],
+        merged,
     ),
 }  # fmt: skip
 
@@ -153,39 +196,43 @@ def judge(nursery: Nursery, command: Command, fault: Fault, outcome: Outcome) ->
 
 
 def state(work: Path) -> tuple[bytes | None, bytes | None, int]:
-    """What `faults.publish` has done: the directory and the file, both whole, and records."""
+    """What `faults.publish` has done: the directory and the report, both whole, and records."""
     parts = [path.read_bytes() for path in sorted((work / "directory").glob("*"))]
     assert not parts or (len(parts) == 3 and len(set(parts)) == 1), parts
-    file = work / "file"
+    report = work / "report.json"
+    stated = json.loads(report.read_bytes())["is"].encode() if report.exists() else None
     found = list(records(work / "journal")) if (work / "journal").exists() else []
     assert [each["number"] for each in found] == [*range(len(found))]
-    return (parts or [None])[0], file.read_bytes() if file.exists() else None, len(found)
+    return (parts or [None])[0], stated, len(found)
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.fault)])
 def test_what_publishes_survives_every_call(tmp_path: Path, every: bool) -> None:
-    """Of a directory, a file and a journal: killed at each call, or refused it."""
+    """A directory, a report and a journal: killed at each call, or refused it."""
     print(f"seed={SEED}")
     nursery = Nursery(tmp_path, ("fairseq_openvino.journal",), "faults:publish")
     command = Command(lambda work: [work], lambda work: state(work)[:2].count(NEW), total=2)
     calls = attempt(nursery, command).calls
     assert state(tmp_path / "work") == (NEW, NEW, 6)
-    faults = kills(calls, SEED)[SEED % 3 :: 3] if not every else [
+    telling = [at for at, call in enumerate(calls) if every or at % 3 == 0 or call.startswith("re")]
+    faults = [kills(calls, SEED)[at] for at in telling] if not every else [
         Fault(at=i, kill=kill) for i in range(len(calls)) for kill in ("before", "half", "after")
     ]  # fmt: skip
     for fault in faults:
         outcome = attempt(nursery, command, fault)
         assert outcome.signal == signal.SIGKILL, (fault, outcome)
         writable_directory(tmp_path / "work")  # as whoever publishes there next
-        directory, file, count = state(tmp_path / "work")
-        assert (directory is not None or file is None) and not strays(tmp_path), (fault, outcome)
+        directory, report, count = state(tmp_path / "work")
+        assert (directory is not None or report is None) and not strays(tmp_path), (fault, outcome)
         assert directory is not NEW or count > 2, (fault, outcome)
         finish(nursery, command, (fault, outcome))
     for number in ERRNOS if every else ERRNOS[:1]:
-        for at in range(0, len(calls), 1 if every else 3):
+        for at in telling:
             fault = Fault(at=at, errno=number)
             outcome = attempt(nursery, command, fault)
             judge(nursery, command, fault, outcome)
+            directory, report, _ = state(tmp_path / "work")
+            assert directory is not None or report is None, (fault, outcome)
             finish(nursery, command, (fault, outcome))
     nursery.close()
 
@@ -194,36 +241,36 @@ def test_what_publishes_survives_every_call(tmp_path: Path, every: bool) -> None
 @pytest.mark.parametrize("reads", [False, True], ids=["writing", "reading"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_call_refused(nursery: Nursery, name: str, reads: bool) -> None:
-    """R2: the i-th call fails, for every i, with every reason there is."""
+    """R2: the i-th call fails, for every i; four seeds give each call every reason."""
+    print(f"seed={SEED}")
     command, exits = COMMANDS[name], collections.Counter[object]()
-    calls = attempt(nursery, command, Fault(reads=reads)).calls
-    for number in ERRNOS if not reads else (errno.EIO, errno.EMFILE):
-        at = 0
-        while True:
-            fault = Fault(at=at, errno=number, reads=reads)
-            outcome = attempt(nursery, command, fault)
-            if len(outcome.calls) <= at:
-                break  # the last fault has fired
-            judge(nursery, command, fault, outcome)
-            exits[errno.errorcode[number], outcome.exit_code] += 1
-            if outcome.exit_code and os.listdir(nursery.root / "work"):
-                finish(nursery, command, (fault, outcome))
-            at += 1
-        assert at >= len(calls) // 2
+    calls, at = attempt(nursery, command, Fault(reads=reads)).calls, 0
+    while True:
+        number = ERRNOS[(at + SEED) % len(ERRNOS)]
+        fault = Fault(at=at, errno=number, reads=reads)
+        outcome = attempt(nursery, command, fault)
+        if len(outcome.calls) <= at:
+            break  # the last fault has fired
+        judge(nursery, command, fault, outcome)
+        exits[errno.errorcode[number], outcome.exit_code] += 1
+        if outcome.exit_code and os.listdir(nursery.root / "work"):
+            finish(nursery, command, (fault, outcome))
+        at += 1
+    assert at >= len(calls) // 2
     print(name, "reading" if reads else "writing", len(calls), "calls", dict(exits))
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_at_200_instants(nursery: Nursery, name: str) -> None:
+def test_killed_at_any_instant(nursery: Nursery, name: str) -> None:
     """R1: at each of the calls that write, and at any time."""
     print(f"seed={SEED}")
     command, chance = COMMANDS[name], random.Random(SEED)
     undisturbed = attempt(nursery, command)
     planned = kills(undisturbed.calls, SEED)
     chance.shuffle(planned)
-    del planned[KILLS * 3 // 4 :]
-    while len(planned) < KILLS:
+    del planned[command.kills * 3 // 4 :]
+    while len(planned) < command.kills:
         planned.append(Fault(seconds=chance.uniform(0, undisturbed.took)))
     states = collections.Counter[str]()
     for fault in planned:
@@ -237,3 +284,68 @@ def test_killed_at_200_instants(nursery: Nursery, name: str) -> None:
         if left:
             finish(nursery, command, (fault, outcome))
     print(name, len(undisturbed.calls), "calls", dict(states))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", ["export", "transcribe", "job"])
+def test_little_memory(nursery: Nursery, name: str) -> None:
+    """R14: success or exit code 5, and nothing half; where OpenVINO itself dies or waits, we say so."""
+    command, ends = COMMANDS[name], list[str]()
+    for size in STEPS_MB:
+        fault = Fault(memory_bytes=size << 20)
+        outcome = attempt(nursery, command, fault)
+        done, story = command.published(nursery.root / "work"), (fault, outcome)
+        if outcome.signal:
+            stack = re.search(
+                r"File .*", outcome.said[outcome.said.find("most recent call first") :]
+            )
+            assert stack is not None and "site-packages" in stack[0], story
+            ends.append(f"{size} MB: native, {signal.Signals(outcome.signal).name}, {stack[0]}")
+        else:
+            assert not outcome.raised and outcome.exit_code in (EXIT_OK, EXIT_ENVIRONMENT), story
+            assert outcome.exit_code == EXIT_OK or "error: " in outcome.said, story
+            ends.append(f"{size} MB: exit {outcome.exit_code}")
+        assert outcome.exit_code != EXIT_OK or done == command.total, story
+        if outcome.exit_code != EXIT_OK:
+            finish(nursery, command, story)
+    print(name, *ends, sep="\n")
+    assert ends[0].endswith("exit 0") and not ends[-1].endswith("exit 0")
+
+
+def test_what_native_code_refuses_is_typed(tiny_bundle: Path, tmp_path: Path) -> None:
+    model = read_graph(tiny_bundle / ENCODER_IR)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (NATIVE_BYTES, before[1]))
+    try:
+        with pytest.raises(StorageError, match="Writing failed in '.*encoder.xml'"):
+            save_graph(model, tmp_path / ENCODER_IR)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(BundleError, match="Reading a graph failed in '.*none.xml'"):
+        read_graph(tmp_path / "none.xml")
+    with pytest.raises(DeviceError, match="Compiling failed on device 'NONE': expected one of CPU"):
+        compile_graph(ov.Core(), model, "NONE", {})
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), "doctor failed: expected enough memory, got MemoryError."),
+        (RuntimeError("std::bad_alloc"), "expected enough memory, got std::bad_alloc."),
+        (CheckpointError("can't allocate memory"), "expected enough memory, got can't"),
+        (OSError(errno.EIO, "Input/output error", "x"), "files that can be read and written, got"),
+    ],
+)
+def test_refused_memory_and_files_end_a_command(
+    error: Exception,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli.doctor, "run", fail)
+    assert cli.main(["doctor"]) == EXIT_ENVIRONMENT
+    assert expected in capsys.readouterr().err
+    assert not isinstance(error, (MemoryError, RuntimeError)) or not concerns_one_clip(error)

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,7 +86,8 @@ def cached(
         used = _beside(target, USED)
         if used not in _held:
             _held[used] = lock_shared(used)
-        os.utime(used)
+        with suppress(OSError):  # else it counts as used when it was made
+            os.utime(used)
         return bundle
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairseq_openvino import __version__, machine
-from fairseq_openvino.atomic import sha256
+from fairseq_openvino.atomic import sha256, writable_directory, write_file
 from fairseq_openvino.bundle import Bundle
 from fairseq_openvino.export.cache import key
 
@@ -65,8 +64,5 @@ def remembered_sha256(path: Path, cache_dir: Path) -> str:
     digest = sha256(path)
     with suppress(OSError):
         if time.time() > max(status.st_mtime, status.st_ctime) + SETTLED_SECONDS:
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            part = memo.with_name(f"{memo.name}.{os.getpid()}")
-            part.write_text(digest, "ascii")
-            part.replace(memo)
+            write_file(writable_directory(memo.parent) / memo.name, digest.encode())
     return digest

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 from types import TracebackType
 from typing import Any
@@ -51,8 +52,12 @@ class Worker:
         identity = Identity.mine()
         self.name = identity.worker
         self.journal = Journal(self.job.journals / f"{self.name}.jsonl")
-        self.journal.append({"kind": BEGIN, "time": time.time(), "host": identity.host})
-        self._file = sign_on(self.job.workers, self.name, identity)
+        try:
+            self.journal.append({"kind": BEGIN, "time": time.time(), "host": identity.host})
+            self._file = sign_on(self.job.workers, self.name, identity)
+        except FairseqOpenVINOError:
+            self.journal.close()
+            raise
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()
@@ -70,7 +75,8 @@ class Worker:
         try:
             self.journal.close()
         finally:
-            self._file.unlink(missing_ok=True)
+            with suppress(OSError):  # others see that it is silent
+                self._file.unlink()
 
     def _beat(self) -> None:
         while not self._ended.wait(self._pulse_seconds):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairseq_openvino.atomic import staged_file
+from fairseq_openvino.atomic import clear_leftovers, staged_file, unwritable
 from fairseq_openvino.checkpoint import load_checkpoint
 from fairseq_openvino.errors import CheckpointError, failure
 
@@ -85,8 +85,12 @@ def average(
         "model": weights, "criterion": None, "optimizer_history": history, "task_state": {},
         "extra_state": {}, "last_optimizer_state": None,
     }  # fmt: skip
+    clear_leftovers(output.parent)
     with staged_file(output) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # so its writer ends where the disk is full
+            raise unwritable("Writing", output, error) from error
 
 
 def _mean(paths: Sequence[Path], first: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
