@@ -101,10 +101,8 @@ def test_a_model_of_other_weights_does_not_pass(
         file.seek(offset)
         file.write(bytes(size))
     rewritten(bundle)
-    for precision in ("f32", "int8"):
-        words = ["verify-bundle", str(bundle.directory), "--precision", precision]
-        assert cli.main(words) == 1
-        assert f"CPU at {precision}" in (said := capsys.readouterr().out) and "FAILED" in said
+    assert cli.main(["verify-bundle", str(bundle.directory), "--precision", "f32"]) == 1
+    assert "CPU at f32" in (said := capsys.readouterr().out) and "FAILED" in said
 
 
 def test_a_quantized_bundle_expects_what_it_computes_itself(bundle: Bundle) -> None:

@@ -93,15 +93,16 @@ class Comparison:
 
 def of_batch(batch: Forced, logits: np.ndarray) -> Case:
     """A case of the gate, with logits (steps, R, V), or (frames, V) of a model without a decoder."""
-    found = _spread(logits.reshape(-1, logits.shape[-1]).astype(np.float64))
-    found -= found.max(-1, keepdims=True)
-    found -= np.log(np.exp(found).sum(-1, keepdims=True))
-    best = np.argsort(-found, axis=-1, kind="stable")[:, :KEPT]
-    kept = np.take_along_axis(found, best, -1)
-    return Case(
-        tuple(batch.lengths.tolist()), batch.steps, _checksum(batch),
-        tuple(map(tuple, best.tolist())), tuple(tuple(map(_short, row)) for row in kept.tolist()),
-    )  # fmt: skip
+    tokens, log_probs = [], []
+    rows = logits.reshape(-1, logits.shape[-1])
+    for place in _places(len(rows)):  # one at a time, for the sake of memory
+        row = rows[place].astype(np.float64)
+        row -= np.logaddexp.reduce(row)
+        best = np.argsort(-row, kind="stable")[:KEPT]
+        tokens.append(tuple(best.tolist()))
+        log_probs.append(tuple(float(f"{value:.8g}") for value in row[best]))
+    frames = tuple(batch.lengths.tolist())
+    return Case(frames, batch.steps, _checksum(batch), tuple(tokens), tuple(log_probs))
 
 
 def write(directory: Path, stored: Stored) -> None:
@@ -156,7 +157,7 @@ def compare(model: CompiledModel) -> Comparison | None:
     precision = "int8" if model.manifest.quantization else model.engine.options.precision
     difference, positions, agreeing = 0.0, 0, 0
     for case, (_, computed) in zip(stored.cases, _computed(model, stored.cases), strict=True):
-        found, tokens = _spread(computed), np.array(case.tokens)
+        found, tokens = computed[_places(len(computed))], np.array(case.tokens)
         if len(found) != len(tokens):
             return Comparison(math.nan, len(tokens), 0, 0.0)
         errors = np.take_along_axis(found, tokens, -1) - np.array(case.log_probs)
@@ -201,15 +202,9 @@ def _run(model: Model, batch: Forced) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
-    """Of (positions, V) at most `MAX_POSITIONS`, evenly."""
-    chosen = np.linspace(0, len(values) - 1, min(len(values), MAX_POSITIONS)).round().astype(int)
-    return values[chosen]
-
-
-def _short(value: float) -> float:
-    """With the digits of a float32."""
-    return float(f"{value:.8g}")
+def _places(count: int) -> np.ndarray:
+    """Of so many positions at most `MAX_POSITIONS`, evenly."""
+    return np.linspace(0, count - 1, min(count, MAX_POSITIONS)).round().astype(int)
 
 
 def _checksum(batch: Forced) -> int:
