@@ -30,6 +30,8 @@ from fairseq_openvino.speech import audio
 from fairseq_openvino.speech.isolation import Pool
 
 RATE_HZ = 16_000
+MALFORMED = Path(__file__).parent / "malformed"
+"""Mutants that once were worse than an error."""
 MAX_SECONDS, MAX_BYTES = 5.0, 64 << 20
 SPEECH = speech(0.5)
 PCM = (SPEECH * 32767).astype("<i2").tobytes()
@@ -255,6 +257,12 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], Heard | str]] = {
         Heard(8000, 8000),
     ),
     "EBML without a size": (lambda: b"\x1a\x45\xdf\xa3\1" + b"\xff" * 7, UNKNOWN + "Matroska .*: End of"),
+    "Matroska, a size without end": (
+        lambda: b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x40", UNKNOWN + "Matroska .*: ",
+    ),
+    "AVI, a clock of an hour in 16 kB": (
+        (MALFORMED / "clock.avi").read_bytes, Heard(8_395_392, damage="and are silent here"),
+    ),
     "AMR, a magic alone": (lambda: b"#!AMR\n", NONE + r" \(no packets\)"),
     "AMR, frames of no kind": (lambda: b"#!AMR\n" + b"\x7c" * 5000, NONE + r" \(5000 packets"),
     "a list of others": (lambda: b"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n", UNKNOWN + "Format not"),

@@ -146,7 +146,7 @@ def _find_samples(file: BinaryIO, layout: Layout) -> _Samples | None:
 def _inspect_samples(file: BinaryIO, magic: bytes, samples: _Samples) -> Inspection:
     present = file.seek(0, io.SEEK_END) - samples.begin
     if 0 < samples.declared < UNKNOWN_BYTES:
-        return _compared(samples.declared, max(present, 0), "bytes of samples")
+        return _compared(samples.declared, present, "bytes of samples")
     if present <= 0 or magic not in (b"RIFF", b"RIFX", b"RF64", b"caff"):
         return Inspection()  # libsndfile reads the others to their ends
     if samples.declared > 0 and magic != b"RF64":
@@ -184,6 +184,7 @@ def _ebml_size(file: BinaryIO, position: int) -> tuple[int, int]:
 
 def _compared(declared: int, present: int, what: str) -> Inspection:
     """What a size tells that is declared; 0 tells nothing."""
+    present = max(present, 0)
     if present >= declared:
         return Inspection()
     problem = f"{declared} {what} are declared, {present} are there"

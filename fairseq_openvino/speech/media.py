@@ -50,7 +50,7 @@ MIN_GAP_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 1.0
 """Opus pauses in silence, for less than this; with other codecs a gap is a loss."""
 MAX_GAP_SECONDS = 600.0
-"""A longer one is another clock, not a pause."""
+"""A longer one is another clock, not a pause; so is what makes more than this beyond all that is heard."""
 
 
 def decoder(name: str, file: BinaryIO, inspection: Inspection, refusal: str) -> MediaDecoder:
@@ -133,7 +133,8 @@ class MediaDecoder:
                     break
                 at = self._seconds(frame)
                 gap = 0 if at is None else round((at - start) * self.rate_hz) - self._samples
-                if gap > MAX_GAP_SECONDS * self.rate_hz:
+                most = MAX_GAP_SECONDS * self.rate_hz
+                if gap > min(most, most + self._samples - 2 * self._lost):
                     start += gap / self.rate_hz
                 elif gap > MIN_GAP_SECONDS * self.rate_hz:
                     self._samples += gap
