@@ -13,7 +13,7 @@ import soundfile
 from conftest import MINI, tone, write_table
 
 from fairseq_openvino.errors import AudioError, ModelError, OptionError
-from fairseq_openvino.speech.corpus import Utterance, kind_of, read
+from fairseq_openvino.speech.corpus import Utterance, audio, kind_of, read
 from fairseq_openvino.speech.stored import frames
 
 MANIFEST = MINI / "test_st_en_de.tsv"
@@ -103,6 +103,14 @@ def test_common_voice(tmp_path: Path) -> None:
     assert [(one.id, one.speaker) for one in found] == [("a", "1"), ("b", "2")]
     assert found[0].reference == 'He said "no' and found[0].language == "en"  # quotes are text
     assert found[1].path == str(tmp_path / "clips" / "b.mp3")
+
+
+def test_audio_alone_is_listed_whether_it_is_there_or_not(tmp_path: Path) -> None:
+    """One missing file of many is that file's failure, not the table's."""
+    tone(tmp_path / "clips" / "a.wav")
+    table = write_table(tmp_path / "list.tsv", ("path",), ("a.wav",), ("absent.wav",))
+    there, absent = tmp_path / "clips" / "a.wav", tmp_path / "absent.wav"
+    assert list(audio(table)) == [(str(there), None), (str(absent), None)]
 
 
 def test_a_plain_table(tmp_path: Path) -> None:

@@ -144,12 +144,14 @@ def audio(
 ) -> Iterator[tuple[str, str | None]]:
     """Paths of the audio that a TSV file lists, and the ids of a Fairseq manifest; no text is needed.
 
+    A file that is missing is listed too: whoever opens it says so.
+
     Args:
         path: with a column `audio`, or else `path`, of which a file in `clips` comes first.
         config_yaml: as in `read`.
 
     Raises:
-        ModelError: a file is missing, a row is malformed, or there is none.
+        ModelError: a row is malformed, or there is none.
     """
     root = Path(path)
     columns = next(_rows(root, header_only=True)).values
@@ -164,7 +166,8 @@ def audio(
         roots.insert(0, _audio_root(Path(config_yaml)))
     is_empty = True
     for row in _rows(root):
-        is_empty, found = False, _locate(row.where, row.values[column], roots)
+        is_empty, audio = False, row.values[column]
+        found = _existing(row.where, audio, roots) or str(roots[-1] / audio)
         yield found, row.values["id"] if column == "audio" and row.values.get("id") else None
     if is_empty:
         raise _fail(str(root), "at least one row", "none", "Give another file")
@@ -300,6 +303,15 @@ def _filled(row: _Row, column: str) -> str:
 
 def _locate(where: str, audio: str, roots: list[Path]) -> str:
     """The first root's file that exists, with its slice."""
+    found = _existing(where, audio, roots)
+    if found is None:
+        places = " or ".join(dict.fromkeys(str(root) for root in roots))
+        expected = f"the audio {_sliced(where, audio)[0]!r} in {places}"
+        raise _fail(where, expected, "no such file", "Check the paths")
+    return found
+
+
+def _existing(where: str, audio: str, roots: list[Path]) -> str | None:
     name, offset, size = _sliced(where, audio)
     for root in roots:
         path = root / name  # an absolute name stands for itself
@@ -310,8 +322,7 @@ def _locate(where: str, audio: str, roots: list[Path]) -> str:
                 end = f"a file of at least {offset + size} bytes"
                 raise _fail(where, end, f"{path.stat().st_size} in {str(path)!r}", "Repack it")
             return f"{path}:{offset}:{size}"
-    places = " or ".join(dict.fromkeys(str(root) for root in roots))
-    raise _fail(where, f"the audio {name!r} in {places}", "no such file", "Check the paths")
+    return None
 
 
 def _sliced(where: str, audio: str) -> tuple[str, int | None, int]:
