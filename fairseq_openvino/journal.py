@@ -59,18 +59,24 @@ class Journal:
         line = content.encode("utf-8", "surrogatepass")
         line = b"%08x %s\n" % (zlib.crc32(line), line)
         with self._lock:
-            before = os.lseek(self._file, 0, os.SEEK_END)
             try:
-                rest = memoryview(line)
-                while rest:
-                    rest = rest[os.write(self._file, rest) :]
+                self._write(line)
             except OSError as error:
-                os.ftruncate(self._file, before)
                 raise unwritable("Writing", self.path, error) from error
             self._is_dirty = True
             is_due = time.monotonic() - self._synced >= SYNC_SECONDS
         if is_due:
             self.sync()
+
+    def _write(self, line: bytes) -> None:
+        before = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
 
     def sync(self) -> None:
         """Wait until everything is on the disk.
@@ -91,11 +97,13 @@ class Journal:
             self._is_dirty = False
 
     def close(self) -> None:
-        """Sync, and end writing."""
+        """Sync, and end writing: what is appended afterwards is refused."""
         try:
             self.sync()
         finally:
-            os.close(self._file)
+            with self._lock:
+                os.close(self._file)
+                self._file = -1  # whose number another file may get
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
