@@ -57,18 +57,24 @@ class Lines:
             StorageError: they were not written, not even in part.
         """
         with self._lock:
-            before = os.lseek(self._file, 0, os.SEEK_END)
             try:
-                rest = memoryview(content)
-                while rest:
-                    rest = rest[os.write(self._file, rest) :]
+                self._write(content)
             except OSError as error:
-                os.ftruncate(self._file, before)
                 raise self._unwritable(error) from error
             self._is_dirty = True
             is_due = time.monotonic() - self._synced >= SYNC_SECONDS
         if is_due:
             self.sync()
+
+    def _write(self, content: bytes) -> None:
+        before = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
 
     def sync(self) -> None:
         """Wait until everything is on the disk.
@@ -89,11 +95,13 @@ class Lines:
             self._is_dirty = False
 
     def close(self) -> None:
-        """Sync, and end writing."""
+        """Sync, and end writing: what is appended afterwards is refused."""
         try:
             self.sync()
         finally:
-            os.close(self._file)
+            with self._lock:
+                os.close(self._file)
+                self._file = -1  # whose number another file may get
 
     def _unwritable(self, error: OSError) -> StorageError:
         return unwritable("Writing", self.path, error)
