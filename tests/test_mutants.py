@@ -78,8 +78,8 @@ def mutants(files: list[bytes], seed: int) -> Iterator[bytes]:
         content = bytearray(files[random.integers(len(files))])
         for _ in range(random.integers(1, 9)):
             reach = len(content) if random.random() < 0.3 else min(400, len(content))
-            at, kind = int(random.integers(reach)), random.integers(6)
-            if kind < 2:
+            at, kind = int(random.integers(max(reach, 1))), random.integers(6)
+            if kind < 2 and content:
                 content[at] = int(random.integers(256))
             elif kind < 4:
                 number = int(random.choice(NUMBERS)) & 0xFFFF_FFFF
@@ -90,7 +90,7 @@ def mutants(files: list[bytes], seed: int) -> Iterator[bytes]:
                 del content[at : at + int(random.integers(1, 64))]
             else:
                 content[at:at] = content[at : at + int(random.integers(1, 64))]
-        if random.random() < 0.1:
+        if random.random() < 0.1 and len(content) > 1:
             del content[int(random.integers(1, len(content))) :]
         yield bytes(content)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from contained import contained
 from safetensors.torch import load_file, save_file
 
 from fairseq_openvino.errors import (
@@ -415,3 +417,34 @@ def test_texts_equal_ctranslate2_s(kind: str, converted: Any, tmp_path: Path) ->
             features = library.StorageView.from_array(np.ascontiguousarray(clip.features.T[None]))
             (expected,) = engine.generate(features, [prompt], beam_size=1)
             assert transcript.text == vocabulary.text(expected.sequences_ids[0]), clip.path
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"r": 10**8}, "ranks of at most"),
+        ({"rank_pattern": {"q_proj": 10**8}}, "ranks of at most"),
+        ({"target_modules": r"([a-z_.0-9]+)+!"}, "found. Please check"),
+        ({"target_modules": "("}, "a pattern of modules in target_modules"),
+        ({"rank_pattern": {"(a+)+$": 4}}, "names of modules in rank_pattern"),
+        ({"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 10**9},
+         "an adapter that can be merged"),
+    ],
+    ids=["rank", "rank of a module", "pattern", "no pattern", "ranks by pattern", "prompt"],
+)  # fmt: skip
+def test_adapters_that_cost_too_much(change: dict[str, Any], reason: str, adapter: Path) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    size = sum(each.stat().st_size for each in (*adapter.iterdir(), MINI / WEIGHTS))
+    error = contained(lambda: load_source(adapter), size, reason)
+    assert isinstance(error, CheckpointError) and re.search(reason, str(error)), error
+
+
+def test_adapters_of_modules_by_pattern(adapter: Path, original: Source) -> None:
+    path = adapter / "adapter_config.json"
+    content = json.loads(path.read_text())
+    names = "|".join(content["target_modules"])
+    path.write_text(json.dumps(content | {"target_modules": rf".*\.({names})"}))
+    by_name, found = load_file(adapter.parent / "merged" / WEIGHTS), load_source(adapter)
+    for name, weights in by_name.items():
+        torch.testing.assert_close(found.model.state_dict()[name], weights.float())

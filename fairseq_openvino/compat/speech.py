@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -225,12 +226,12 @@ _warned_paths: set[str] = set()
 
 def _beside(root: Path, path: str) -> str:
     """The path, or the same path or file name beside the YAML if only that exists."""
-    if not path or Path(path).exists():
+    if not path or os.path.exists(path):
         return path
-    if (root / path).exists():
+    if os.path.exists(root / path):
         return (root / path).as_posix()
     moved = root / Path(path).name
-    if not moved.exists():
+    if not os.path.exists(moved):
         return path
     if path not in _warned_paths:
         _warned_paths.add(path)
@@ -239,7 +240,7 @@ def _beside(root: Path, path: str) -> str:
 
 
 def _bad_configuration(path: Path, got: str) -> ModelError:
-    if not path.is_file():
+    if not os.path.isfile(path):
         there = ", ".join(sorted(each.name for each in path.parent.glob("*.y*ml")))
         got = f"no such file (there: {there or 'no YAML file'})"
     return ModelError(
@@ -270,8 +271,11 @@ def audio_root() -> None:
             raise _bad_configuration(Path(yaml_path), type(self.config).__name__)
         root = self.root
         relative = self.config.get("audio_root") or ""
-        absent = relative == "." or (relative and not Path(relative).exists())
-        if absent and (root / relative).exists():
+        if not isinstance(relative, str):
+            got = f"audio_root of the type {type(relative).__name__}"
+            raise _bad_configuration(Path(yaml_path), got)
+        absent = relative == "." or (relative and not os.path.exists(relative))
+        if absent and os.path.exists(root / relative):
             self.config["audio_root"] = (root / relative).as_posix()
         files = (*(("bpe_tokenizer", key) for key in BPE_FILES), ("global_cmvn", "stats_npz_path"))
         for section, key in files:

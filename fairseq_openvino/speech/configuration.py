@@ -8,6 +8,7 @@ from typing import Any
 from fairseq_openvino.atomic import read_whole
 
 MAX_BYTES = 64 << 10
+MAX_DEPTH = 32
 MAX_NODES = 10_000
 """Of the document with every alias written out."""
 
@@ -22,8 +23,17 @@ def read_yaml(path: Path) -> Any:
     """
     import yaml
 
-    loader = yaml.SafeLoader(read_whole(path, MAX_BYTES).decode("utf-8-sig"))
+    class Loader(yaml.SafeLoader):
+        """Refuses brackets in brackets early: PyYAML looks at each of them again and again."""
+
+        def fetch_flow_collection_start(self, kind: Any) -> None:
+            if self.flow_level == MAX_DEPTH:
+                raise yaml.YAMLError(f"more than {MAX_DEPTH} brackets in each other")
+            super().fetch_flow_collection_start(kind)
+
+    content = read_whole(path, MAX_BYTES).decode("utf-8-sig")
     try:
+        loader = Loader(content)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -33,8 +43,6 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(str(error)) from error
     except (RecursionError, OverflowError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"a document that cannot be read ({type(error).__name__})") from error
-    finally:
-        loader.dispose()
 
 
 def _count(node: Any, counts: dict[int, int]) -> int:

@@ -15,6 +15,7 @@ Audio is looked up beside the file (Common Voice: in `clips`), for a Fairseq man
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -315,7 +316,7 @@ def _existing(where: str, audio: str, roots: list[Path]) -> str | None:
     name, offset, size = _sliced(where, audio)
     for root in roots:
         path = root / name  # an absolute name stands for itself
-        if path.is_file():
+        if os.path.isfile(path):  # not pathlib's, which raises for a name that is too long
             if offset is None:
                 return str(path)
             if path.suffix == ZIP and offset + size > path.stat().st_size:
@@ -355,7 +356,7 @@ def _audio_root(config_yaml: Path) -> Path:
         raise _fail(str(config_yaml), "a readable YAML file", str(error), advice) from error
     stated = str(content.get("audio_root") or "") if isinstance(content, dict) else ""
     beside = config_yaml.parent / stated
-    return beside if stated and (stated == "." or not Path(stated).is_dir()) else Path(stated)
+    return beside if stated and (stated == "." or not os.path.isdir(stated)) else Path(stated)
 
 
 def _without_suffix(path: str) -> str:

@@ -28,6 +28,8 @@ TABLES = ("transforms", *(f"{kind}_transforms" for kind in KINDS))
 GENERIC = ("_eval", "*")
 """Entries for splits that have none of their own."""
 FLAGS = ("use_audio_input", "prepend_tgt_lang_tag", "prepend_bos_and_append_tgt_lang_tag")
+MAX_CHARACTERS = 255
+"""Of a name; Fairseq asks whether there is a file of a longer one, which is an error of its own."""
 TYPES: dict[str, tuple[type, ...]] = {
     "vocab_filename": (str,),
     "eos_token": (str, type(None)),
@@ -115,6 +117,9 @@ def _check_types(path: Path, content: dict[str, Any]) -> None:
                 "null" if kind is type(None) else kind.__name__ for kind in kinds
             )
             raise fail(path, f"{key}: {expected}", f"{type(value).__name__} ({value!r})")
+        texts = value.values() if isinstance(value, dict) else (value,)
+        if any(isinstance(text, str) and len(text) > MAX_CHARACTERS for text in texts):
+            raise fail(path, f"at most {MAX_CHARACTERS} characters in {key}", "more")
         if kinds == (int,) and content[key] < 1:
             raise fail(path, f"{key}: a positive number", repr(value))
     rate = content.get("sample_rate")

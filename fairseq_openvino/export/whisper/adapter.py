@@ -12,6 +12,8 @@ from fairseq_openvino.export.whisper.checkpoint import TIED, Checkpoint, build, 
 
 ALL_LINEAR = "all-linear"
 """What peft itself knows."""
+RANKS = ("r", "init_r", "target_r")
+"""Of LoRA and what is like it."""
 PATTERN_SECONDS = 1.0
 PLAIN_PATTERN = regex.compile(r"[\w.^$\\|()-]*")
 """Of names of modules, without repetition: matched in no time."""
@@ -38,10 +40,8 @@ def read(place: Place, base: Checkpoint) -> Checkpoint:
     model = build(base, place.path)
     try:
         config = PeftConfig.from_pretrained(str(place.path))
-        _check(place, config, [name for name, _ in model.named_modules()])
-        adapted = PeftModel.from_pretrained(
-            model, str(place.path), config=config, low_cpu_mem_usage=True
-        )  # no room is made before the weights are there, whatever rank is stated
+        _check(place, config, base.config.d_model, [name for name, _ in model.named_modules()])
+        adapted = PeftModel.from_pretrained(model, str(place.path), config=config)
         merged = adapted.merge_and_unload(safe_merge=True)
     except CheckpointError:
         raise
@@ -55,7 +55,7 @@ def read(place: Place, base: Checkpoint) -> Checkpoint:
     return Checkpoint(merged.config, weights, base.stated)
 
 
-def _check(place: Place, config: Any, modules: list[str]) -> None:
+def _check(place: Place, config: Any, width: int, modules: list[str]) -> None:
     """Refuse what cannot be merged, and patterns that may take for ever; others become names.
 
     Raises:
@@ -64,6 +64,10 @@ def _check(place: Place, config: Any, modules: list[str]) -> None:
     advice = "Pass a LoRA adapter, with the names of its modules as target_modules"
     if config.is_prompt_learning:
         raise fail(place.path, "an adapter that can be merged", config.peft_type, advice)
+    ranks = [getattr(config, field, None) or 0 for field in RANKS]
+    ranks += (getattr(config, "rank_pattern", None) or {}).values()
+    if not all(isinstance(rank, int) and 0 <= rank <= width for rank in ranks):
+        raise fail(place.path, f"ranks of at most {width}, the width of the model", ranks, advice)
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field, None) or ():
             if not PLAIN_PATTERN.fullmatch(pattern):
