@@ -8,7 +8,7 @@ PEERS := optimum-intel-f32:optimum_intel.py/f32 optimum-intel-bf16:optimum_intel
 	whisper.cpp-q8_0:whisper_cpp.py/q8_0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test soak test-fault lint bench bench-whisper bench-long bench-text bench-architectures \
+.PHONY: help setup peers demo test test-ray soak test-fault lint bench bench-whisper bench-long bench-text bench-architectures \
 	architectures covost covost-train clean
 
 help: ## show this list
@@ -31,6 +31,10 @@ soak: setup ## run the slow tests: large models, 10,000 random searches, memory
 
 test-fault: setup ## kill, refuse, flip and cut: the full form of what tests/README.md lists
 	@$(PYTHON) -m pytest tests -q -m fault
+
+test-ray: setup ## create .venv-ray and test jobs on a local Ray, Dask and Spark (5 minutes)
+	@.ci/install_ray.sh
+	@OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/test_ray*.py -q
 
 lint: setup ## ruff and mypy
 	@$(PYTHON) -m ruff check .
@@ -66,6 +70,6 @@ architectures: setup ## write the table of architectures: parity and identical h
 covost: setup ## evaluate the shipped models: eager Fairseq, OpenVINO f32, bf16 and INT8 (30 minutes; WORK=DIR)
 	@$(PYTHON) examples/covost/evaluate.py $(or $(WORK),covost-work) $(FLAGS)
 
-clean: ## remove .venv, .venv-peers, caches and build files
-	@rm -rf .venv .venv-peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv, .venv-peers, .venv-ray, caches and build files
+	@rm -rf .venv .venv-peers .venv-ray build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

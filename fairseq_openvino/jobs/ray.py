@@ -7,9 +7,9 @@ Ray or without, and its bytes are those of any other.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -47,24 +47,39 @@ class Actor:
     """
 
     def __init__(self, directory: Path, transcribe: Transcribe) -> None:
-        transcribe.recognizer()
-        self._transcribe = transcribe
-        self._open = ExitStack()
-        self._worker = self._open.enter_context(Worker(jobs.read(directory)))
+        self._transcribe, self._open = transcribe, ExitStack()
+        self._failure: FairseqOpenVINOError | None = None
+        try:
+            transcribe.recognizer()
+            self._worker = self._open.enter_context(Worker(jobs.read(directory)))
+        except FairseqOpenVINOError as error:
+            self._failure = error
 
-    def __call__(self, rows: dict[str, Sequence[int]]) -> dict[str, list[str]]:
-        """Decode batches: `batch` and `epoch` (n,), see `claim_batch`, to `records` (n,), lists as JSON."""
+    def __call__(self, rows: dict[str, Sequence[int]]) -> dict[str, list[bytes]]:
+        """Decode batches.
+
+        Args:
+            rows: `batch` (n,) and `epoch` (n,), see `Worker.claim_batch`.
+
+        Returns:
+            `found` (n,), the records of each, pickled, or an error: one that is raised loses its type in Ray.
+        """
         batches = zip(map(int, rows["batch"]), map(int, rows["epoch"]), strict=True)
-        return {"records": [json.dumps(self._records(*each)) for each in batches]}
+        return {"found": [pickle.dumps(self._found(*each)) for each in batches]}
 
-    def _records(self, batch: int, epoch: int) -> list[dict[str, Any]]:
-        lease = self._worker.claim_batch(batch, epoch)
-        if lease is None:  # somebody else has decoded it
-            return []
-        files = [each.path for each in self._worker.job.plan.batches[batch]]
-        records = self._transcribe.follow(files, ledger=self._worker.ledger(lease))
-        self._worker.commit(lease, records)
-        self._worker.check()
+    def _found(self, batch: int, epoch: int) -> list[dict[str, Any]] | FairseqOpenVINOError:
+        if self._failure is not None:
+            return self._failure
+        try:
+            lease = self._worker.claim_batch(batch, epoch)
+            if lease is None:  # somebody else has decoded it
+                return []
+            files = [each.path for each in self._worker.job.plan.batches[batch]]
+            records = self._transcribe.follow(files, ledger=self._worker.ledger(lease))
+            self._worker.commit(lease, records)
+            self._worker.check()
+        except FairseqOpenVINOError as error:
+            return error
         return records
 
     def __del__(self) -> None:
@@ -124,9 +139,13 @@ def work(
             )  # fmt: skip
         try:
             for row in found.iter_rows():
-                yield json.loads(row["records"])
+                yield _records(row["found"])
         except ray.exceptions.RayError as error:
-            raise _ours(error) from error
+            last = str(error).strip().splitlines()[-1].rstrip(".")
+            raise failure(
+                DeviceError, "Running on Ray", "an actor", f"it to live, or to do so after {RETRIES} deaths",
+                last, "The same command goes on; the logs of Ray say more",
+            ) from error  # fmt: skip
 
 
 @contextmanager
@@ -165,15 +184,9 @@ def _places(nodes: Sequence[dict[str, Any]], threads: int) -> int:
     return max(places, 1)
 
 
-def _ours(error: BaseException) -> FairseqOpenVINOError:
-    """What an actor raised, or that actors died."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, FairseqOpenVINOError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    last = str(error).strip().splitlines()[-1].rstrip(".")
-    return failure(
-        DeviceError, "Running on Ray", "an actor", "batches to be decoded", last,
-        "The same command goes on; see the logs of Ray",
-    )  # fmt: skip
+def _records(found: bytes) -> list[dict[str, Any]]:
+    """What an actor returned; its error is raised."""
+    records: list[dict[str, Any]] | FairseqOpenVINOError = pickle.loads(found)
+    if isinstance(records, FairseqOpenVINOError):
+        raise records
+    return records
