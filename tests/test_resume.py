@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import MINI, PACKAGE, TINY, mini_data, write_table
 from test_plugin_commands import run as process
-from test_translation import tiny_text  # noqa: F401  a fixture
+from test_translation import text_bundle, tiny_text  # noqa: F401  fixtures
 
 from fairseq_openvino.atomic import locked
 from fairseq_openvino.errors import (
@@ -272,5 +272,8 @@ def test_every_generator_goes_on(
     flags: tuple[str, ...],
 ) -> None:
     data = request.getfixturevalue("tiny" if task == "speech" else "tiny_text")
+    request.getfixturevalue(
+        "tiny_bundle" if task == "speech" else "text_bundle"
+    )  # drawing follows it
     common = (*(SPEECH if task == "speech" else TEXT), "--ov-cache-dir", str(cache_dir))
     check_goes_on(data, tmp_path / "resume", *common, *flags, stops=2)

@@ -80,6 +80,7 @@ class Resumption:
                 write_file(self.directory / PLAN, content)
         self._journal = Journal(self.path)
         self._done = {tuple(record["ids"]): record for record in records(self.path)}
+        self.batch((), lambda: [])  # from which random numbers all others go on
 
     def batch(self, ids: Sequence[int], decode: Callable[[], Found]) -> Found:
         """What a batch became, or becomes now; random numbers go on behind it as they would.
@@ -96,7 +97,7 @@ class Resumption:
             return [_restored(each) for each in known["found"]]
         before, found = torch.get_rng_state(), decode()
         after, random = torch.get_rng_state(), None
-        if not torch.equal(before, after):
+        if not ids or not torch.equal(before, after):
             random = base64.b64encode(after.numpy().tobytes()).decode()
         plain = [_plain(each) for each in found]
         self._journal.append({"ids": [*ids], "found": plain, "random": random})
