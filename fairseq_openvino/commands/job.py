@@ -102,7 +102,9 @@ def transcribe_job(
         if arguments.skip_existing:
             inputs = [replace(one, skipped=one.path in there) for one in inputs]
     digest = transcribe.recognizer().bundle.digest
-    job = jobs.begin(arguments.job, Plan.of(digest, transcribe.described(), inputs))
+    job = jobs.begin(
+        arguments.job, Plan.of(digest, transcribe.described(), inputs), arguments.retry_failed
+    )
     try:
         finish(job, transcribe, documents, arguments.retry_failed, arguments.ray)
     except KeyboardInterrupt:

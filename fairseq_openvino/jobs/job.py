@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,13 @@ class Job:
             yield from index.files(done[batch])
 
 
-def begin(directory: Path, plan: Plan) -> Job:
+def begin(directory: Path, plan: Plan, retry_failed: bool = False) -> Job:
     """The job in this directory, which is made if it is not there.
+
+    Args:
+        directory: of the job.
+        plan: what it is to compute.
+        retry_failed: inputs that failed may have been repaired since.
 
     Raises:
         OptionError: it was begun with another plan; the message names what has changed.
@@ -105,6 +111,8 @@ def begin(directory: Path, plan: Plan) -> Job:
     except OSError as error:
         raise unwritable("Beginning a job", directory, error) from error
     job = read(directory)
+    if retry_failed:
+        job = _repaired(job, plan.inputs)
     if changed := job.plan.differences(plan):
         advice = "Repeat it as it was begun, or begin another job in another directory"
         raise failure(
@@ -126,10 +134,28 @@ def _made(directory: Path, plan: Plan) -> Job:
     write_file(directory / INPUTS, inputs)
     content = {
         "format": FORMAT, "bundle": plan.bundle, "options": plan.options, "inputs": len(plan.inputs),
-        "inputs_sha256": hashlib.sha256(inputs).hexdigest(),
+        "inputs_sha256": hashlib.sha256(inputs).hexdigest(), "repaired": [],
     }  # fmt: skip
-    write_file(directory / PLAN, json.dumps(content, indent=1).encode() + b"\n")
+    _write(directory, content)
     return Job(directory, plan)
+
+
+def _write(directory: Path, content: dict[str, Any]) -> None:
+    write_file(directory / PLAN, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _repaired(job: Job, inputs: Sequence[Input]) -> Job:
+    """With those that failed as they are now."""
+    failed = {each["path"] for each in job.records() if each["error"] is not None}
+    now = {each.path: each for each in inputs if each.path in failed}
+    changed = [each for each in job.plan.inputs if now.get(each.path, each) != each]
+    if not changed:
+        return job
+    content = json.loads((job.directory / PLAN).read_bytes())
+    known = {each["path"]: each for each in content["repaired"]}
+    known |= {each.path: asdict(now[each.path]) for each in changed}
+    _write(job.directory, content | {"repaired": list(known.values())})
+    return read(job.directory)
 
 
 def read(directory: Path) -> Job:
@@ -149,7 +175,9 @@ def read(directory: Path) -> Job:
             raise fail(f"format {FORMAT}", content["format"], "Use the version that began it")
         if hashlib.sha256(inputs).hexdigest() != content["inputs_sha256"]:
             raise fail(f"the {INPUTS} that {PLAN} names", "other content", advice)
-        found = tuple(Input(**json.loads(line)) for line in inputs.splitlines())
+        repaired = {each["path"]: Input(**each) for each in content["repaired"]}
+        begun = (Input(**json.loads(line)) for line in inputs.splitlines())
+        found = tuple(repaired.get(each.path, each) for each in begun)
         return Job(directory, Plan(content["bundle"], content["options"], found))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise fail("a plan", f"{type(error).__name__}: {error}", advice) from error
