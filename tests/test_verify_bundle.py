@@ -164,6 +164,18 @@ def test_a_child_that_crashes_is_told_by_its_signal() -> None:
         assert _answer(ours, child, 30) == "signal 6 (Aborted)"
 
 
+def test_a_graph_that_crashes_openvino_costs_only_the_child(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2026.4.1 reads an operation without the inputs that it needs at address 0."""
+    bundle = open_bundle(shutil.copytree(FORMAT_1, tmp_path / "bundle"))
+    path = bundle.path("encoder.xml")
+    path.write_text(path.read_text().replace('type="Const"', 'type="Broadcast"', 1))
+    rewritten(bundle)
+    assert cli.main(["verify-bundle", str(bundle.directory), "--isolated"]) == 3
+    assert "Compiling in a child failed" in capsys.readouterr().err
+
+
 def test_info_tells_what_a_bundle_is(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", str(bundle.directory)]) == 0
     said = capsys.readouterr().out
