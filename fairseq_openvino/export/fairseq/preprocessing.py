@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from argparse import Namespace
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ GENERIC = ("_eval", "*")
 FLAGS = ("use_audio_input", "prepend_tgt_lang_tag", "prepend_bos_and_append_tgt_lang_tag")
 MAX_CHARACTERS = 255
 """Of a name; Fairseq asks whether there is a file of a longer one, which is an error of its own."""
+MAX_STATISTICS_BYTES = 1 << 20
 TYPES: dict[str, tuple[type, ...]] = {
     "vocab_filename": (str,),
     "eos_token": (str, type(None)),
@@ -38,6 +40,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "use_sample_rate": (int,),
     "pre_tokenizer": (dict,),
     "bpe_tokenizer": (dict,),
+    "global_cmvn": (dict,),
     **{name: (bool, int, type(None)) for name in FLAGS},
     **{name: (dict,) for name in TABLES},
 }
@@ -193,6 +196,7 @@ def _built(config: Any, path: Path, split: str, bins: int) -> Transforms:
         CompositeAudioDatasetTransform,
     )
     listed, built = _listed(config, split), {}
+    _check_statistics(config, path)
     for kind, composite in zip(KINDS, classes, strict=True):
         options = getattr(config, f"get_{kind}_transforms")(split, split.startswith("train"))
         try:
@@ -212,6 +216,17 @@ def _built(config: Any, path: Path, split: str, bins: int) -> Transforms:
         return Transforms(("layer_norm",), unsupported=tuple(unsupported))
     features = getattr(built["feature"], "transforms", [])
     return _storable(listed["feature"], features, unsupported, bins)
+
+
+def _check_statistics(config: Any, path: Path) -> None:
+    """Refuse statistics that unpack to more than any can be; Fairseq reads them as they come."""
+    name = config.config.get("global_cmvn", {}).get("stats_npz_path")
+    if not isinstance(name, str) or not zipfile.is_zipfile(name):
+        return  # which Fairseq says
+    with zipfile.ZipFile(name) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_STATISTICS_BYTES:
+        raise fail(Path(name), f"at most {MAX_STATISTICS_BYTES} bytes of statistics", size)
 
 
 def _storable(
