@@ -217,7 +217,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], Heard | str]] = {
     ),
     "OGG, two streams in turns": (lambda: two_streams(in_turns=True), WHOLE),
     "OGG, a wrong checksum": (ogg_page_lost, NONE + r" \(1 pages|it does not end"),
-    "OGG, 50,000 beginnings": (lambda: b"OggS" * 50_000, UNKNOWN),
+    "OGG, 20,000 beginnings": (lambda: b"OggS" * 20_000, UNKNOWN),
     "Opus, no channel": (
         lambda: patched(sound("OGG", "OPUS", 48_000), b"OpusHead", 1, b"\0"), UNKNOWN + ".*malformed",
     ),
@@ -232,7 +232,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], Heard | str]] = {
         lambda: sound("MP3") + b"APETAGEX" + struct.pack("<4I", 2000, 2**32 - 1, 9, 1 << 31) + bytes(8),
         Heard(),
     ),
-    "MP3, nothing but beginnings": (lambda: b"\xff" * 1_000_000, UNKNOWN + "Format not recognised"),
+    "MP3, nothing but beginnings": (lambda: b"\xff" * 300_000, UNKNOWN + "Format not recognised"),
     "m4a, 2^32 - 1 packets": (lambda: m4a(b"stsz", 8, FULL), UNKNOWN + "MP4 .*: Invalid data"),
     "m4a, packets of 2 GiB": (lambda: m4a(b"stsz", 4, b"\x7f" + FULL[:3]), NONE),
     "m4a, 2^32 - 1 times": (lambda: m4a(b"stts", 4, FULL), UNKNOWN + "MP4 .*: Cannot allocate"),
@@ -264,7 +264,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], Heard | str]] = {
         (MALFORMED / "clock.avi").read_bytes, Heard(8_395_392, damage="and are silent here"),
     ),
     "AMR, a magic alone": (lambda: b"#!AMR\n", NONE + r" \(no packets\)"),
-    "AMR, frames of no kind": (lambda: b"#!AMR\n" + b"\x7c" * 5000, NONE + r" \(5000 packets"),
+    "AMR, frames of no kind": (lambda: b"#!AMR\n" + b"\x7c" * 1000, NONE + r" \(1000 packets"),
     "a list of others": (lambda: b"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n", UNKNOWN + "Format not"),
     "a list of files": (lambda: b"ffconcat version 1.0\nfile /etc/passwd\n", UNKNOWN + "Format not"),
     "a session of others": (
