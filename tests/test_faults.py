@@ -19,7 +19,8 @@ from pathlib import Path
 import openvino as ov
 import pytest
 from conftest import MINI, tone
-from faults import CLEANING, NATIVE_BYTES, NEW, Fault, Nursery, Outcome, kills
+from fault_calls import NATIVE_BYTES, Fault
+from faults import CLEANING, NEW, Nursery, Outcome, kills
 
 from fairseq_openvino import cli
 from fairseq_openvino.atomic import writable_directory
