@@ -152,7 +152,7 @@ def abandoned(subject: Subject, random: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("family", "count"),
     [
-        ("s2t", 9),
+        ("s2t", 6),
         pytest.param("s2t", 1000, marks=pytest.mark.fault),
         pytest.param("whisper", 1000, marks=pytest.mark.fault),
     ],

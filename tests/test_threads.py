@@ -84,8 +84,11 @@ def together(works: Sequence[Callable[[], Iterable[object]]]) -> None:
         sys.setswitchinterval(interval)
 
 
-@pytest.mark.parametrize("family", ["s2t", "whisper", "ctc"])
-@pytest.mark.parametrize("count", [6, pytest.param(500, marks=SOAK)])
+@pytest.mark.parametrize(
+    ("family", "count"),
+    [("s2t", 6), ("ctc", 6)]
+    + [pytest.param(family, 500, marks=SOAK) for family in ("s2t", "whisper", "ctc")],
+)
 def test_threads_share_a_model(family: str, count: int, bundles: dict[str, Path]) -> None:
     serial, shared = (load_model(bundles[family]) for _ in range(2))
     clips = [serial.read(clip) for clip in CLIPS[family]]
@@ -128,16 +131,16 @@ def test_what_is_left_of_a_large_batch_is_bounded(recognizer: Any) -> None:
 
 
 def recordings(family: str, directory: Path, count: int) -> list[str]:
-    """Clips, and recordings that are longer than the model hears at once."""
+    """Clips, and one that is longer than Whisper hears at once; of the full form, than any model does."""
     sounds = [soundfile.read(clip, dtype="float32") for clip in CLIPS[family]]
     whole = np.concatenate([samples for samples, _ in sounds])
-    long_seconds = 65 if family == "s2t" else 18
+    long_seconds = (65 if family == "s2t" else 18) if count == 20 else 10
     samples = np.resize(whole, long_seconds * sounds[0][1])
     soundfile.write(directory / "long.flac", samples, sounds[0][1])
     return [str(directory / "long.flac"), *map(str, CLIPS[family][: count - 1])]
 
 
-LANES: list[Any] = [("s2t", "f32", 4), ("whisper", "f32", 3)]
+LANES: list[Any] = [("s2t", "f32", 3), ("whisper", "f32", 2)]
 LANES += [pytest.param(*each, marks=SOAK) for each in (("ctc", "f32", 20), ("s2t", "f32", 20))]
 LANES += [
     pytest.param(family, precision, 20, marks=SOAK)
@@ -154,21 +157,19 @@ def test_two_batches_at_the_same_time(
     files = recordings(family, tmp_path, count)
     serial, shared = (load_model(bundles[family], precision=precision) for _ in range(2))
 
-    def followed(model: Any, batch: Sequence[str]) -> list[object]:
-        options = {} if family == "ctc" else {"beam": 5 if count == 20 else 2}
-        return [
-            (each.path, each.seconds, each.segments, each.result and exact(each.result))
-            for each in model.follow(batch, 4, **options)
-        ]
+    def followed(model: Any, batch: Sequence[str]) -> Iterator[object]:
+        options = {} if family == "ctc" else {"beam": 5 if count == 20 else 1}
+        for each in model.follow(batch, 4, **options):
+            yield each.path, each.seconds, each.segments, each.result and exact(each.result)
 
     batches = [files, files[::-1]]
-    expected = [followed(serial, batch) for batch in batches]
+    expected = [list(followed(serial, batch)) for batch in batches]
 
     def lane(i: int) -> Iterator[object]:
         for _ in range(3 if count == 20 else 1):
-            found = followed(shared, batches[i])
-            assert found == expected[i]
-            yield found
+            for found, wanted in zip(followed(shared, batches[i]), expected[i], strict=True):
+                assert found == wanted
+                yield found
 
     together([lambda i=i: lane(i) for i in range(2)])  # type: ignore[misc]
 
