@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino.atomic import sync, unwritable
+from fairseq_openvino.errors import StorageError
 
 SYNC_SECONDS = 1.0
 """Work whose records a loss of power may cost; a killed process loses no record."""
 
 
-class Journal:
-    """Appends records to a file; threads may share it.
+class Lines:
+    """Appends lines to a file; threads may share it.
 
     Raises:
         StorageError: it cannot be written.
@@ -45,32 +46,35 @@ class Journal:
                 os.close(self._file)
                 raise
         except OSError as error:
-            raise unwritable("Writing", path, error) from error
+            raise self._unwritable(error) from error
         self._synced = time.monotonic()
         self._is_dirty = False
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write a record, and see to it that it is on the disk within `SYNC_SECONDS` of the next call.
+    def append_lines(self, content: bytes) -> None:
+        """Write whole lines, and see to it that they are on the disk within `SYNC_SECONDS` of the next call.
 
         Raises:
-            StorageError: it was not written, not even in part.
+            StorageError: they were not written, not even in part.
         """
-        content = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-        line = content.encode("utf-8", "surrogatepass")
-        line = b"%08x %s\n" % (zlib.crc32(line), line)
         with self._lock:
-            before = os.lseek(self._file, 0, os.SEEK_END)
             try:
-                rest = memoryview(line)
-                while rest:
-                    rest = rest[os.write(self._file, rest) :]
+                self._write(content)
             except OSError as error:
-                os.ftruncate(self._file, before)
-                raise unwritable("Writing", self.path, error) from error
+                raise self._unwritable(error) from error
             self._is_dirty = True
             is_due = time.monotonic() - self._synced >= SYNC_SECONDS
         if is_due:
             self.sync()
+
+    def _write(self, content: bytes) -> None:
+        before = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
 
     def sync(self) -> None:
         """Wait until everything is on the disk.
@@ -85,17 +89,32 @@ class Journal:
             try:
                 os.fsync(self._file)
             except OSError as error:
-                raise unwritable("Writing", self.path, error) from error
+                raise self._unwritable(error) from error
             self._synced = time.monotonic()
             self.syncing_seconds += self._synced - started
             self._is_dirty = False
 
     def close(self) -> None:
-        """Sync, and end writing."""
+        """Sync, and end writing: what is appended afterwards is refused."""
         try:
             self.sync()
         finally:
-            os.close(self._file)
+            with self._lock:
+                os.close(self._file)
+                self._file = -1  # whose number another file may get
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        return unwritable("Writing", self.path, error)
+
+
+class Journal(Lines):
+    """Appends records."""
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write a record, see `append_lines`."""
+        content = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        line = content.encode("utf-8", "surrogatepass")
+        self.append_lines(b"%08x %s\n" % (zlib.crc32(line), line))
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,7 @@ import jiwer
 import numpy as np
 import pytest
 import sacrebleu
-from conftest import MINI, tone, write_table
+from conftest import MINI, child_environment, tone, write_table
 
 from fairseq_openvino import cli
 from fairseq_openvino.errors import (
@@ -260,10 +266,10 @@ def test_interrupted_runs_are_resumed(
     output, record = tmp_path / "out", evaluation._Measurement._record
     flags = ("--engines", "openvino", "--limit", "4", "--metrics", "bleu")
 
-    def interrupt(self: Any, batch: Any, number: int) -> None:
+    def interrupt(self: Any, batch: Any, number: int, done: set[str]) -> None:
         if number == 2:
             raise KeyboardInterrupt
-        record(self, batch, number)
+        record(self, batch, number, done)
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluation._Measurement, "_record", interrupt)
@@ -280,6 +286,50 @@ def test_interrupted_runs_are_resumed(
     assert "Measured in 2 runs." in capsys.readouterr().out
     assert [record["batch"] for record in lines(output, "utterance")] == [0, 1, 2, 3]
     assert len({record["id"] for record in lines(output, "utterance")}) == 4
+
+
+def measured(output: Path) -> dict[str, Any]:
+    """What was found of each utterance, without times."""
+    found = lines(output, "utterance")
+    assert len({record["id"] for record in found}) == len(found)
+    kept = ("text", "score", "tokens")
+    return {
+        record["id"]: {name: record["engines"]["openvino"][name] for name in kept}
+        for record in found
+    }
+
+
+@pytest.mark.fault
+def test_killed_runs_are_resumed(mini_bundle: Path, tmp_path: Path) -> None:
+    """At random moments, with random parts of the last batch lost; the batches stay the same."""
+    seed = int(os.environ.get("FAIRSEQ_OPENVINO_SEED", "1"))
+    chance, kills = random.Random(seed), 0
+    flags = ("--engines", "openvino", "--limit", "60", "--metrics", "bleu", "--batch-size", "4")
+    assert cli.main(command(mini_bundle, tmp_path / "whole", *flags)) == EXIT_OK
+    output, path = tmp_path / "out", tmp_path / "out" / "utterances.jsonl"
+    words = [sys.executable, "-m", "fairseq_openvino", *command(mini_bundle, output, *flags)]
+    while True:
+        before = path.stat().st_size if path.exists() else 0
+        child = subprocess.Popen(
+            [*words, "--resume"] if before else words, env=child_environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        more = chance.randrange(1000, 8000)
+        while child.poll() is None and before + more > (
+            path.stat().st_size if path.exists() else 0
+        ):
+            time.sleep(0.002)
+        child.kill()
+        _, errors = child.communicate()
+        if child.returncode != -signal.SIGKILL:
+            break
+        kills += 1
+        content = path.read_bytes()
+        path.write_bytes(content[: max(len(content) - chance.randrange(1500), before)])
+    print(f"{kills} kills, seed {seed}")
+    assert child.returncode == EXIT_OK, errors
+    assert kills > 2 and len(measured(output)) == 60
+    assert measured(output) == measured(tmp_path / "whole")
 
 
 def test_shards_are_scored_together(

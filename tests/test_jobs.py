@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -288,9 +288,12 @@ def test_what_a_model_answered_outlives_the_worker(tmp_path: Path, server: Serve
     os.kill(process, signal.SIGKILL)
     server.wait()
     failed = [record(each.path, "", "no") for each in long.batches[0]]
+    (dead,) = status(job).workers
+    assert dead.is_dead and dead.holds == (0,)
     with Worker(job) as worker:
         ledger = ledger_of(worker)
         assert [ledger.known() for _ in range(4)] == [[0, 0.0], [1, 0.1], [2, 0.2], None]
+        assert [each.holds for each in status(job).workers] == [(0,)]  # the dead one has lost it
         ledger.add("more")
         worker.commit(Lease(0, 1), failed)
     with Worker(job, retry_failed=True) as worker:
@@ -517,32 +520,40 @@ def clips(directory: Path, count: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("files", "batch", "kills"), [(8, 2, 3), pytest.param(1000, 8, 100, marks=pytest.mark.fault)]
+    ("files", "batch", "kills", "workers"),
+    [
+        (8, 2, 3, 1),
+        pytest.param(1000, 8, 100, 1, marks=pytest.mark.fault),
+        pytest.param(200, 4, 20, 2, marks=pytest.mark.fault),
+    ],
 )
 def test_a_job_killed_at_random_points_gives_the_bytes_of_an_undisturbed_one(
-    files: int, batch: int, kills: int, mini_bundle: Path, server: Server, tmp_path: Path
-) -> None:
+    files: int, batch: int, kills: int, workers: int, mini_bundle: Path, server: Server, tmp_path: Path
+) -> None:  # fmt: skip
     """Killed in loading, decoding, committing, writing and merging; once it is done, another begins."""
     chance, inputs = random.Random(SEED), clips(tmp_path / "clips", files)
-    log, flags = str(tmp_path / "log"), ("--batch-size", batch, *FORMATS)
+    flags = ("--batch-size", batch, *FORMATS)
     began = time.monotonic()
     assert cli.main(words(mini_bundle, tmp_path / "0", inputs, *flags, tmp_path / "o0")) == 0
     seconds, whole = time.monotonic() - began, everything(tmp_path / "0", tmp_path / "o0")
     assert len(whole) == 2 * files + 1
     killed, rounds = 0, 0
-    while killed < kills or rounds == 0:
-        rounds += 1
-        job, output, code = tmp_path / str(rounds), tmp_path / f"o{rounds}", -1
-        while code != 0:
-            child = server.start("command", log, words(mini_bundle, job, inputs, *flags, output))
-            if killed < kills:
-                time.sleep(chance.uniform(0.0, min(seconds, 3.0)))
-                with suppress(ProcessLookupError):  # it was done before
-                    os.kill(child, signal.SIGKILL)
-            code = server.wait()
-            assert code in (0, -signal.SIGKILL), Path(log).read_text()
-            killed += code != 0
-        assert everything(job, output) == whole, f"seed {SEED}"
+    with ExitStack() as stack:
+        servers = [server, *(stack.enter_context(served()) for _ in range(workers - 1))]
+        while killed < kills or rounds == 0:
+            rounds += 1
+            job, output, codes = tmp_path / str(rounds), tmp_path / f"o{rounds}", {-1}
+            while codes != {0}:
+                line = words(mini_bundle, job, inputs, *flags, output)
+                found = [each.start("command", str(tmp_path / "log"), line) for each in servers]
+                if killed < kills:
+                    time.sleep(chance.uniform(0.0, min(seconds, 3.0)))
+                    with suppress(ProcessLookupError):  # it was done before
+                        os.kill(chance.choice(found), signal.SIGKILL)
+                codes = {each.wait() for each in servers}
+                assert codes <= {0, -signal.SIGKILL}, (tmp_path / "log").read_text()
+                killed += -signal.SIGKILL in codes
+            assert everything(job, output) == whole, f"seed {SEED}"
     print(f"seed {SEED}: {killed} kills, {rounds} jobs of {files} files in {seconds:.1f} s")
 
 
@@ -626,6 +637,9 @@ def test_a_manifest_names_its_outputs(
     ).read_text() == "there"
     assert cli.main([*plain, "--skip-existing"]) == 2
     assert cli.main([*plain, "--retry-failed"]) == 2
+    write_table(table, ("id", "audio"), ("n" * 300, "0000.mp3"), ("b", "0001.mp3"))
+    assert cli.main(words(mini_bundle, tmp_path / "job2", table, "--output-dir", output)) == 5
+    assert not (tmp_path / "job2").exists()  # before anything is decoded
     error = capsys.readouterr().err
     assert "in --skip-existing: expected --output-dir too, got it alone" in error
     assert "in --retry-failed: expected --job too, got it alone" in error

@@ -68,6 +68,17 @@ def test_a_record_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     assert [each["id"] for each in records(tmp_path / "a")] == [0, 2]
 
 
+def test_a_closed_journal_writes_nowhere(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "a")
+    journal.close()
+    with (
+        open(tmp_path / "b", "wb"),  # has its descriptor
+        pytest.raises(StorageError, match="Bad file descriptor"),
+    ):
+        journal.append({"id": 1})
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes() == b""
+
+
 def test_threads_share_a_journal(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "a")
     threads = [

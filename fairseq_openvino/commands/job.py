@@ -98,8 +98,9 @@ def transcribe_job(
         writable_directory(arguments.output_dir)
         found = stems([(each.path, name) for each, (_, name) in zip(inputs, named, strict=True)])
         documents = Documents(tuple(formats), arguments.output_dir, found)
+        there = {one.path for one in inputs if not documents.missing(one.path)}
         if arguments.skip_existing:
-            inputs = [replace(one, skipped=not documents.missing(one.path)) for one in inputs]
+            inputs = [replace(one, skipped=one.path in there) for one in inputs]
     digest = transcribe.recognizer().bundle.digest
     job = jobs.begin(arguments.job, Plan.of(digest, transcribe.described(), inputs))
     try:

@@ -14,7 +14,7 @@ from fairseq_openvino.jobs.leases import Lease, identity
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """A worker that has not signed off."""
+    """A worker that lives, as far as is known, or holds batches."""
 
     name: str
     host: str
@@ -41,7 +41,7 @@ class Status:
     audio_seconds: float
     """Of the inputs done."""
     speed: float | None
-    """Seconds of audio a second, of the workers that live, or of all if none does."""
+    """Seconds of audio a second, of the workers that live; None: none does, or has done anything."""
     eta_seconds: float | None
     """Until all is done at this speed, if the rest is as long as what is done; None: nobody knows."""
     workers: tuple[WorkerStatus, ...]
@@ -59,7 +59,7 @@ def status(job: Job) -> Status:
     done = index.done(leases)
     workers = _workers(job, {b: epoch for b, epoch in leases.items() if b not in done})
     living = {each.name for each in workers if not each.is_dead}
-    paces = [pace for name, pace in index.paces.items() if name in living or not living]
+    paces = [pace for name, pace in index.paces.items() if name in living]
     speed = sum(p.audio_seconds / (p.last - p.began) for p in paces if p.last > p.began) or None
     inputs, files = len(job.plan.inputs), sum(entry.files for entry in done.values())
     skipped = sum(each.skipped for each in job.plan.inputs)
@@ -75,7 +75,10 @@ def status(job: Job) -> Status:
 
 
 def _workers(job: Job, held: dict[int, int]) -> tuple[WorkerStatus, ...]:
-    """Those that have not signed off, and what they hold of these batches, by their epochs."""
+    """Those that have not signed off, and what they hold of these batches, by their epochs.
+
+    Of the dead only those whose batches nobody has taken over yet.
+    """
     holds: dict[str, list[int]] = {}
     for batch, epoch in sorted(held.items()):
         holds.setdefault(_text(job.leases.path(Lease(batch, epoch))), []).append(batch)
@@ -85,7 +88,7 @@ def _workers(job: Job, held: dict[int, int]) -> tuple[WorkerStatus, ...]:
         with suppress(FileNotFoundError):  # it has signed off
             silent = max(time.time() - path.stat().st_mtime, 0.0)
             mine = tuple(holds.get(path.name, ()))
-            if who is not None:
+            if who is not None and (mine or not who.is_dead()):
                 found.append(WorkerStatus(path.name, who.host, who.is_dead(), silent, mine))
     return tuple(found)
 

@@ -238,24 +238,25 @@ class _Measurement:
             while batch.good and repeat < self.options.repeats:
                 repeat = repeat + 1 if self._decode(batch, offset + repeat) else 0
             self._check_alive()
-            self._record(batch, number + offset)
-            finished += len(utterances)
+            self._record(batch, number + offset, done)
+            finished += sum(one.id not in done for one in utterances)
             if time.monotonic() - self.spoken > PROGRESS_SECONDS or finished == total:
                 self.spoken = time.monotonic()
                 self.progress(f"{finished} of {total} utterances")
 
     def _batches(self, done: set[str]) -> Iterator[list[Utterance]]:
-        left = (one for one in _utterances(self.options) if one.id not in done)
-        return batches(left, self.options.batch_size)
+        """The same batches, whatever is done: scores depend on them by what rounding makes of it."""
+        planned = batches(_utterances(self.options), self.options.batch_size)
+        return (batch for batch in planned if not all(one.id in done for one in batch))
 
     def _decode(self, batch: Batch, turn: int) -> bool:
         search, language = asdict(self.options.search), batch.utterances[0].language
         return self.turns.decode(batch, turn, search=search, language=language)
 
-    def _record(self, batch: Batch, number: int) -> None:
+    def _record(self, batch: Batch, number: int, done: set[str]) -> None:
         alive = {spec.name for spec in self.turns.alive}
         engines = [name for name in self.options.engines if name in alive]
-        self.records.write_batch(batch, number, engines)
+        self.records.write_batch(batch, number, engines, done=done)
         for i, problems in batch.problems.items():
             for name, problem in problems.items():
                 self.progress(f"{batch.utterances[i].id} failed in {name}: {problem}")

@@ -16,13 +16,13 @@ The times of an utterance are those of the batch it was decoded in, which `batch
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fairseq_openvino.errors import ModelError, OptionError, StorageError, failure
+from fairseq_openvino.journal import Lines
 from fairseq_openvino.measure.options import IMMATERIAL
 from fairseq_openvino.measure.turns import Answer, Batch
 
@@ -32,17 +32,17 @@ RUN, ENGINE, UTTERANCE, FAILED = KINDS = ("run", "engine", "utterance", "failed"
 CASE, PROFILE, END = ("case", "profile", "end")
 
 
-class Journal:
-    """Appends records; a line is on its way to the disk when `write` returns."""
+class Journal(Lines):
+    """Appends records; a killed process loses none that was written, a loss of power those of a second."""
 
     def __init__(self, path: Path, anew: bool = False) -> None:
-        self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "w" if anew else "a", encoding="utf-8")  # noqa: SIM115
-            _drop_cut_line(path)
+            if anew:
+                path.unlink(missing_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise _unwritable(path, error) from error
+        super().__init__(path)
 
     def write(self, kind: str, **content: Any) -> None:
         """One line.
@@ -50,11 +50,7 @@ class Journal:
         Raises:
             StorageError: it could not be written.
         """
-        try:
-            self._file.write(json.dumps({"kind": kind, **content}, ensure_ascii=False) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise self._unwritable(error) from error
+        self.append_lines(_line(kind, content))
 
     def write_batch(
         self,
@@ -62,49 +58,57 @@ class Journal:
         number: int,
         engines: Collection[str],
         figures: Collection[str] = (),
+        done: Collection[str] = (),
         **more: Any,
     ) -> None:
-        """A line for each utterance.
+        """A line for each utterance, all of them or none.
 
         Args:
             batch: decoded.
             number: of the batch.
             engines: whose outputs count.
             figures: names of what is kept of the answers, where an engine tells it.
+            done: ids that have a line already.
             more: content of every line.
         """
+        found: list[tuple[str, dict[str, Any]]] = []
         for rank, i in enumerate(batch.good):
             one, clip = batch.utterances[i], batch.clips[i]
-            self.write(
-                UTTERANCE,
-                id=one.id,
-                file=Path(one.path).name,
-                language=one.language,
-                seconds=clip["seconds"],
-                reference=one.reference,
-                batch=number,
-                damage=clip.get("damage"),
-                engines={
+            content = {
+                "id": one.id,
+                "file": Path(one.path).name,
+                "language": one.language,
+                "seconds": clip["seconds"],
+                "reference": one.reference,
+                "batch": number,
+                "damage": clip.get("damage"),
+                "engines": {
                     name: _entry(batch.passes[name], rank, figures)
                     for name in engines
                     if name in batch.passes
                 },
-                **more,
-            )
+            }
+            found.append((UTTERANCE, content))
         for i, problems in batch.problems.items():
             one = batch.utterances[i]
-            self.write(FAILED, id=one.id, file=Path(one.path).name, problems=problems, **more)
-
-    def close(self) -> None:
-        """End writing."""
-        self._file.close()
+            content = {"id": one.id, "file": Path(one.path).name, "problems": problems}
+            found.append((FAILED, content))
+        new = (_line(kind, each | more) for kind, each in found if each["id"] not in done)
+        self.append_lines(b"".join(new))
 
     def _unwritable(self, error: OSError) -> StorageError:
-        return failure(
-            StorageError, "Writing the records", self.path.parent,
-            "a writable directory with free space", error,
-            "Give another --output, or make room and --resume",
-        )  # fmt: skip
+        return _unwritable(self.path, error)
+
+
+def _line(kind: str, content: dict[str, Any]) -> bytes:
+    return (json.dumps({"kind": kind, **content}, ensure_ascii=False) + "\n").encode()
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return failure(
+        StorageError, "Writing the records", path.parent, "a writable directory with free space", error,
+        "Give another --output, or make room and --resume",
+    )  # fmt: skip
 
 
 def _entry(passes: list[Answer], rank: int, figures: Collection[str]) -> dict[str, Any]:
@@ -236,14 +240,6 @@ def spellings(directory: Path) -> dict[str, str]:
     if not isinstance(content, dict):
         raise _damaged(path, expected, type(content).__name__)
     return {str(key): str(value) for key, value in content.items()}
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Remove what a killed process left after the last line break."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
 
 
 def _damaged(where: str | Path, expected: str, got: object) -> ModelError:

@@ -16,6 +16,7 @@ from fairseq_openvino.errors import (
 )
 from fairseq_openvino.flags import spelled
 from fairseq_openvino.plugin.flags import PREFIX, add_engine_flags
+from fairseq_openvino.plugin.resume import resuming
 from fairseq_openvino.plugin.skipping import damaged, skipped
 
 COMMANDS = ("fairseq_cli.generate", "fairseq_cli.interactive")
@@ -38,7 +39,8 @@ def guarded(main: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         result = None
         try:
-            result = main(*args, **kwargs)
+            with resuming(args[0] if args else None):
+                result = main(*args, **kwargs)
         except FairseqOpenVINOError as error:
             print(f"error: {spelled(error, parser, PREFIX)}", file=sys.stderr)
             sys.exit(error.exit_code)

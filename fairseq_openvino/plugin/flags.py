@@ -67,6 +67,11 @@ def add_engine_flags(parser: ArgumentParser) -> None:
         "--ov-tgt-lang", metavar="LANG",
         help="target language of a multilingual model, as de (default: the manifest's)",
     )  # fmt: skip
+    group.add_argument(
+        "--ov-resume", metavar="DIR",
+        help="keep the hypotheses of every batch here, and take those that a stopped run of the same "
+        "command has left",
+    )  # fmt: skip
     add_flags(
         group, EngineOptions, ("device", "precision", "threads", "streams", "cache_dir"), PREFIX,
         cache_dir="exported bundles and compiled models are kept here",

@@ -19,6 +19,7 @@ from fairseq_openvino.errors import (
     UtteranceTooLongError,
     concerns_one_clip,
 )
+from fairseq_openvino.plugin import resume
 from fairseq_openvino.speech.audio import damage_collected
 
 logger = logging.getLogger(__name__)
@@ -71,23 +72,27 @@ def decoding(step: Callable[..., Any]) -> Callable[..., Any]:
     ) -> list[Any]:  # fmt: skip
         count = len(sample["net_input"]["src_lengths"])
 
-        def decode(rows: list[int]) -> list[Any]:
+        def decode(rows: list[int]) -> resume.Found:
             part, prefix, bounds = (
                 _rows(each, rows, count) for each in (sample, prefix_tokens, constraints)
             )
             try:
                 return [*step(self, generator, models, part, prefix, bounds)]
             except Exception as error:
-                if len(rows) == 1 or not concerns_one_clip(error):
-                    _skip(int(sample["id"][rows[0]]) if "id" in sample else rows[0], error)
-                    return [None]
+                if not concerns_one_clip(error):
+                    raise
+                if len(rows) == 1:
+                    return [_reason(error)]
             half = len(rows) // 2
             return decode(rows[:half]) + decode(rows[half:])
 
-        found = decode(list(range(count)))
-        kept = [i for i, hypotheses in enumerate(found) if hypotheses is not None]
+        found = resume.kept(sample, lambda: decode(list(range(count))))
+        kept = [i for i, hypotheses in enumerate(found) if not isinstance(hypotheses, str)]
+        for i, reason in enumerate(found):
+            if isinstance(reason, str):
+                _tell(int(sample["id"][i]) if "id" in sample else i, reason)
         if "id" not in sample:  # fairseq-interactive, which prints as many lines as there are
-            return [hypotheses or [] for hypotheses in found]
+            return [[] if isinstance(each, str) else each for each in found]
         if len(kept) < count:
             sample.update(_rows(sample, kept, count), nsentences=len(kept))
         return [found[i] for i in kept]
@@ -146,11 +151,19 @@ def _skip(index: int, error: Exception) -> None:
     """Report an utterance that failed; raise what concerns the others too."""
     if not concerns_one_clip(error):
         raise error
+    _tell(index, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """In words."""
     if isinstance(error, FairseqOpenVINOError):
-        logger.warning(f"skipping utterance {index}: {error}")
-    else:
-        logger.warning(f"skipping utterance {index}: {type(error).__name__}: {error}")
-        logger.debug("it was raised here", exc_info=error)
+        return str(error)
+    logger.debug("an utterance is skipped for this", exc_info=error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _tell(index: int, reason: str) -> None:
+    logger.warning(f"skipping utterance {index}: {reason}")
     _count(skipped)
 
 

@@ -28,7 +28,7 @@ from fairseq_openvino.compat.shims import apply_shims
 from fairseq_openvino.errors import FairseqOpenVINOError, OptionError, invalid
 from fairseq_openvino.loading import find_bundle
 from fairseq_openvino.model import Head
-from fairseq_openvino.plugin import commands, data, hub, language, skipping
+from fairseq_openvino.plugin import commands, data, hub, language, resume, skipping
 from fairseq_openvino.plugin.flags import (
     Unstated,
     add_engine_flags,
@@ -66,6 +66,7 @@ def building_generators(build: Callable[..., Any]) -> Callable[..., Any]:
         ours = [model for model in models if isinstance(model, S2TOpenVINOModel)]
         if ours:
             check_options(args)
+        resume.begin(self, models)
         if isinstance(self, SpeechToTextTask):
             language.apply(self, args)
         try:
@@ -180,6 +181,7 @@ HOOKS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (TranslationTask, "add_args", adding_text_flags),
     (TranslationTask, "get_batch_iterator", making_batches),
     (TranslationTask, "build_generator", building_generators),
+    (TranslationTask, "inference_step", resume.keeping),
     (SpeechToTextDataset, "check_tgt_lang_tag", language.checking),
     (SpeechToTextDataset, "ordered_indices", skipping.ordering),
     (SpeechToTextDataset, "__getitem__", skipping.reading),

@@ -20,7 +20,7 @@ from fairseq.tasks.speech_to_text import SpeechToTextTask
 
 from fairseq_openvino.errors import AudioError, failure, invalid
 from fairseq_openvino.model import Clip, Hypothesis
-from fairseq_openvino.plugin import language
+from fairseq_openvino.plugin import language, resume
 from fairseq_openvino.plugin.flags import Unstated, check_whisper_options
 from fairseq_openvino.plugin.generator import as_fairseq, batch_sizes
 from fairseq_openvino.recognizer import Recognizer
@@ -117,6 +117,7 @@ class WhisperTask(SpeechToTextTask):  # type: ignore[misc]
             OptionError: an option belongs to Fairseq's search.
         """
         check_whisper_options(args)
+        resume.begin(self, models)
         if language.chosen(self) is not None:
             expected = "a S2T model; the column tgt_lang is Whisper's"
             raise invalid(language.ACTION, "tgt_lang", expected, "a Whisper model", "Leave it out")
