@@ -197,6 +197,15 @@ def test_ctrl_c_says_how_to_go_on(run: Run) -> None:
 
 
 @on_ray
+def test_an_address_without_a_cluster_is_refused() -> None:
+    with (
+        pytest.raises(OptionError, match="in ray: .*HOST:PORT.*'nowhere'"),
+        ray.cluster("nowhere", 1),
+    ):
+        pass
+
+
+@on_ray
 @pytest.mark.parametrize("name", ["dask", "spark"])
 def test_the_same_object_runs_without_ray(name: str, clips: Path, bundle: Path) -> None:
     if name == "spark" and shutil.which("java") is None:

@@ -150,7 +150,11 @@ def work(
 
 @contextmanager
 def cluster(address: str, threads: int) -> Iterator[None]:
-    """Joined, or started with room for a model of so many threads."""
+    """Joined, or started with room for a model of so many threads.
+
+    Raises:
+        OptionError: there is none at this address.
+    """
     import ray
 
     own: dict[str, Any] = {}
@@ -161,7 +165,11 @@ def cluster(address: str, threads: int) -> Iterator[None]:
             "object_store_memory": OBJECT_STORE_BYTES,
         }  # fmt: skip
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.init(address=address, logging_level=logging.ERROR, **own)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, **own)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        expected = "auto, or the HOST:PORT of a cluster that runs"
+        raise invalid("Running on Ray", "ray", expected, f"{address!r} ({error})") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
