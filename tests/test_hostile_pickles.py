@@ -250,6 +250,8 @@ def test_fairseq_generate_refuses_them(attack: str, place: Path) -> None:
 def test_from_pretrained_refuses_them(place: Path) -> None:
     from fairseq.models.speech_to_text import S2TTransformerModel
 
+    import fairseq_openvino.tasks.speech_to_text_openvino  # noqa: F401  --user-dir does this
+
     shutil.copytree(MINI, place / "data", ignore=shutil.ignore_patterns("clips"))
     for name, attack in ATTACKS.items():
         (place / "data" / "checkpoint.pt").write_bytes(attack())

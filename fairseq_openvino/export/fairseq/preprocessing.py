@@ -223,8 +223,11 @@ def _check_statistics(config: Any, path: Path) -> None:
     name = config.config.get("global_cmvn", {}).get("stats_npz_path")
     if not isinstance(name, str) or not zipfile.is_zipfile(name):
         return  # which Fairseq says
-    with zipfile.ZipFile(name) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
+    try:
+        with zipfile.ZipFile(name) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # a damaged archive makes it raise anything
+        raise fail(Path(name), "an archive of statistics", error) from error
     if size > MAX_STATISTICS_BYTES:
         raise fail(Path(name), f"at most {MAX_STATISTICS_BYTES} bytes of statistics", size)
 
