@@ -355,7 +355,7 @@ PLACES: dict[str, tuple[Callable[[Path], str], str]] = {
     "a name with a null": (lambda path: f"{path}\0", UNREADABLE + "embedded null byte"),
     "zeros without end": (lambda _: "/dev/zero", UNKNOWN + "Format not recognised"),
     "nothing": (lambda _: os.devnull, UNKNOWN + "Format not recognised"),
-    "memory": (lambda _: "/proc/self/mem", UNREADABLE + "Input/output error"),
+    "memory": (lambda _: "/proc/self/mem", UNREADABLE + "Invalid argument"),
     "1 TiB of zeros": (lambda path: sparse(path, b""), UNKNOWN + "Format not recognised"),
     "1 TiB of silence": (lambda path: sparse(path, wav(fmt(1000), size=2**32 - 1)), LONG),
 }
