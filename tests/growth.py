@@ -13,7 +13,7 @@ from statistics import median
 
 MAX_SHARE = 0.05
 MAX_BYTES = 100 << 20
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+PAGE_BYTES, TICKS_HZ = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -114,21 +114,28 @@ class Growth:
         return figures
 
 
-class Peak:
-    """Memory that a process needs beyond what it holds now."""
+class Cost:
+    """What a process needs from now on: memory beyond what it holds, and time of a core."""
 
     def __init__(self, pid: int | str) -> None:
         self._process = Path(f"/proc/{pid}")
         (self._process / "clear_refs").write_text("5")  # Linux forgets the peak before
-        self._before = self._bytes()
+        self._peak, self._seconds = self._now()
 
-    def _bytes(self) -> int:
-        status = (self._process / "status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) << 10
+    def _now(self) -> tuple[int, float]:
+        """Most bytes it held, and seconds; both 0 of a process that has ended."""
+        try:
+            status = (self._process / "status").read_text()
+            times = (self._process / "stat").read_text().rpartition(")")[2].split()[11:13]
+            peak = int(status.partition("VmHWM:")[2].split()[0]) << 10
+        except (OSError, IndexError):
+            return 0, 0.0
+        return peak, sum(map(int, times)) / TICKS_HZ
 
     def extra_bytes(self) -> int:
-        """0 of a process that has ended."""
-        try:
-            return self._bytes() - self._before
-        except (OSError, IndexError):
-            return 0
+        """At most, at one time."""
+        return self._now()[0] - self._peak
+
+    def seconds(self) -> float:
+        """Of computing: another process that is busy changes nothing."""
+        return self._now()[1] - self._seconds

@@ -246,7 +246,8 @@ def test_whatever_is_killed_costs_its_files_alone() -> None:
 
     def kill() -> None:
         while not stopped.wait(0.05):
-            _, *found = family(os.getpid())  # the first is what forks the others
+            assert pool._server is not None
+            found = list(family(pool._server.pid))  # the first is what forks the others
             for pid in found if random.random() < 0.03 else found[1:][-1:]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

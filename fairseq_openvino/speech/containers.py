@@ -116,6 +116,9 @@ def inspect(file: BinaryIO) -> Inspection:
 
 
 def _at(file: BinaryIO, position: int, count: int) -> bytes:
+    """Bytes of a file; none behind its end, where systems do not let everybody seek."""
+    if position > file.seek(0, io.SEEK_END):
+        return b""
     file.seek(position)
     return file.read(count)
 

@@ -313,12 +313,11 @@ def _work(memory_bytes: int, connection: Connection) -> None:
         with io.FileIO(recv_handle(connection)) as file:
             file.name = name
             try:
-                if kind == "stream":
-                    found = _streamed(
-                        connection, cast(BinaryIO, file), name, sample_rate_hz, channel
-                    )
-                else:
-                    found = audio.decode(cast(BinaryIO, file), sample_rate_hz, channel, name)
+                with opened(cast(BinaryIO, file)) as source:
+                    if kind == "stream":
+                        found = _streamed(connection, source, name, sample_rate_hz, channel)
+                    else:
+                        found = audio.decode(source, sample_rate_hz, channel, name)
             except MemoryError:
                 limit = f"audio that is decoded in {memory_bytes >> 20} MiB"
                 error = unusable(name, limit, "more", "Split the file")
