@@ -92,7 +92,8 @@ def _failed(error: Exception, parser: argparse.ArgumentParser) -> int:
     package = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     extra = doctor.EXTRAS.get(package.partition(".")[0])
     if is_out_of_memory(error):
-        text += f"enough memory, got {str(error).strip() or type(error).__name__}. Give it more."
+        got = str(error).strip() or type(error).__name__
+        text += f"enough memory, got {got.splitlines()[-1].rstrip('.')}. Free some, or allow more."
     elif isinstance(error, FairseqOpenVINOError):
         code, text = error.exit_code, spelled(error, parser)
     elif extra is not None:
