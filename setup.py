@@ -46,7 +46,7 @@ setup(
             "PyYAML",
         ],
         "media": ["av"],  # FFmpeg, for what libsndfile refuses
-        "ray": ["ray[data,serve]>=2.60"],
+        "ray": ["ray[data,serve]>=2.60,<2.64"],  # jobs.ray says why not later
         "whisper": ["tokenizers"],
         "whisper-export": [
             "torch>=2.10",
