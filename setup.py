@@ -47,7 +47,7 @@ setup(
         ],
         "media": ["av"],  # FFmpeg, for what libsndfile refuses
         "server": ["starlette", "uvicorn", "python-multipart"],
-        "ray": ["ray[data,serve]>=2.60"],
+        "ray": ["ray[data,serve]>=2.60,<2.64"],  # jobs.ray says why not later
         "whisper": ["tokenizers"],
         "whisper-export": [
             "torch>=2.10",
