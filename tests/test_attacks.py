@@ -29,7 +29,7 @@ from fairseq_openvino.speech import audio
 from fairseq_openvino.speech.isolation import Pool
 
 RATE_HZ = 16_000
-MALFORMED = Path(__file__).parent / "malformed"
+MALFORMED = Path(__file__).parent / "malformed" / "audio"
 """Mutants that once were worse than an error."""
 MAX_SECONDS, MAX_BYTES = 5.0, 64 << 20
 SPEECH = speech(0.5)

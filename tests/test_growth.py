@@ -19,7 +19,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 def memory(kept: ExitStack) -> None:
-    kept.callback(bytearray(b"x" * (1 << 19)).clear)
+    kept.callback(bytearray(b"x" * (6 << 20)).clear)  # 120 MiB between the medians
 
 
 def descriptor(kept: ExitStack) -> None:

@@ -86,7 +86,17 @@ for (name,) in names:
     except ModuleNotFoundError as error:
         print(name, error.name.partition(".")[0])
 """
-NEEDING = {"checkpoint", "compat", "export", "measure", "models", "plugin", "quantize", "tasks"}
+NEEDING = {
+    "checkpoint",
+    "compat",
+    "export",
+    "measure",
+    "models",
+    "plugin",
+    "quantize",
+    "server",
+    "tasks",
+}
 """Rooms with files that no runtime needs. All others can be imported without any extra."""
 
 
