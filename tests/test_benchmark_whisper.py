@@ -69,6 +69,7 @@ def by_case(results: Results, engine: str) -> list[Row]:
     return [row for row in results.rows if row.engine == engine]
 
 
+@pytest.mark.soak
 def test_every_hypothesis_has_the_tokens_asked_for(results: Results) -> None:
     for name in ("transformers-f32", "ours-f32", "ours-int8"):
         for row, clips in zip(by_case(results, name), (1, 1, 8), strict=True):
@@ -77,6 +78,7 @@ def test_every_hypothesis_has_the_tokens_asked_for(results: Results) -> None:
             assert row.audio_seconds == 8.0 * clips
 
 
+@pytest.mark.soak
 def test_the_text_depends_on_the_audio_but_not_on_the_batch(results: Results) -> None:
     single, _, batch = by_case(results, "ours-f32")
     assert batch.texts[:1] == single.texts
@@ -84,6 +86,7 @@ def test_the_text_depends_on_the_audio_but_not_on_the_batch(results: Results) ->
     assert batch.same_as(by_case(results, "transformers-f32")[2]) == 1
 
 
+@pytest.mark.soak
 def test_loading_is_measured_twice_and_a_missing_program_says_so(results: Results) -> None:
     ours = by_case(results, "ours-f32")[0]
     assert ours.cold_seconds and ours.load_seconds
@@ -93,6 +96,7 @@ def test_loading_is_measured_twice_and_a_missing_program_says_so(results: Result
     assert table.count("| `absent` | failed: not started: ") == 4  # three cases, and loads
 
 
+@pytest.mark.soak
 def test_another_program_is_measured_as_it_is(results: Results) -> None:
     row = by_case(results, "scribe")[2]
     assert (row.cold_seconds, row.load_seconds) == (0.75, 0.75)  # and two tokens
@@ -115,6 +119,7 @@ def test_other_programs_alone_get_a_model_too(
     assert list(tmp_path.glob("whisper-work/whisper-tiny-*/checkpoint/model.safetensors"))
 
 
+@pytest.mark.soak
 def test_files_hold_everything_and_no_paths(
     run: tuple[Results, BenchmarkOptions], tmp_path: Path
 ) -> None:
@@ -129,6 +134,7 @@ def test_files_hold_everything_and_no_paths(
     assert str(options.output) not in json.dumps([measured, content["options"]])
 
 
+@pytest.mark.soak
 def test_a_second_run_makes_nothing_anew(
     run: tuple[Results, BenchmarkOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:

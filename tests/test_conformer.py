@@ -215,6 +215,7 @@ def leaky(shared: Shared) -> Path:
     return shared("leaky", lambda at: checkpoint(at, "s2t_conformer", 20.0, 5, **RELATIVE))
 
 
+@pytest.mark.soak
 def test_padding_leaks_as_in_fairseq_and_not_in_transcribe(leaky: Path, cache_dir: Path) -> None:
     flags = ("--beam", "5", "--nbest", "2", "--max-len-b", "12")
     alone = generate(leaky, *flags, "--batch-size", "1")

@@ -30,7 +30,11 @@ def test_hypotheses_are_identical(
     assert_identical(*generate_both(tiny, cache_dir, *flags))
 
 
-@pytest.mark.parametrize("beam", [("1", "1"), ("5", "5")], ids=["greedy", "beam5-nbest5"])
+@pytest.mark.parametrize(
+    "beam",
+    [pytest.param(("1", "1"), marks=pytest.mark.soak), ("5", "5")],
+    ids=["greedy", "beam5-nbest5"],
+)
 def test_hypotheses_on_the_shipped_test_set_are_identical(
     cache_dir: Path, beam: tuple[str, str]
 ) -> None:

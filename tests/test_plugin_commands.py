@@ -77,6 +77,7 @@ def test_several_processes_share_one_export(tiny: Path, tmp_path: Path) -> None:
     assert is_bundle(bundle) and not list(bundle.glob("*.onnx"))
 
 
+@pytest.mark.soak
 def test_user_dir_resolves_by_bare_name_from_site_packages(
     tiny: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:

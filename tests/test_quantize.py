@@ -150,7 +150,8 @@ def test_a_quantized_bundle_runs_at_every_precision(int8: Result, precision: str
     assert sum(a.text == b.text for a, b in zip(expected, found, strict=True)) >= 18
 
 
-@pytest.mark.parametrize("mode", [pytest.param(MIXED, marks=pytest.mark.soak), INT8_WEIGHTS])
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", [MIXED, INT8_WEIGHTS])
 def test_the_other_modes(source: Bundle, work: Path, tmp_path: Path, mode: str) -> None:
     options = Options(
         mode, validation_size=10, accept_uncertain=True, alphas=(0.5,), work_dir=work, **QUICK,

@@ -116,6 +116,7 @@ def test_two_runs_that_agree_pass(
     assert "identical n-best lists: 2 of 2\nlargest score" in printed.out and not printed.err
 
 
+@pytest.mark.soak
 def test_one_unreadable_clip_does_not_hide_the_others(
     tiny: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture
 ) -> None:
