@@ -93,6 +93,14 @@ def test_prompt_task_and_length_equal_transformers(multilingual: Pair) -> None:
         assert len(transcript.hypotheses[0][1].tokens) <= 20
 
 
+def test_an_english_model_has_no_language_to_detect(pairs: Callable[[str], Pair]) -> None:
+    english = pairs("english")
+    options = {"prompt": "Mr. Quilter", "max_tokens": 20}
+    found = english.model.transcribe_clips(english.clips[:2], multilingual=True, **options)
+    wanted = english.model.transcribe_clips(english.clips[:2], **options)
+    assert [(each.text, each.language) for each in found] == [(each.text, "en") for each in wanted]
+
+
 def test_prompt_goes_before_every_window(multilingual: Pair) -> None:
     import torch
 

@@ -148,7 +148,7 @@ class Answers:
         """One window of each job; temperatures and numbers of tokens before the text are equal."""
         questions = [job.question for job in jobs if isinstance(job.question, Window)]
         memory = self._memory(jobs)
-        if self.options.multilingual and not questions[0].attempt:
+        if self.options.multilingual and self.config.languages and not questions[0].attempt:
             for job in jobs:
                 job.language = None
         temperature = questions[0].temperature

@@ -103,7 +103,7 @@ class WhisperOptions:
     language_windows: int = 1
     """Windows with speech that vote on the language of a recording."""
     multilingual: bool = False
-    """Detect the language of each window anew."""
+    """Detect the language of each window anew; nothing to an English-only model."""
     chunked: bool = False
     """Cut recordings at silences into pieces that are decoded together, none with the text before
     it: faster, slightly less accurate."""
