@@ -36,6 +36,8 @@ KERNELS = "128"
 before it is reached, as nearly every utterance has a length of its own."""
 MAX_IDLE = 16
 """Requests of a variant that wait to be used again; a new one takes about a millisecond."""
+TRIM_LEASES = 256
+"""Leases after which freed memory goes back to the system: of many lengths, it breaks into pieces."""
 INT8_BF16 = "int8-bf16"
 """A variant's precision that `fast` may choose: 8-bit weights, everything else in bf16."""
 
@@ -103,6 +105,7 @@ class Engine:
         self._core = ov.Core()
         self._lock = threading.Lock()
         self._compiled: dict[Variant, ov.CompiledModel] = {}
+        self._leases = 0
         self._unused: set[Variant] = set()
         self._idle: dict[Variant, deque[ov.InferRequest]] = defaultdict(lambda: deque((), MAX_IDLE))
 
@@ -127,6 +130,9 @@ class Engine:
         `rewrite.append_head` leaves it.
         """
         with self._lock:
+            self._leases += 1
+            if self._leases % TRIM_LEASES == 0:
+                machine.trim()
             idle = self._idle[variant]
             if variant not in self._compiled:
                 self._compiled[variant] = self._compile(variant)
