@@ -50,6 +50,20 @@ def test_nothing_is_sent_without_consent(mini_bundle: Path, tmp_path: Path) -> N
     assert before > 2 and after == 0
 
 
+def test_onnxruntime_leaves_no_identifier(mini_bundle: Path, tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        from fairseq_openvino.bundle import open_bundle
+        from fairseq_openvino.measure.engines.onnx import onnxruntime_model
+        onnxruntime_model(open_bundle(sys.argv[1]), 1)
+        """
+    subprocess.run(
+        [sys.executable, "-c", code, str(mini_bundle)], check=True,
+        env=child_environment(HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path)),
+    )  # fmt: skip
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
+
+
 @pytest.mark.parametrize(("answer", "heard"), [("1", True), ("0", False), (None, False)])
 def test_who_has_agreed_is_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str | None, heard: bool

@@ -1,19 +1,26 @@
-"""OpenVINO's tools report nothing unless the user has said so.
+"""OpenVINO's tools and onnxruntime report nothing unless the user has said so.
 
 `convert_model` and NNCF send events to Google Analytics unless the user has opted out, each from a
 process forked for it that waits up to 3 s for the network (openvino_telemetry 2025.2: `main.py:init`
-with `enable_opt_in_dialog=False`, `backend_ga4.py:send`): most of the time of a small export.
+with `enable_opt_in_dialog=False`, `backend_ga4.py:send`): most of the time of a small export. onnxruntime
+1.32 keeps an identifier of the machine and sends events to Microsoft, unless a variable says otherwise
+when it is imported (its `Privacy.md`).
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
 
 @cache
 def require_consent() -> None:
-    """Take no answer for a no, in this process; `opt_in_out --opt_in` is an answer."""
+    """Take no answer for a no, in this process; `opt_in_out --opt_in` is one, and `ORT_DISABLE_TELEMETRY`.
+
+    To be called before onnxruntime is imported.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
     except ImportError:

@@ -150,6 +150,9 @@ class StatelessSession(GraphSession):
 
 def onnxruntime_model(bundle: Bundle, threads: int) -> GraphModel:
     """Both graphs under onnxruntime, f32."""
+    from fairseq_openvino.compat.telemetry import require_consent
+
+    require_consent()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
