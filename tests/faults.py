@@ -144,7 +144,7 @@ def _become(run: Callable[[], int], fault: Fault, root: Path, said: Path, report
     faulthandler.enable()
     if fault.memory_bytes:  # native code may wait for ever
         faulthandler.dump_traceback_later(HANG_SECONDS - 5)
-    real, write = io.open, report.write_text
+    real, part = io.open, report.with_suffix(".part")
     calls = Calls(fault, root)
     calls.install()
     if fault.memory_bytes:
@@ -166,7 +166,8 @@ def _become(run: Callable[[], int], fault: Fault, root: Path, said: Path, report
     opened = [os.readlink(name) for name in names if os.path.islink(name)]
     outcome["left_open"] = [name for name in opened if name.startswith(f"{root}/work")]
     outcome["calls"] = calls.made
-    write(json.dumps(outcome))
+    part.write_text(json.dumps(outcome))
+    os.replace(part, report)  # a clock may kill us even here
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
