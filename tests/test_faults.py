@@ -301,7 +301,10 @@ def test_little_memory(nursery: Nursery, name: str) -> None:
             assert where is not None, story
             ends.append(f"{size} MB: native code, signal {outcome.signal}: {where[0]}")
         else:
-            assert not outcome.raised and outcome.exit_code in (EXIT_OK, EXIT_ENVIRONMENT), story
+            exits = [EXIT_OK, EXIT_ENVIRONMENT]
+            if "IR" in outcome.said and "FAILED" in outcome.said:
+                exits.append(EXIT_MODEL)  # a library computed nonsense, and the parity gate saw it
+            assert not outcome.raised and outcome.exit_code in exits, story
             assert outcome.exit_code == EXIT_OK or "error: " in outcome.said, story
             ends.append(f"{size} MB: exit {outcome.exit_code}")
         assert outcome.exit_code != EXIT_OK or done == command.total, story
