@@ -31,7 +31,7 @@ _ = ov.Tensor(np.zeros(1, np.float32)).data
 
 DYNAMIC_QUANTIZATION_GROUP = "32"
 """Activations that share a scale under int8."""
-KERNELS = "128"
+KERNELS = "512"
 """Of a kind that a graph keeps for shapes it has seen; the CPU plugin's default, 5000, takes hundreds of MB
 before it is reached, as nearly every utterance has a length of its own."""
 MAX_IDLE = 16
