@@ -27,6 +27,9 @@ from fairseq_openvino.jobs.transcribe import Transcribe
 from fairseq_openvino.jobs.work import LANES
 from fairseq_openvino.jobs.worker import Worker
 
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # background shells ignore it, and so do children
 on_ray = pytest.mark.skipif(find_spec("ray") is None, reason="make test-ray")
 SCALE = ROOT / "examples" / "scale"
 BATCH_SIZE, CLIPS = 4, 100
