@@ -34,7 +34,7 @@ DYNAMIC_QUANTIZATION_GROUP = "32"
 KERNELS = "128"
 """Of a kind that a graph keeps for shapes it has seen, as nearly every utterance has a length of its own.
 With 512 the shipped S2T model grows from 640 to 980 MB over 10,000 utterances, with the CPU plugin's default
-of 5000 further; with 128 it stays at 440 MB, and is up to 9 % slower where the same lengths come again."""
+of 5000 further; with 128 it stays below 460 MB, and is up to 9 % slower where the same lengths come again."""
 MAX_IDLE = 16
 """Requests of a variant that wait to be used again; a new one takes about a millisecond."""
 TRIM_LEASES = 256
