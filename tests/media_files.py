@@ -81,9 +81,31 @@ def ogg_page(number: int, granule: int, flags: int, packets: list[bytes]) -> byt
     """A page of packets that are shorter than 255 bytes."""
     sizes = bytes(map(len, packets))
     head = struct.pack("<4sBBqII", b"OggS", 0, flags, granule, 1, number)
-    page = head + bytes(4) + bytes([len(sizes)]) + sizes + b"".join(packets)
+    return ogg_checked(head + bytes(4) + bytes([len(sizes)]) + sizes + b"".join(packets))
+
+
+def ogg_checked(page: bytes) -> bytes:
+    """A page whose checksum holds."""
+    page = page[:22] + bytes(4) + page[26:]
     crc = zlib.crc32(page.translate(BITS_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
     return page[:22] + crc.to_bytes(4, "big").translate(BITS_REVERSED) + page[26:]
+
+
+def ogg_pages(content: bytes) -> list[bytes]:
+    """An Ogg file in its pages."""
+    found, at = [], 0
+    while at < len(content):
+        body = at + 27 + content[at + 26]
+        end = body + sum(content[at + 27 : body])
+        found.append(content[at:end])
+        at = end
+    return found
+
+
+def numbered(content: bytes, serial: int = 1) -> bytes:
+    """An Ogg file whose stream has this number; libsndfile takes another in every call."""
+    number = serial.to_bytes(4, "little")
+    return b"".join(ogg_checked(page[:14] + number + page[18:]) for page in ogg_pages(content))
 
 
 def opus_silence(hours: int) -> bytes:

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import soundfile
 from growth import Cost
-from media_files import encoded, flac_silence, opus_silence
-from test_damage import pages, speech
+from media_files import encoded, flac_silence, numbered, ogg_pages, opus_silence
+from test_damage import speech
 
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import audio
@@ -92,7 +92,7 @@ def floats(value: float, kind: str = "<f4") -> bytes:
 def sound(form: str, subtype: str | None = None, rate_hz: int = RATE_HZ) -> bytes:
     file = BytesIO()
     soundfile.write(file, SPEECH, rate_hz, subtype, format=form)
-    return file.getvalue()
+    return numbered(file.getvalue(), rate_hz) if form == "OGG" else file.getvalue()
 
 
 @cache
@@ -131,12 +131,12 @@ def two_streams(*, in_turns: bool) -> bytes:
     first, second = sound("OGG", "VORBIS"), sound("OGG", "VORBIS", 44_100)
     if not in_turns:
         return first + second
-    both = zip(pages(first), pages(second), strict=False)
+    both = zip(ogg_pages(first), ogg_pages(second), strict=False)
     return b"".join(page for pair in both for page in pair)
 
 
 def ogg_page_lost() -> bytes:
-    found = pages(sound("OGG", "VORBIS"))
+    found = ogg_pages(sound("OGG", "VORBIS"))
     return b"".join([*found[:-1], found[-1][:22] + b"lies" + found[-1][26:]])
 
 
