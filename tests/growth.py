@@ -16,7 +16,7 @@ MAX_BYTES = 100 << 20
 PAGE_BYTES, TICKS_HZ = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Held:
     """What this process holds, or it and all below it."""
 

@@ -37,7 +37,7 @@ With 512 the shipped S2T model grows from 640 to 980 MB over 10,000 utterances, 
 of 5000 further; with 128 it stays below 460 MB, and is up to 9 % slower where the same lengths come again."""
 MAX_IDLE = 16
 """Requests of a variant that wait to be used again; a new one takes about a millisecond."""
-TRIM_LEASES = 256
+TRIM_LEASES = 64
 """Leases after which freed memory goes back to the system: of many lengths, it breaks into pieces."""
 INT8_BF16 = "int8-bf16"
 """A variant's precision that `fast` may choose: 8-bit weights, everything else in bf16."""
