@@ -40,7 +40,8 @@ WARM = (
     "torch", "torch.fx.experimental.symbolic_shapes", "onnx", "onnxruntime", "openvino", "fairseq",
     "fairseq_openvino.cli", "fairseq_openvino.loading", "fairseq_openvino.metrics",
     "fairseq_openvino.export.fairseq", "fairseq_openvino.export.procedure",
-    "fairseq_openvino.quantize.procedure", "sacrebleu", "soundfile", "sentencepiece", "scipy.fft",
+    "fairseq_openvino.quantize.procedure", "nncf.torch", "nncf.openvino.quantization.quantize_model",
+    "sacrebleu", "soundfile", "sentencepiece", "scipy.fft",
 )  # fmt: skip
 COMMANDS = "fairseq_openvino.cli:main"
 MANY_SECONDS, HANG_SECONDS = 600.0, 60.0
@@ -99,6 +100,10 @@ class Nursery:
 
 def _serve(root: Path, entry: str, modules: Sequence[str]) -> None:
     """Answer requests until standard input ends."""
+    if entry == COMMANDS:
+        from fairseq_openvino.compat.telemetry import require_consent
+
+        require_consent()  # as commands do before these imports
     for name in modules:
         importlib.import_module(name)
     module, _, function = entry.partition(":")
