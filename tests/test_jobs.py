@@ -663,6 +663,29 @@ def test_a_manifest_names_its_outputs(
     assert "in --retry-failed: expected --job too, got it alone" in error
 
 
+def test_what_is_lost_after_the_end_is_made_again(
+    mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outputs, results and journals; outputs are kept out of the job's own directory."""
+    inputs, job, output = clips(tmp_path / "clips", 2), tmp_path / "job", tmp_path / "o"
+    line = words(mini_bundle, job, inputs, "--output-dir", output)
+    assert cli.main(line) == 0
+    whole = everything(job, output)
+    for lost in (
+        [*output.iterdir()],
+        [job / jobs.RESULTS],
+        [*output.iterdir(), *job.glob("journals/*")],
+    ):
+        for path in lost:
+            path.unlink()
+        assert cli.main(line) == 0
+        assert everything(job, output) == whole
+    for inside in (job, job / "o", tmp_path / "o" / ".." / "job"):
+        assert cli.main([*line[:-1], str(inside)]) == 2
+        assert "in --output-dir: expected a directory outside of --job" in capsys.readouterr().err
+    assert not (job / "o").exists()
+
+
 def test_a_file_that_failed_is_decoded_in_its_batch_again(
     mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

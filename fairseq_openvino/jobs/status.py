@@ -50,6 +50,11 @@ class Status:
         """Inputs that are to be decoded."""
         return self.inputs - self.skipped
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is merged, and no record has been lost since."""
+        return self.merged and self.batches_done == self.batches
+
 
 def status(job: Job) -> Status:
     """Of now."""
