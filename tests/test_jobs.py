@@ -28,7 +28,7 @@ from fairseq_openvino.errors import ModelError, OptionError, StorageError
 from fairseq_openvino.jobs import job as jobs
 from fairseq_openvino.jobs.answers import Answers
 from fairseq_openvino.jobs.index import Index
-from fairseq_openvino.jobs.leases import Identity, Lease, Watch, sign_on
+from fairseq_openvino.jobs.leases import Identity, Lease, Leases, Watch, holder, sign_on
 from fairseq_openvino.jobs.plan import Input, Plan
 from fairseq_openvino.jobs.status import status
 from fairseq_openvino.jobs.work import work
@@ -351,7 +351,7 @@ def test_clocks_of_others_do_not_matter(tmp_path: Path) -> None:
     """A foreign worker lives while its heartbeat changes, whatever time it states, and no longer."""
     foreign = replace(Identity.mine(), machine="another", pid=1, started="1")
     worker, lease = sign_on(tmp_path, "w", foreign), tmp_path / "0.0"
-    lease.write_text("w")
+    lease.symlink_to("w")
     watch = Watch(tmp_path, lease_seconds=0.2)
     for stamp in (0, 10**19, 10**18, 5, 10**18 + 1):
         os.utime(worker, ns=(stamp, stamp))
@@ -369,7 +369,7 @@ def test_clocks_of_others_do_not_matter(tmp_path: Path) -> None:
 
 def test_the_dead_are_known_at_once_on_the_same_machine(tmp_path: Path) -> None:
     lease, watch = tmp_path / "0.0", Watch(tmp_path, lease_seconds=60.0)
-    lease.write_text("w")
+    lease.symlink_to("w")
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         started = (
@@ -388,11 +388,29 @@ def test_the_dead_are_known_at_once_on_the_same_machine(tmp_path: Path) -> None:
     finally:
         child.kill()
         child.communicate()
-    lease.write_text("")  # killed between creating and writing it
-    watch = Watch(tmp_path, lease_seconds=0.05)
-    assert not watch.is_free(lease, "me")
-    time.sleep(0.06)
-    assert watch.is_free(lease, "me")
+
+
+def test_a_lease_is_there_with_its_holder_or_not_at_all(tmp_path: Path) -> None:
+    """One that has no holder would be waited for, or taken from who is about to write it."""
+    leases, names, taken, is_over = Leases(tmp_path), [f"w{i}" for i in range(4)], [], False
+
+    def take(name: str) -> None:
+        taken.extend(batch for batch in range(500) if leases.take(Lease(batch, 0), name))
+
+    def look() -> None:
+        while not is_over:
+            seen.update(holder(leases.path(Lease(b, e))) for b, e in leases.highest().items())
+
+    seen = set[str | None]()
+    threads = [threading.Thread(target=take, args=(name,)) for name in names]
+    watching = threading.Thread(target=look)
+    for thread in (watching, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    is_over = True
+    watching.join()
+    assert sorted(taken) == list(range(500)) and seen <= {*names}
 
 
 @pytest.mark.parametrize("times", [4, pytest.param(300, marks=pytest.mark.fault)])
@@ -643,6 +661,29 @@ def test_a_manifest_names_its_outputs(
     error = capsys.readouterr().err
     assert "in --skip-existing: expected --output-dir too, got it alone" in error
     assert "in --retry-failed: expected --job too, got it alone" in error
+
+
+def test_what_is_lost_after_the_end_is_made_again(
+    mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outputs, results and journals; outputs are kept out of the job's own directory."""
+    inputs, job, output = clips(tmp_path / "clips", 2), tmp_path / "job", tmp_path / "o"
+    line = words(mini_bundle, job, inputs, "--output-dir", output)
+    assert cli.main(line) == 0
+    whole = everything(job, output)
+    for lost in (
+        [*output.iterdir()],
+        [job / jobs.RESULTS],
+        [*output.iterdir(), *job.glob("journals/*")],
+    ):
+        for path in lost:
+            path.unlink()
+        assert cli.main(line) == 0
+        assert everything(job, output) == whole
+    for inside in (job, job / "o", tmp_path / "o" / ".." / "job"):
+        assert cli.main([*line[:-1], str(inside)]) == 2
+        assert "in --output-dir: expected a directory outside of --job" in capsys.readouterr().err
+    assert not (job / "o").exists()
 
 
 def test_a_file_that_failed_is_decoded_in_its_batch_again(

@@ -21,7 +21,7 @@ from fairseq_openvino.errors import BundleError, MissingDependencyError, OptionE
 from fairseq_openvino.jobs import job as jobs
 from fairseq_openvino.jobs import ray
 from fairseq_openvino.jobs.index import Index
-from fairseq_openvino.jobs.leases import Lease, identity
+from fairseq_openvino.jobs.leases import Lease, holder, identity
 from fairseq_openvino.jobs.plan import Input, Plan
 from fairseq_openvino.jobs.transcribe import Transcribe
 from fairseq_openvino.jobs.work import LANES
@@ -149,16 +149,13 @@ def test_a_killed_actor_costs_the_batches_it_was_at(run: Run, serial: dict[str, 
     assert who is not None
     os.kill(who.pid, signal.SIGKILL)
     job = jobs.read(run.directory)
-    held = {b for b, e in job.leases.highest().items() if holder(job, Lease(b, e)) == path.name}
+    leases = {b: job.leases.path(Lease(b, e)) for b, e in job.leases.highest().items()}
+    held = {batch for batch, lease in leases.items() if holder(lease) == path.name}
     code, text = ended(process)
     assert code == 1 and run.bytes == serial, text
     anew = {b for b, entry in run.index().batches.items() if entry.epoch}
     assert anew <= held and len(anew) <= LANES
     assert len(run.index().paces) == 3, "the actor was started again"
-
-
-def holder(job: jobs.Job, lease: Lease) -> str:
-    return job.leases.path(lease).read_text()
 
 
 @on_ray

@@ -95,6 +95,9 @@ def transcribe_job(
     inputs = [Input.of(path, name or Path(path).stem) for path, name in named]
     documents = None
     if arguments.output_dir is not None:
+        if arguments.output_dir.resolve().is_relative_to(arguments.job.resolve()):
+            expected = "a directory outside of --job"
+            raise invalid("Transcribing", "output_dir", expected, arguments.output_dir)
         writable_directory(arguments.output_dir)
         found = stems([(each.path, name) for each, (_, name) in zip(inputs, named, strict=True)])
         documents = Documents(tuple(formats), arguments.output_dir, found)
@@ -125,16 +128,15 @@ def finish(
     address: str | None = None,
 ) -> None:
     """Work until the job is merged, by us or others, or by the actors of the Ray cluster at an address."""
-    is_done = job.results.exists() and not retry_failed
-    while not is_done:
-        now = status(job)
+    while not (now := status(job)).is_complete or retry_failed:
         with JobBar(now.done, now.total) as bar:
             for records in _decoded(job, transcribe, retry_failed, address):
                 bar.take(records)
                 for record in records:
                     if documents is not None:
                         documents.write(record)
-        retry_failed, is_done = False, job.merge()
+        job.merge()
+        retry_failed = False
 
 
 def _decoded(

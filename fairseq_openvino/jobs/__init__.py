@@ -6,7 +6,7 @@ A job is a directory that several processes, on machines that share it, work in 
 |----------------------------|-------------------------------------------------------------------------|
 | `job.json`, `inputs.jsonl` | the plan: written once, whole; the first again if failed inputs are repaired |
 | `workers/<worker>`         | who a worker is; touched each second while it lives                     |
-| `leases/<batch>.<epoch>`   | names the worker that decodes a batch; the highest epoch counts         |
+| `leases/<batch>.<epoch>`   | links to who decodes a batch: a name; the highest epoch counts          |
 | `journals/<worker>.jsonl`  | what it has finished, see `journal`                                     |
 | `results.jsonl`            | a line an input, or channel, in their order; once all is done           |
 

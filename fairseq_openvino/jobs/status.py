@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from fairseq_openvino.jobs.index import Index
 from fairseq_openvino.jobs.job import Job
-from fairseq_openvino.jobs.leases import Lease, identity
+from fairseq_openvino.jobs.leases import Lease, holder, identity
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,11 @@ class Status:
         """Inputs that are to be decoded."""
         return self.inputs - self.skipped
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is merged, and no record has been lost since."""
+        return self.merged and self.batches_done == self.batches
+
 
 def status(job: Job) -> Status:
     """Of now."""
@@ -79,9 +83,9 @@ def _workers(job: Job, held: dict[int, int]) -> tuple[WorkerStatus, ...]:
 
     Of the dead only those whose batches nobody has taken over yet.
     """
-    holds: dict[str, list[int]] = {}
+    holds: dict[str | None, list[int]] = {}
     for batch, epoch in sorted(held.items()):
-        holds.setdefault(_text(job.leases.path(Lease(batch, epoch))), []).append(batch)
+        holds.setdefault(holder(job.leases.path(Lease(batch, epoch))), []).append(batch)
     found = []
     for path in sorted(job.workers.glob("[!.]*")):
         who = identity(path)
@@ -91,10 +95,3 @@ def _workers(job: Job, held: dict[int, int]) -> tuple[WorkerStatus, ...]:
             if who is not None and (mine or not who.is_dead()):
                 found.append(WorkerStatus(path.name, who.host, who.is_dead(), silent, mine))
     return tuple(found)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "replace")
-    except OSError:
-        return ""
