@@ -95,6 +95,12 @@ def probe_unsafe_checkpoint(root: Path):
         assert not list(root.glob("canary-*"))
 
 
+def probe_literal_options(root: Path):
+    from fairseq.utils import eval_str_list
+
+    eval_str_list(f"__import__('os').rmdir({str(root / 'missing')!r})")
+
+
 def probe_audio_formats(root: Path):
     from fairseq.data.audio import speech_to_text_dataset
     from fairseq.tasks import speech_to_text

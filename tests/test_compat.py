@@ -20,7 +20,8 @@ import soundfile
 from shim_probes import RATE_HZ, write_corpus
 
 from fairseq_openvino.compat import shims as compat
-from fairseq_openvino.errors import OptionError
+from fairseq_openvino.compat.literals import literal
+from fairseq_openvino.errors import OptionError, UnsafeCheckpointError
 
 pytest.importorskip("fairseq")
 
@@ -107,6 +108,37 @@ def test_code_in_a_checkpoint_is_refused_with_its_name(repaired):
     message = repaired["probe_unsafe_checkpoint"]
     assert message.startswith("UnsafeCheckpointError")
     assert "posix.mkdir" in message
+
+
+def test_code_in_an_option_of_a_checkpoint_is_not_run(plain, repaired):
+    assert plain["probe_literal_options"].startswith("FileNotFoundError")
+    assert repaired["probe_literal_options"].startswith("UnsafeCheckpointError")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] * 2", "(0.9, 0.98)", " [[64, 3]] * 2 ",
+        "{'a': [1, -2.5], 'b': None}", "2 * [True]", "1e-8", "'a' + 'b'",
+    ],
+)  # fmt: skip
+def test_options_mean_what_eval_makes_of_them(text):
+    assert literal(text) == eval(text.strip())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "print()", "a", "(1).real", "[x for x in ()]", "lambda: 1", "f'{1}'", "9 ** 9", "[0] * 10 ** 9",
+        "[0] * 1000000000", "3 * (2 * ('x' * 99999))", "[1] * [1]", "", "(" * 500, "-" * 5000 + "1",
+        "1+" * 5000 + "1", "\0",
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_options_that_are_more_than_literals_are_refused(text):
+    with pytest.raises(UnsafeCheckpointError, match="Reading an option of Fairseq") as raised:
+        literal(text)
+    assert len(str(raised.value)) < 500
 
 
 def test_audio_formats_are_read_only_with_the_shim(plain, repaired):

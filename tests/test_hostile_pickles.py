@@ -30,6 +30,7 @@ from fairseq_openvino.errors import (
     EXIT_UNSAFE,
     CheckpointError,
     FairseqOpenVINOError,
+    UnsafeCheckpointError,
 )
 
 WHISPER = ROOT / "examples" / "covost" / "whisper" / "mini"
@@ -228,21 +229,53 @@ def test_no_door_lets_them_in(door: Callable[[Path], None], place: Path) -> None
         assert not (path.parent / "out").exists(), name
 
 
+CODE = f"__import__('os').mkdir('{CANARY}')"
+"""Of an option that Fairseq gives to `eval`."""
+
+
+def with_code(path: Path) -> None:
+    """The shipped model, whose decoder would run it."""
+    state = load_checkpoint(MINI / "checkpoint.pt")
+    state["cfg"]["model"].adaptive_softmax_cutoff = CODE
+    torch.save(state, path)
+
+
+def test_options_run_no_code(place: Path) -> None:
+    with_code(place / "evil.pt")
+    with pytest.raises(UnsafeCheckpointError, match="an option of Fairseq .*__import__"):
+        door_of_fairseq(place / "evil.pt")
+    assert not (place / CANARY).exists() and not (place / "out").exists()
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_fairseq_generate_refuses_them(attack: str, place: Path) -> None:
     (place / "evil.pt").write_bytes(ATTACKS[attack]())
+    for flags in ([], ["--ov-engine", "--ov-cache-dir", str(place / "cache")]):
+        found = generated(*flags)
+        assert found.returncode in (EXIT_UNSAFE, EXIT_MODEL), found.stderr[-2000:]
+        assert "error: Loading a checkpoint" in found.stderr
+        assert not (place / CANARY).exists()
+
+
+def generated(*flags: str) -> subprocess.CompletedProcess[str]:
+    """`fairseq-generate` with evil.pt."""
     command = [
         str(Path(sys.executable).parent / "fairseq-generate"), str(MINI), "--config-yaml",
         "config_st_en_de.yaml", "--gen-subset", "test_st_en_de", "--task", "speech_to_text",
-        "--path", "evil.pt", "--user-dir", str(PACKAGE),
+        "--path", "evil.pt", "--user-dir", str(PACKAGE), *flags,
     ]  # fmt: skip
+    return subprocess.run(
+        command, env=child_environment(), capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.fault
+def test_fairseq_generate_runs_no_code_of_options(place: Path) -> None:
+    with_code(place / "evil.pt")
     for flags in ([], ["--ov-engine", "--ov-cache-dir", str(place / "cache")]):
-        found = subprocess.run(
-            [*command, *flags], env=child_environment(), capture_output=True, text=True, timeout=120
-        )
-        assert found.returncode in (EXIT_UNSAFE, EXIT_MODEL), found.stderr[-2000:]
-        assert "error: Loading a checkpoint" in found.stderr
+        found = generated(*flags)
+        assert found.returncode == EXIT_UNSAFE and "an option of Fairseq" in found.stderr
         assert not (place / CANARY).exists()
 
 

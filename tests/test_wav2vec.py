@@ -14,7 +14,12 @@ from conftest import Shared
 from test_xm_transformer import WAV2VEC
 
 from fairseq_openvino import cli, load_model
-from fairseq_openvino.errors import ArchitectureError, CheckpointError, ModelError
+from fairseq_openvino.errors import (
+    ArchitectureError,
+    CheckpointError,
+    ModelError,
+    UnsafeCheckpointError,
+)
 from fairseq_openvino.export.fairseq import ARCHITECTURES, export_checkpoint
 from fairseq_openvino.export.fairseq.checkpoint import load
 from fairseq_openvino.export.fairseq.task import data_directory
@@ -137,6 +142,18 @@ def assert_greedy(path: Path, bundle: Path) -> None:
             words = each.segments[0].words
             assert [word.word.strip() for word in words] == each.text.split()
             assert all(0 <= word.start < word.end <= each.seconds for word in words)
+
+
+@pytest.mark.fault
+def test_convolutions_that_would_run_code_are_refused(tmp_path: Path) -> None:
+    path, canary = checkpoint(tmp_path), tmp_path / "canary"
+    state = torch.load(path, weights_only=False)
+    code = f"__import__('os').mkdir({str(canary)!r})"
+    state["cfg"]["model"]["w2v_args"]["model"]["conv_feature_layers"] = code
+    torch.save(state, path)
+    with pytest.raises(UnsafeCheckpointError, match="an option of Fairseq"):
+        export_checkpoint(path, data_directory(tmp_path, ""), tmp_path / "out")
+    assert not canary.exists()
 
 
 @pytest.mark.soak

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_openvino.checkpoint import load_checkpoint
-from fairseq_openvino.compat import hub
+from fairseq_openvino.compat import hub, literals
 from fairseq_openvino.compat import speech as compat_speech
 from fairseq_openvino.errors import OptionError
 
@@ -246,6 +246,7 @@ def levenshtein(left: Iterable[Hashable], right: Iterable[Hashable]) -> int:
 
 SHIMS: tuple[Callable[[], str | None], ...] = (
     checkpoint_loading,
+    literals.literal_options,
     compat_speech.audio_reading,
     compat_speech.audio_root,
     compat_speech.sample_rate_guard,

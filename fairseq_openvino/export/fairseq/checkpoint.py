@@ -18,6 +18,7 @@ from fairseq_openvino.errors import (
     CheckpointError,
     MissingDependencyError,
     ModelError,
+    UnsafeCheckpointError,
     failure,
 )
 from fairseq_openvino.export.fairseq.architecture import Architecture
@@ -86,6 +87,7 @@ def load(
 
     Raises:
         CheckpointError: the file is missing, damaged, or its weights and arguments make no model.
+        UnsafeCheckpointError: file or arguments would run code.
         ArchitectureError: the model is of another name; nothing else is looked at.
         ModelError: vocabulary or feature size do not fit the weights.
     """
@@ -202,6 +204,8 @@ def _build(
     vars(arguments).update(dict.fromkeys(PRETRAINING))
     try:
         return setup(data, arguments).build_model(arguments, from_checkpoint=True)
+    except UnsafeCheckpointError:
+        raise
     except Exception as error:  # a model may trip over its arguments anywhere
         got = f"{type(error).__name__}: {error}"
         raise _fail(checkpoint, f"model arguments that build {name}", got) from error
