@@ -189,10 +189,10 @@ def plan(files: int = 20, batch_size: int = 3, **options: Any) -> Plan:
     return Plan.of("d1" * 32, {"batch_size": batch_size, "beam": 5, **options}, inputs)
 
 
-def finish(job: jobs.Job, echo: Echo, retry_failed: bool = False, lanes: int = 2) -> bytes:
+def finish(job: jobs.Job, echo: Echo, retry_failed: bool = False) -> bytes:
     """Work until it is merged; the results."""
     with Worker(job, retry_failed) as worker:
-        for _ in work(worker, echo, lanes):  # type: ignore[arg-type]
+        for _ in work(worker, echo):  # type: ignore[arg-type]
             pass
     assert job.merge()
     return job.results.read_bytes()

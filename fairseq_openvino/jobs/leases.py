@@ -30,11 +30,6 @@ class Lease:
     batch: int
     epoch: int
 
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        return f"{self.batch}.{self.epoch}"
-
 
 class Leases:
     """The directory of leases."""
@@ -48,7 +43,7 @@ class Leases:
         Raises:
             StorageError: it could not be written, and is not there.
         """
-        path = self._directory / lease.name
+        path = self.path(lease)
         try:
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -75,13 +70,13 @@ class Leases:
 
     def path(self, lease: Lease) -> Path:
         """Its file."""
-        return self._directory / lease.name
+        return self._directory / f"{lease.batch}.{lease.epoch}"
 
     def remove(self, highest: dict[int, int]) -> None:
         """Those of `highest` and all below; others may have removed them already."""
         for batch, last in highest.items():
             for epoch in range(last + 1):
-                (self._directory / f"{batch}.{epoch}").unlink(missing_ok=True)
+                self.path(Lease(batch, epoch)).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
