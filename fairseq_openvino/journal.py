@@ -32,8 +32,6 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.syncing_seconds = 0.0
-        """Spent waiting for the disk."""
         self._lock = threading.Lock()
         try:
             is_new = not path.exists()
@@ -85,13 +83,11 @@ class Lines:
         with self._lock:
             if not self._is_dirty:
                 return
-            started = time.monotonic()
             try:
                 os.fsync(self._file)
             except OSError as error:
                 raise self._unwritable(error) from error
             self._synced = time.monotonic()
-            self.syncing_seconds += self._synced - started
             self._is_dirty = False
 
     def close(self) -> None:
@@ -120,6 +116,12 @@ class Journal(Lines):
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file, which may be growing; a line that is damaged or not finished is none."""
     return (record for _, _, record in located(path))
+
+
+def record_at(path: Path, begin: int) -> dict[str, Any] | None:
+    """The record whose line begins at this byte; None if it has been damaged since it was found there."""
+    found, _, record = next(located(path, begin), (None, 0, None))
+    return record if found == begin else None
 
 
 def located(path: Path, begin: int = 0) -> Iterator[tuple[int, int, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""This machine and what is installed: cores that may be used, CPU, memory, versions, commit."""
+"""This machine, this process and what is installed: cores, CPU, memory, limits, versions, commit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -161,6 +162,22 @@ def let_go(directory: Path) -> None:
 def _libc() -> Any:
     """The C library of Linux; None elsewhere."""
     return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def limit(**most: int) -> None:
+    """Limit this process for good, as `limit(RLIMIT_CORE=0)`; what it is limited to already stays."""
+    import resource  # which Windows does not have
+
+    for name, wanted in most.items():
+        kind = getattr(resource, name)
+        allowed = resource.getrlimit(kind)[1]
+        value = wanted if allowed == resource.RLIM_INFINITY else min(wanted, allowed)
+        resource.setrlimit(kind, (value, value))
+
+
+def how_ended(code: int) -> str:
+    """What a process's exit code says; below 0 it is the signal that ended it."""
+    return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ def encoded(
     samples: np.ndarray, container: str, codec: str, rate_hz: int = 16_000,
     pause: tuple[int, float] | None = None, video: bool = False, begin: float = 0.0, **options: str,
 ) -> bytes:  # fmt: skip
-    """A file in memory.
+    """A file in memory, the same whenever it is made.
 
     Args:
         samples: shape (samples,) or (samples, channels), float32.
@@ -32,12 +32,14 @@ def encoded(
     file = io.BytesIO()
     packed = samples.reshape(len(samples), -1)
     layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[packed.shape[1]]
+    options = {"fflags": "+bitexact"} | options  # or Matroska has random ids
     with av.open(file, "w", format=container, options=options) as output:
         picture = output.add_stream("mpeg4", rate=25) if video else None
         stream: Any = output.add_stream(codec, rate=rate_hz, layout=layout)
         if picture is not None:
             picture.width = picture.height = 64
-            output.mux(picture.encode(av.VideoFrame(64, 64, "yuv420p")))
+            black = np.zeros((64, 64, 3), np.uint8)
+            output.mux(picture.encode(av.VideoFrame.from_ndarray(black)))
             output.mux(picture.encode(None))
         kind = stream.codec_context.format.name if stream.codec_context.format else "fltp"
         resampler = av.AudioResampler(kind, layout, rate_hz)
@@ -106,6 +108,12 @@ def numbered(content: bytes, serial: int = 1) -> bytes:
     """An Ogg file whose stream has this number; libsndfile takes another in every call."""
     number = serial.to_bytes(4, "little")
     return b"".join(ogg_checked(page[:14] + number + page[18:]) for page in ogg_pages(content))
+
+
+def dateless(content: bytes) -> bytes:
+    """A WAV file of libsndfile's whose chunk PEAK has no date."""
+    at = content.index(b"PEAK") + 12
+    return content[:at] + bytes(4) + content[at + 4 :]
 
 
 def opus_silence(hours: int) -> bytes:

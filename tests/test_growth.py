@@ -46,7 +46,7 @@ def work(_: int) -> None:
 
 
 def test_work_that_keeps_nothing_is_flat() -> None:
-    assert "+0.0" in Growth(10, 10, with_children=True).run(work, 40).check_flat()
+    Growth(10, 10, with_children=True).run(work, 40).check_flat()
 
 
 @pytest.mark.parametrize(

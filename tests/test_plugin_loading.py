@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +129,6 @@ def test_second_run_starts_from_the_cache(tiny: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = generate(tiny, "--ov-engine", "--ov-cache-dir", str(cache), "--max-len-b", "5")
     before = {p: p.stat().st_mtime_ns for p in (cache / "bundles").rglob("*.bin")}
-    started = time.perf_counter()
     second = generate(tiny, "--ov-engine", "--ov-cache-dir", str(cache), "--max-len-b", "5")
-    assert time.perf_counter() - started < 20
     assert before == {p: p.stat().st_mtime_ns for p in (cache / "bundles").rglob("*.bin")}
     assert_identical(first, second)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, 
 from fairseq_openvino.quantize.procedure import Result, quantize_bundle
 from fairseq_openvino.quantize.progress import Progress
 from fairseq_openvino.quantize.yardstick import REFUSED, UNCERTAIN
+from fairseq_openvino.runtime.model import CompiledModel
 
 TEST_SET = MINI / "test_st_en_de.tsv"
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))
@@ -252,17 +252,19 @@ def test_nothing_is_published_if_no_trial_passes(
     assert [trial.passed for trial in raised[0].trials] == [False]
 
 
-def test_few_utterances_prove_nothing(source: Bundle, tmp_path: Path) -> None:
+def test_few_utterances_prove_nothing(
+    source: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Said before anything is decoded."""
+    monkeypatch.delattr(CompiledModel, "encode")
     words = ["quantize", str(source.directory), "--calibration", str(TEST_SET), "--output",
              str(tmp_path / "out"), "--validation-size", "5", "--calibration-size", "2"]  # fmt: skip
-    started = time.monotonic()
     with pytest.raises(QualityError, match=r"5 utterances.*about [0-9,]+ words or more") as told:
         quantize_bundle(source.directory, TEST_SET, tmp_path / "out",
                         Options(validation_size=5, calibration_size=2))  # fmt: skip
     assert "--accept-uncertain" in str(told.value) and not told.value.trials
     assert cli.main(words) == EXIT_PARTIAL
-    assert time.monotonic() - started < 10 and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_yields_nan_fails_the_gate(

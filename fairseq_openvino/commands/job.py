@@ -20,12 +20,11 @@ from fairseq_openvino.jobs.plan import Input, Plan
 from fairseq_openvino.jobs.status import Status, status
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.speech.options import SubtitleOptions
+from fairseq_openvino.speech.writers import JSONL
 from fairseq_openvino.tables import aligned, number
 
 if TYPE_CHECKING:
     from fairseq_openvino.jobs.transcribe import Transcribe
-
-LINES = (jobs.LINES,)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,9 +78,9 @@ def transcribe_job(
     from fairseq_openvino.jobs.transcribe import Transcribe
 
     formats = dict.fromkeys(
-        arguments.format or (LINES if arguments.output_dir is None else ("text",))
+        arguments.format or ((JSONL,) if arguments.output_dir is None else ("text",))
     )
-    if arguments.output_dir is None and {*formats} - {*LINES}:
+    if arguments.output_dir is None and {*formats} - {JSONL}:
         got = ", ".join(formats)
         raise invalid("Transcribing", "format", "jsonl for a job", got, "Give --output-dir")
     engine = given(arguments, EngineOptions)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino.errors import StorageError, failure
-from fairseq_openvino.journal import located
+from fairseq_openvino.journal import located, record_at
 
 BEGIN, BATCH, ANSWER = "begin", "batch", "answer"
 """Kinds of records: a worker has signed on; it has decoded a batch; the model has answered a call of one."""
@@ -40,8 +40,8 @@ class Answered:
 
     def read(self) -> Any:
         """The answer; None if it has been damaged since."""
-        begin, _, record = next(located(self.journal, self.begin), (None, 0, {}))
-        return record["answer"] if begin == self.begin else None
+        record = record_at(self.journal, self.begin)
+        return record and record["answer"]
 
 
 @dataclass
@@ -140,8 +140,8 @@ class Index:
         Raises:
             StorageError: it has been damaged since it was first read.
         """
-        begin, _, record = next(located(entry.journal, entry.begin), (None, 0, {}))
-        if begin != entry.begin:
+        record = record_at(entry.journal, entry.begin)
+        if record is None:
             raise failure(
                 StorageError, "Reading a job", entry.journal, f"a record at byte {entry.begin}",
                 "a damaged one", "Repeat the command: its batch is decoded again",

@@ -16,13 +16,12 @@ from fairseq_openvino.errors import ModelError, OptionError, StorageError, failu
 from fairseq_openvino.jobs.index import Entry, Index
 from fairseq_openvino.jobs.leases import Leases
 from fairseq_openvino.jobs.plan import Input, Plan, stored
+from fairseq_openvino.speech.writers import JSONL
 
 FORMAT = 1
 PLAN, INPUTS, RESULTS = "job.json", "inputs.jsonl", "results.jsonl"
 WORKERS, LEASES, JOURNALS = ROOMS = ("workers", "leases", "journals")
 LOCK = ".lock"
-LINES = "jsonl"
-"""The format that the results are merged in; every record has it."""
 
 
 class Job:
@@ -193,7 +192,7 @@ def threads(directory: Path) -> int | None:
 
 def _lines(record: dict[str, Any]) -> bytes:
     """Of a file in the results: of each channel, or its error."""
-    lines = "".join(each["documents"][LINES] for each in record["results"])
+    lines = "".join(each["documents"][JSONL] for each in record["results"])
     if record["error"] is not None:
         failed = {"path": record["path"], "error": record["error"]}
         lines += json.dumps(failed, ensure_ascii=False) + "\n"

@@ -30,11 +30,6 @@ class Lease:
     batch: int
     epoch: int
 
-    @property
-    def name(self) -> str:
-        """In the directory of leases."""
-        return f"{self.batch}.{self.epoch}"
-
 
 class Leases:
     """The directory of leases."""
@@ -70,13 +65,13 @@ class Leases:
 
     def path(self, lease: Lease) -> Path:
         """Where it is."""
-        return self._directory / lease.name
+        return self._directory / f"{lease.batch}.{lease.epoch}"
 
     def remove(self, highest: dict[int, int]) -> None:
         """Those of `highest` and all below; others may have removed them already."""
         for batch, last in highest.items():
             for epoch in range(last + 1):
-                (self._directory / f"{batch}.{epoch}").unlink(missing_ok=True)
+                self.path(Lease(batch, epoch)).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,8 @@ from fairseq_openvino.loading import load_model
 from fairseq_openvino.model import Ledger, News, Transcript
 from fairseq_openvino.recognizer import BATCH_SIZE, Recognizer
 from fairseq_openvino.speech.options import SPLIT, AudioOptions, SubtitleOptions
-from fairseq_openvino.speech.writers import TIMED, document
+from fairseq_openvino.speech.writers import JSONL, TIMED, document
 
-LINES = "jsonl"
-"""The format that every record has."""
 IMMATERIAL = ("isolate_audio",)
 """Options that change no bytes."""
 _loading = threading.Lock()
@@ -41,7 +39,7 @@ class Transcribe:
         self,
         model: str | PathLike[str],
         *,
-        formats: Collection[str] = (LINES,),
+        formats: Collection[str] = (JSONL,),
         batch_size: int = BATCH_SIZE,
         digest: str | None = None,
         load: Mapping[str, Any] | None = None,
@@ -50,7 +48,7 @@ class Transcribe:
         if batch_size < 1:
             raise invalid("Transcribing", "batch_size", "at least 1", batch_size)
         self.model, self.digest, self.batch_size = str(model), digest, batch_size
-        self.formats = tuple(dict.fromkeys((LINES, *formats)))
+        self.formats = tuple(dict.fromkeys((JSONL, *formats)))
         self.load = {"threads": machine.threads()} | {
             name: value for name, value in (load or {}).items() if value is not None
         }

@@ -20,9 +20,7 @@ class Stopped(Exception):
     """A batch was given up, as the worker stops."""
 
 
-def work(
-    worker: Worker, transcribe: Transcribe, lanes: int = LANES
-) -> Iterator[list[dict[str, Any]]]:
+def work(worker: Worker, transcribe: Transcribe) -> Iterator[list[dict[str, Any]]]:
     """Decode what can be claimed, until the job is done.
 
     Yields:
@@ -31,14 +29,14 @@ def work(
     Raises:
         FairseqOpenVINOError: the model, the machine or the job's directory is at fault.
     """
-    done: Queue[list[dict[str, Any]] | BaseException | None] = Queue(maxsize=lanes)
+    done: Queue[list[dict[str, Any]] | BaseException | None] = Queue(maxsize=LANES)
     threads = [
         threading.Thread(target=_lane, args=(worker, transcribe, done), daemon=True)
-        for _ in range(lanes)
+        for _ in range(LANES)
     ]
     for thread in threads:
         thread.start()
-    running = lanes
+    running = LANES
     try:
         while running:
             found = done.get()

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
-from types import TracebackType
 from typing import Any
 
 from fairseq_openvino.errors import FairseqOpenVINOError
@@ -63,12 +62,7 @@ class Worker:
         self._heart.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         self._ended.set()
         self._heart.join()
@@ -94,14 +88,11 @@ class Worker:
         with self._turn:
             self._turn.notify_all()
 
-    def claim(self, wait: bool = True) -> Lease | None:
-        """A batch to decode, the first ones first.
-
-        Args:
-            wait: while others decode the rest, for what they may leave.
+    def claim(self) -> Lease | None:
+        """A batch to decode, the first ones first; while others decode the rest, what they may leave.
 
         Returns:
-            None: all are done, or the worker stops; or, without `wait`, there is none for now.
+            None: all are done, or the worker stops.
 
         Raises:
             StorageError: the job's directory cannot be written.
@@ -109,7 +100,7 @@ class Worker:
         while not self.stopping.is_set():
             with self._turn:
                 lease = self._next()
-                if lease is not None or self._is_done or not wait:
+                if lease is not None or self._is_done:
                     return lease
                 self._turn.wait(POLL_SECONDS)
         self.check()

@@ -60,9 +60,7 @@ class Resumption:
             ModelError: the plan is damaged.
             StorageError: the directory cannot be written.
         """
-        options = {
-            name: value for name, value in vars(self.arguments).items() if name not in IMMATERIAL
-        }
+        options = _options(self.arguments)
         options["ov_threads"] = getattr(self.arguments, "ov_threads", None) or machine.threads()
         plan = {
             "options": options,
@@ -182,16 +180,18 @@ def keeping(step: Callable[..., Any]) -> Callable[..., Any]:
     return inference_step
 
 
+def _options(arguments: Namespace) -> dict[str, Any]:
+    """Those that hypotheses depend on."""
+    return {name: value for name, value in vars(arguments).items() if name not in IMMATERIAL}
+
+
 def _files(task: Any, arguments: Namespace) -> set[Path]:
     """What the options and the data configuration name, dictionaries, the subset, and its audio."""
     roots = [Path(root) for root in split_paths(arguments.data)]
     subsets = tuple(f"{subset}." for subset in (*arguments.gen_subset.split(","), "dict"))
-    found = {
-        path for root in roots for path in root.iterdir() if path.name.startswith(subsets)
-    }  # fmt: skip
+    found = {path for root in roots for path in root.iterdir() if path.name.startswith(subsets)}
     config = getattr(getattr(task, "data_cfg", None), "config", {})
-    options = {name: value for name, value in vars(arguments).items() if name not in IMMATERIAL}
-    for text in _texts([options, config]):
+    for text in _texts([_options(arguments), config]):
         found |= {path for path in (Path(text), *(root / text for root in roots)) if _is_file(path)}
     for dataset in task.datasets.values():
         for part in getattr(dataset, "datasets", [dataset]):

@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -114,13 +113,8 @@ class _RecordingSession:
         self._session.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._session.__exit__(kind, error, traceback)
+    def __exit__(self, *raised: object) -> None:
+        self._session.__exit__(*raised)
 
 
 def collect(

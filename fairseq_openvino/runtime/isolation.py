@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from fairseq_openvino import machine
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle, open_bundle
 from fairseq_openvino.errors import (
     BundleError,
@@ -91,25 +91,17 @@ def _answer(connection: Connection, child: BaseProcess, seconds: float) -> str |
     child.join()
     if text is not None:
         return text or None
-    code = child.exitcode or 0
-    return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+    return machine.how_ended(child.exitcode or 0)
 
 
 def _compile(
     directory: str, digest: str, memory_bytes: int, seconds: int, connection: Connection
 ) -> None:
     """The child."""
-    import resource  # Unix alone has it
-
     with open(os.devnull, "r+b") as nothing:
         for descriptor in range(3):
             os.dup2(nothing.fileno(), descriptor)
-    limits = {"RLIMIT_AS": memory_bytes, "RLIMIT_CPU": seconds, "RLIMIT_CORE": 0}
-    for name, wanted in limits.items():
-        kind = getattr(resource, name)
-        allowed = resource.getrlimit(kind)[1]
-        most = wanted if allowed == resource.RLIM_INFINITY else min(wanted, allowed)
-        resource.setrlimit(kind, (most, most))
+    machine.limit(RLIMIT_AS=memory_bytes, RLIMIT_CPU=seconds, RLIMIT_CORE=0)
     try:
         bundle = open_bundle(directory, digest)
         engine = Engine(bundle, EngineOptions(threads=1))

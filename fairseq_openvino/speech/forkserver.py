@@ -19,6 +19,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 
+from fairseq_openvino import machine
+
 MAX_ANSWER_BYTES = 1 << 12
 
 
@@ -79,7 +81,7 @@ class ForkServer:
             code = int(self._asked(pid))
         except (OSError, EOFError):
             return "the end of the process it was forked from"
-        return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+        return machine.how_ended(code)
 
     def close(self) -> None:
         """End it and all children."""
@@ -125,8 +127,6 @@ def _forked(
     connection: Connection, children: set[int], child: Callable[[Connection], None]
 ) -> int | str:
     """The number of a new child, or why there is none."""
-    import resource  # Unix alone has it
-
     theirs = recv_handle(connection)
     try:
         pid = os.fork()
@@ -136,7 +136,7 @@ def _forked(
         code = 1
         try:
             connection.close()
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            machine.limit(RLIMIT_CORE=0)
             child(Connection(theirs))
             code = 0
         finally:

@@ -300,11 +300,7 @@ def main(descriptor: int, memory_bytes: int) -> None:
 
 def _work(memory_bytes: int, connection: Connection) -> None:
     """The child: decode files until the parent closes the connection."""
-    import resource  # Unix alone has it
-
-    most = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit_bytes = memory_bytes if most == resource.RLIM_INFINITY else min(memory_bytes, most)
-    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, most))
+    machine.limit(RLIMIT_AS=memory_bytes)
     while True:
         try:
             kind, name, sample_rate_hz, channel = json.loads(connection.recv_bytes())

@@ -110,8 +110,9 @@ class Json(Whole):
         return json.dumps(openai_result(transcript))
 
 
+JSONL = "jsonl"
 FORMATS: dict[str, type[Writer]] = {
-    "text": Text, "jsonl": JsonLines, "json": Json, "srt": Srt, "vtt": Vtt, "tsv": Tsv,
+    "text": Text, JSONL: JsonLines, "json": Json, "srt": Srt, "vtt": Vtt, "tsv": Tsv,
 }  # fmt: skip
 TIMED = ("json", "srt", "vtt", "tsv")
 """Formats that are made of segments."""
