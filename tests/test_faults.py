@@ -173,6 +173,14 @@ def attempt(nursery: Nursery, command: Command, fault: Fault | None = None) -> O
     return nursery.run(command.words(nursery.root / "work"), fault)
 
 
+def undisturbed(nursery: Nursery, command: Command, fault: Fault | None = None) -> Outcome:
+    """A run from the beginning that succeeds; the fault says which calls are counted."""
+    outcome = attempt(nursery, command, fault)
+    assert outcome.exit_code == EXIT_OK, outcome
+    assert command.published(nursery.root / "work") == command.total, outcome
+    return outcome
+
+
 def strays(root: Path) -> list[str]:
     """What should be gone when a command ends."""
     found = [path for path in (root / "work").rglob("*") if path.name.startswith(".")]
@@ -222,7 +230,7 @@ def test_what_publishes_survives_every_call(tmp_path: Path, every: bool) -> None
     print(f"seed={SEED}")
     nursery = Nursery(tmp_path, ("fairseq_openvino.journal",), "faults:publish")
     command = Command(lambda work: [work], lambda work: state(work)[:2].count(NEW), total=2)
-    calls = attempt(nursery, command).calls
+    calls = undisturbed(nursery, command).calls
     assert state(tmp_path / "work") == (NEW, NEW, 6)
     telling = [at for at, call in enumerate(calls) if every or at % 3 == 0 or call.startswith("re")]
     faults = [kills(calls, SEED)[at] for at in telling] if not every else [
@@ -254,7 +262,7 @@ def test_each_call_refused(nursery: Nursery, name: str, reads: bool) -> None:
     """R2: the i-th call fails, for every i; four seeds give each call every reason."""
     print(f"seed={SEED}")
     command, exits = COMMANDS[name], collections.Counter[object]()
-    calls, at = attempt(nursery, command, Fault(reads=reads)).calls, 0
+    calls, at = undisturbed(nursery, command, Fault(reads=reads)).calls, 0
     while True:
         number = ERRNOS[(at + SEED) % len(ERRNOS)]
         fault = Fault(at=at, errno=number, reads=reads)
@@ -276,24 +284,26 @@ def test_killed_at_any_instant(nursery: Nursery, name: str) -> None:
     """R1: at each of the calls that write, and at any time."""
     print(f"seed={SEED}")
     command, chance = COMMANDS[name], random.Random(SEED)
-    undisturbed = attempt(nursery, command)
-    planned = kills(undisturbed.calls, SEED)
+    calls = undisturbed(nursery, command).calls
+    took = undisturbed(nursery, command).took  # all that the first has loaded is in memory now
+    planned = kills(calls, SEED)
     chance.shuffle(planned)
     del planned[command.kills * 3 // 4 :]
-    while len(planned) < command.kills:
-        planned.append(Fault(seconds=chance.uniform(0, undisturbed.took)))
     states = collections.Counter[str]()
-    for fault in planned:
+    while states.total() < command.kills:
+        fault = planned.pop() if planned else Fault(seconds=chance.uniform(0, took))
         outcome = attempt(nursery, command, fault)
         if not outcome.signal:
-            continue  # it was faster than the clock
+            assert outcome.exit_code == EXIT_OK, (fault, outcome)
+            took = outcome.took  # it was faster than the clock
+            continue
         assert outcome.signal in (signal.SIGKILL, signal.SIGXFSZ), (fault, outcome)
         done = command.published(nursery.root / "work")
         left = bool(strays(nursery.root))
         states[f"{done} published, {'something' if left else 'nothing'} left"] += 1
         if left:
             finish(nursery, command, (fault, outcome))
-    print(name, len(undisturbed.calls), "calls", dict(states))
+    print(name, len(calls), "calls", dict(states))
 
 
 @pytest.mark.fault
