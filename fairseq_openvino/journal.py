@@ -7,6 +7,7 @@ go on, and left out, as damaged lines are, where it is read.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -80,7 +81,7 @@ class Lines:
         """Wait until everything is on the disk.
 
         Raises:
-            StorageError: it is not.
+            StorageError: it is not, or in a file that nobody can read again.
         """
         with self._lock:
             if not self._is_dirty:
@@ -88,6 +89,8 @@ class Lines:
             started = time.monotonic()
             try:
                 os.fsync(self._file)
+                if not os.fstat(self._file).st_nlink:
+                    raise FileNotFoundError(errno.ENOENT, "it was removed", str(self.path))
             except OSError as error:
                 raise self._unwritable(error) from error
             self._synced = time.monotonic()
