@@ -7,6 +7,7 @@ go on, and left out, as damaged lines are, where it is read.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -78,13 +79,15 @@ class Lines:
         """Wait until everything is on the disk.
 
         Raises:
-            StorageError: it is not.
+            StorageError: it is not, or in a file that nobody can read again.
         """
         with self._lock:
             if not self._is_dirty:
                 return
             try:
                 os.fsync(self._file)
+                if not os.fstat(self._file).st_nlink:
+                    raise FileNotFoundError(errno.ENOENT, "it was removed", str(self.path))
             except OSError as error:
                 raise self._unwritable(error) from error
             self._synced = time.monotonic()

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -448,6 +449,17 @@ def test_cut_and_rotten_journals_cost_their_batches_only(times: int, tmp_path: P
         again += len(echo.calls)
     assert again > 0
     assert len(list(job.records())) == 60
+
+
+def test_a_job_that_was_copied_without_empty_directories_goes_on(tmp_path: Path) -> None:
+    job = jobs.begin(tmp_path, plan())
+    whole = finish(job, Echo())
+    for room in (jobs.LEASES, jobs.WORKERS):
+        (tmp_path / room).rmdir()
+    assert status(jobs.read(tmp_path)).is_complete
+    shutil.rmtree(job.journals)
+    assert status(jobs.read(tmp_path)).done == 0
+    assert finish(jobs.begin(tmp_path, plan()), Echo()) == whole
 
 
 def test_failed_files_are_kept_and_retried_on_request(tmp_path: Path) -> None:

@@ -79,6 +79,19 @@ def test_a_closed_journal_writes_nowhere(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes() == b""
 
 
+def test_a_removed_journal_keeps_nothing(tmp_path: Path) -> None:
+    """Who writes it is told: nobody will read its records."""
+    journal = Journal(tmp_path / "a")
+    journal.append({"id": 1})
+    journal.sync()
+    (tmp_path / "a").unlink()
+    journal.append({"id": 2})
+    with pytest.raises(StorageError, match="it was removed"):
+        journal.sync()
+    with pytest.raises(StorageError, match="it was removed"):
+        journal.close()
+
+
 def test_threads_share_a_journal(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "a")
     threads = [

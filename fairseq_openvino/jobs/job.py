@@ -105,6 +105,7 @@ def begin(directory: Path, plan: Plan, retry_failed: bool = False) -> Job:
         with locked(directory / LOCK):
             if not (directory / PLAN).exists():
                 return _made(directory, plan)
+            _make_rooms(directory)
     except StorageError:
         raise
     except OSError as error:
@@ -127,8 +128,7 @@ def _made(directory: Path, plan: Plan) -> Job:
             OptionError, "Beginning a job", directory, "an empty directory, or one of a job",
             f"one with {min(others)!r}", "Choose another",
         )  # fmt: skip
-    for name in ROOMS:
-        (directory / name).mkdir(exist_ok=True)
+    _make_rooms(directory)
     inputs = stored(plan.inputs)
     write_file(directory / INPUTS, inputs)
     content = {
@@ -137,6 +137,12 @@ def _made(directory: Path, plan: Plan) -> Job:
     }  # fmt: skip
     _write(directory, content)
     return Job(directory, plan)
+
+
+def _make_rooms(directory: Path) -> None:
+    """Those that are not there: some ways to copy a job leave out empty directories."""
+    for name in ROOMS:
+        (directory / name).mkdir(exist_ok=True)
 
 
 def _write(directory: Path, content: dict[str, Any]) -> None:

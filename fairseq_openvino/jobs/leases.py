@@ -57,8 +57,9 @@ class Leases:
     def highest(self) -> dict[int, int]:
         """The highest epoch of each batch that was ever claimed."""
         found: dict[int, int] = {}
-        for entry in os.scandir(self._directory):
-            batch, _, epoch = entry.name.partition(".")
+        names = os.listdir(self._directory) if self._directory.exists() else []
+        for name in names:
+            batch, _, epoch = name.partition(".")
             if batch.isdecimal() and epoch.isdecimal():
                 found[int(batch)] = max(int(epoch), found.get(int(batch), -1))
         return found
