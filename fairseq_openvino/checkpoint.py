@@ -322,10 +322,10 @@ def _inspect(name: str) -> tuple[set[str], Exception | None]:
 
 def _pickled(name: str) -> tuple[Any, int]:
     """Where the pickles of a file are, as a file that has no more than there is, and how many."""
-    if tarfile.is_tarfile(name):
-        raise ValueError("a tar archive")
     with open(name, "rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if _is_tar(content[: tarfile.BLOCKSIZE]):
+        raise ValueError("a tar archive")
     if content[: len(ZIP_MAGIC)] != ZIP_MAGIC:
         return content, LEGACY_PICKLES
     size = len(content)
@@ -338,6 +338,15 @@ def _pickled(name: str) -> tuple[Any, int]:
     if is_packed or sum(map(reader.get_record_size, reader.get_all_records())) > size:
         raise ValueError("a compressed archive")
     return io.BytesIO(reader.get_record("data.pkl")), 1
+
+
+def _is_tar(head: bytes) -> bool:
+    """Whether the first block of a file is that of a tar archive, which torch would unpack."""
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _sha256(name: str) -> str:

@@ -2,7 +2,7 @@
 
 It follows the rules of torch's own safe loader, which reads protocol 2 alone: nothing is imported, and only
 values of the table are called, made or given a state. Beyond them it is bounded by the size of the file:
-what a pickle claims to hold is not believed, and nothing in it takes long to hash.
+what a pickle claims to hold is not believed, and keys are of types that are hashed soon and differently.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import pickle
 import pickletools
 import struct
+import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -30,10 +31,13 @@ CONTAINERS: dict[str, tuple[type, ...]] = {
     "ADDITEMS": (set,),
 }  # fmt: skip
 """Opcodes that fill something, and what they may fill."""
-GUARDED = ("REDUCE", "NEWOBJ", "BUILD", "BINPERSID", *CONTAINERS)
-TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
-MAX_NESTED = 10_000
-"""Parts of the tuples in a tuple, counted as often as they occur: to hash one, all are looked at."""
+FILLED = {"SETITEM": slice(-2, -1), "SETITEMS": slice(None, None, 2), "ADDITEMS": slice(None)}
+"""Opcodes that add keys, and where they are on the stack."""
+GUARDED = ("REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "DICT", "FROZENSET", *CONTAINERS)
+KEYS = (str, bytes, bool, float, type(None), np.number)
+MAX_KEY = sys.hash_info.modulus - 1
+"""Of an integer: larger ones have the hashes of smaller ones. Tuples can be made that all have the same, and
+objects of settings take for ever to hash if each holds another one twice."""
 COPIED = (bytes, bytearray, str, list, tuple, dict, set)
 REUSE = 4
 """What a file holds may be copied so many times: tied weights share their storage, for one."""
@@ -182,7 +186,6 @@ class Unpickler(pickle._Unpickler):
     def __init__(self, file: BinaryIO, **options: Any) -> None:
         super().__init__(file, **options)
         self._storages: dict[Any, int] = {}
-        self._nested: dict[int, int] = {}
         self._left = REUSE * self.table.size
 
         def read(count: int) -> bytes:
@@ -200,7 +203,10 @@ class Unpickler(pickle._Unpickler):
         return self.table.names[wanted]
 
     def _guard(self, opcode: str) -> None:
-        """Refuse an instruction whose object is not one that it may change or call."""
+        """Refuse an instruction whose object is not one that it may change or call, and costly keys."""
+        if opcode in ("DICT", "FROZENSET"):
+            _check_keys(self.stack[:: 2 if opcode == "DICT" else 1])
+            return
         if opcode in ("APPENDS", "SETITEMS", "ADDITEMS"):
             target = self.metastack[-1][-1]
         else:
@@ -218,6 +224,10 @@ class Unpickler(pickle._Unpickler):
             self._check_storage(target)
         elif opcode in ("REDUCE", "BUILD"):
             self._spend(self.stack[-1])
+        if opcode == "REDUCE":
+            _check_keys(_hashed(target, self.stack[-1]))
+        elif opcode in FILLED:
+            _check_keys(self.stack[FILLED[opcode]])
 
     def _spend(self, given: Any) -> None:
         """Refuse to copy the same things again and again."""
@@ -228,21 +238,33 @@ class Unpickler(pickle._Unpickler):
                 f"calls with more than {REUSE} times the {self.table.size} bytes of the file"
             )
 
-    def _weigh(self) -> None:
-        """Refuse a tuple on top of the stack that would take long to hash."""
-        parts = [part for part in self.stack[-1] if type(part) in (tuple, frozenset)]
-        nested = sum(len(part) + self._nested.get(id(part), 0) for part in parts)
-        if nested > MAX_NESTED:
-            raise ValueError(f"tuples of tuples with more than {MAX_NESTED} parts")
-        self._nested[id(self.stack[-1])] = nested
-
     def _check_storage(self, identity: tuple[Any, ...]) -> None:
         """Refuse storages that are longer than the file."""
         _, kind, key, _, count = identity[:STORAGE_ID]
+        _check_keys([key, *(view[0] for view in identity[STORAGE_ID:] if view)])
         bytes_each = getattr(getattr(kind, "dtype", None), "itemsize", 1)
         self._storages[key] = max(self._storages.get(key, 0), count * bytes_each)
         if count < 0 or sum(self._storages.values()) > self.table.size:
             raise ValueError(f"storages of more than the {self.table.size} bytes of the file")
+
+
+def _hashed(kind: Any, given: Any) -> Iterable[Any]:
+    """Keys of what a call makes of lists: items of a set, the first of each pair of a mapping."""
+    if kind not in (set, *MAPPINGS, defaultdict):
+        return
+    for part in given[kind is defaultdict :]:
+        if not isinstance(part, (dict, list, tuple, str)):
+            raise pickle.UnpicklingError(f"{_called(kind)} of {_called(part)}")
+        is_paired = kind in (OrderedDict, defaultdict) and not isinstance(part, dict)
+        yield from (pair[0] for pair in part) if is_paired else part
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse what may take long to hash, or to tell from another key of the same hash."""
+    for key in keys:
+        is_small = type(key) is int and abs(key) <= MAX_KEY
+        if not is_small and not isinstance(key, KEYS):
+            raise ValueError(f"texts and numbers as keys expected, got {_called(key)}")
 
 
 def _called(value: Any) -> str:
@@ -260,16 +282,6 @@ def _guarded(opcode: str) -> Callable[[Any], None]:
     return run
 
 
-def _weighed(opcode: str) -> Callable[[Any], None]:
-    load = pickle._Unpickler.dispatch[getattr(pickle, opcode)[0]]
-
-    def run(unpickler: Any) -> None:
-        load(unpickler)
-        unpickler._weigh()
-
-    return run
-
-
 def _load_bytearray(unpickler: Any) -> None:
     """As pickle's, which makes room before it knows what there is."""
     (size,) = struct.unpack("<Q", unpickler.read(8))
@@ -281,7 +293,6 @@ Unpickler.dispatch = {
     for code, load in pickle._Unpickler.dispatch.items()
     if code not in {getattr(pickle, opcode)[0] for opcode in LEFT_OUT}
 } | {getattr(pickle, opcode)[0]: _guarded(opcode) for opcode in GUARDED}
-Unpickler.dispatch |= {getattr(pickle, opcode)[0]: _weighed(opcode) for opcode in TUPLES}
 Unpickler.dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
 
 

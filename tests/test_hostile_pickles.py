@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import gzip
 import io
 import os
 import pickle
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -333,6 +335,20 @@ def tensor(storage: int, size: int, stride: int) -> bytes:
     return b"}" + text("model") + b"}" + text("w") + made + b"ss"
 
 
+def settings(times: int = 40) -> bytes:
+    """A node of OmegaConf that holds another one twice, and so on: to hash it takes for ever."""
+    made = [b"comegaconf.nodes\nAnyNode\n)\x81}" + text("_val") + b"%bsbq%c0"]
+    held = (b"N", *(b"h%ch%c\x86" % (i, i) for i in range(times - 1)))
+    return b"".join(made[0] % (value, i) for i, value in enumerate(held)) + b"h%c" % (times - 1)
+
+
+def of_one_hash(count: int) -> list[bytes]:
+    modulus = sys.hash_info.modulus
+    return [
+        b"\x8a\x0a" + (i * modulus).to_bytes(10, "little", signed=True) for i in range(1, count)
+    ]
+
+
 MANY = number(10**10)
 BOMBS: dict[str, bytes] = {
     "bytes": b"cbuiltins\nbytes\n" + MANY + b"\x85R",
@@ -350,6 +366,19 @@ BOMBS: dict[str, bytes] = {
     "hash of a nest": b"}" + nested(b")") + b"Ns",
     "hash of a called nest": b"}" + b")q\x00" + b"".join(
         b"0cbuiltins\ntuple\n(h%ch%cl\x85Rq%c" % (i - 1, i - 1, i) for i in range(1, 60)) + b"Ns",
+    "keys of one hash": b"}(" + b"N".join(of_one_hash(20_000)) + b"Nu",
+    "hash of settings": b"}" + settings() + b"Ns",
+    "hashes of settings": b"}(" + settings() + b"Nu",
+    "settings in a tuple": b"}" + settings() + b"\x85Ns",
+    "dictionary of settings": b"(" + settings() + b"Nd",
+    "set of settings": b"\x8f(" + settings() + b"\x90",
+    "frozen set of settings": b"(" + settings() + b"\x91",
+    "called set of settings": b"c__builtin__\nset\n](" + settings() + b"e\x85R",
+    "count of settings": b"ccollections\nCounter\n](" + settings() + b"e\x85R",
+    "mapping of settings": b"ccollections\nOrderedDict\n](" + settings() + b"N\x86e\x85R",
+    "default of settings": b"ccollections\ndefaultdict\nN](" + settings() + b"N\x86e\x86R",
+    "settings as a storage": b"(" + text("storage") + b"ctorch\nFloatStorage\n" + settings()
+    + text("cpu") + b"K\x01tQ",
     "nest": b"}" + text("model") + b"}s" + text("args") + nested(b"]") + b"s",
     "circle": b"}" + text("model") + b"}s" + text("args") + b"]q\x00h\x00as",
     "refused nest": nested(b"]") + b"N\x85R",
@@ -372,6 +401,25 @@ def test_nothing_outgrows_its_file(bomb: str, place: Path) -> None:
         error = contained(lambda: load_checkpoint(place / "bomb.pt"), len(content), bomb)
         assert isinstance(error, CheckpointError) and str(place) in str(error)
         assert len(str(error)) < 1000
+
+
+def test_keys_of_checkpoints(place: Path) -> None:
+    keys = ["a", b"b", 1.5, True, None, -7, 140_000_000_000_000, np.int64(3)]
+    held = [dict.fromkeys(keys, 0), {1, "a"}, Counter([5, 5]), OrderedDict([("c", 1)])]
+    state = {"model": {}, "held": held, "default": defaultdict(dict)}
+    torch.save(state, place / "c.pt", pickle_protocol=2)
+    assert load_checkpoint(place / "c.pt") == state
+    torch.save(state | {"frozen": frozenset({"b"})}, place / "c.pt", pickle_protocol=4)
+    assert load_checkpoint(place / "c.pt")["frozen"] == {"b"}
+
+
+def test_a_compressed_tar_is_not_unpacked(place: Path) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 80 << 20
+    content = gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(header.size), 1)
+    (place / "bomb.pt").write_bytes(content)
+    error = contained(lambda: load_checkpoint(place / "bomb.pt"), len(content), "tar")
+    assert isinstance(error, CheckpointError)
 
 
 def test_a_compressed_archive_is_not_unpacked(place: Path) -> None:
