@@ -18,6 +18,8 @@ import uvicorn
 from conftest import MICRO_WHISPER
 
 from fairseq_openvino import load_model
+from fairseq_openvino.cli import main
+from fairseq_openvino.errors import EXIT_ENVIRONMENT
 from fairseq_openvino.model import News
 from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.server import app as server
@@ -173,6 +175,15 @@ def wav(seconds: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.resize(samples, seconds * rate), rate, format="WAV")
     return file.getvalue()
+
+
+def test_an_address_that_is_taken_is_refused(
+    port: int, micro_whisper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for taken in (port, 1 << 16):
+        command = ["serve", "--model", str(micro_whisper), "--port", str(taken)]
+        assert main(command) == EXIT_ENVIRONMENT
+        assert f"in 127.0.0.1:{taken}: expected a free address" in capsys.readouterr().err
 
 
 def test_it_says_what_there_is(port: int) -> None:
