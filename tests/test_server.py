@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -10,11 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import uvicorn
 from conftest import MICRO_WHISPER
 
 from fairseq_openvino import load_model
+from fairseq_openvino.cli import main
+from fairseq_openvino.errors import EXIT_ENVIRONMENT
+from fairseq_openvino.model import News
 from fairseq_openvino.recognizer import Recognizer
 from fairseq_openvino.server import app as server
 from fairseq_openvino.server.app import application
@@ -45,13 +51,21 @@ def port(model: Recognizer) -> Iterator[int]:
 
 
 def ask(
-    port: int, clip: Path | bytes, path: str = PATH, **fields: str
+    port: int, clip: Path | bytes, path: str = PATH, **fields: str | list[str]
 ) -> tuple[int, str, dict[str, str]]:
     """Status, body and headers of a request, in the form of the client `openai`."""
+    answer = sent(port, clip, path, **fields).getresponse()
+    return answer.status, answer.read().decode(), dict(answer.headers)
+
+
+def sent(
+    port: int, clip: Path | bytes, path: str = PATH, **fields: str | list[str]
+) -> http.client.HTTPConnection:
     content, name = (clip, "x") if isinstance(clip, bytes) else (clip.read_bytes(), clip.name)
     body = b"".join(
         f'--{EDGE}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
-        for key, value in ({"model": "micro"} | fields).items()
+        for key, values in ({"model": "micro"} | fields).items()
+        for value in ([values] if isinstance(values, str) else values)
     )
     disposition = f'form-data; name="file"; filename="{name}"'
     body += f"--{EDGE}\r\nContent-Disposition: {disposition}\r\n\r\n".encode()
@@ -60,8 +74,7 @@ def ask(
     connection.request(
         "POST", path, body, {"Content-Type": f"multipart/form-data; boundary={EDGE}"}
     )
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode(), dict(answer.headers)
+    return connection
 
 
 def error(answer: tuple[int, str, dict[str, str]]) -> tuple[int, Any]:
@@ -109,6 +122,15 @@ def test_what_is_wrong_is_said_as_openai_says_it(
     for fields in ({"response_format": "xml"}, {"temperature": "hot"}, {"stream": "true"}):
         status, found = error(ask(port, CLIPS[0], **fields))
         assert (status, found["param"]) == (400, next(iter(fields)))
+    assert ask(port, CLIPS[0], stream="false")[0] == 200
+    granularities = "timestamp_granularities[]"
+    for fields in (
+        {granularities: ["word"]},
+        {granularities: ["words"], "response_format": "verbose_json"},
+        {"language": ["en", "de"]},
+    ):
+        status, found = error(ask(port, CLIPS[0], **fields))
+        assert (status, found["param"]) == (400, next(iter(fields))), "it would have no effect"
     status, found = error(ask(port, CLIPS[0], language="klingon"))
     assert (status, found["param"]) == (400, "language")
     monkeypatch.setattr(server, "MAX_BYTES", 1000)
@@ -116,6 +138,52 @@ def test_what_is_wrong_is_said_as_openai_says_it(
     monkeypatch.setattr(server, "MAX_WAITING", 0)
     status, _, headers = ask(port, CLIPS[0])
     assert (status, headers["retry-after"]) == (503, "5")
+
+
+def test_what_is_missing_of_the_audio_is_said(port: int, model: Recognizer) -> None:
+    assert "x-audio-damage" not in ask(port, CLIPS[0])[2]
+    cut = wav(1)[:-8000]
+    for wanted in ("json", "srt"):
+        status, _, headers = ask(port, cut, response_format=wanted)
+        assert (status, headers["x-audio-damage"]) == (200, model.transcribe(cut).damage)
+
+
+def test_a_client_that_leaves_makes_room(
+    port: int, model: Recognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow, heard, begun = model.follow, list[News](), threading.Semaphore(0)
+
+    def followed(*audios: Any, **options: Any) -> Iterator[News]:
+        for news in follow(*audios, **options):
+            heard.append(news)
+            begun.release()
+            yield news
+
+    monkeypatch.setattr(model, "follow", followed)
+    leaving = [sent(port, wav(180)) for _ in range(server.LANES)]
+    for _ in leaving:
+        begun.acquire()
+    for each in leaving:
+        each.close()
+    assert ask(port, CLIPS[0])[0] == 200
+    assert [news.duration < 60 for news in heard if news.result] == [True], "they were given up"
+
+
+def wav(seconds: int) -> bytes:
+    """A recording of a clip again and again."""
+    samples, rate = soundfile.read(CLIPS[0])
+    file = io.BytesIO()
+    soundfile.write(file, np.resize(samples, seconds * rate), rate, format="WAV")
+    return file.getvalue()
+
+
+def test_an_address_that_is_taken_is_refused(
+    port: int, micro_whisper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for taken in (port, 1 << 16):
+        command = ["serve", "--model", str(micro_whisper), "--port", str(taken)]
+        assert main(command) == EXIT_ENVIRONMENT
+        assert f"in 127.0.0.1:{taken}: expected a free address" in capsys.readouterr().err
 
 
 def test_it_says_what_there_is(port: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import socket
 from pathlib import Path
 
-from fairseq_openvino.errors import EXIT_OK
+from fairseq_openvino.errors import EXIT_OK, DeviceError, failure
 from fairseq_openvino.flags import add_flags, given
 from fairseq_openvino.runtime.options import EngineOptions
 
@@ -26,13 +27,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Serve until it is stopped."""
+    """Serve until it is stopped.
+
+    Raises:
+        DeviceError: the address cannot be listened at.
+        FairseqOpenVINOError: as `load_model`.
+    """
     import uvicorn
 
     from fairseq_openvino.loading import load_model
     from fairseq_openvino.server.app import application
 
-    options = given(arguments, EngineOptions)
-    app = application(lambda: load_model(arguments.model, **options), Path(arguments.model).name)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+    with _bound(arguments.host, arguments.port) as listening:
+        model = load_model(arguments.model, **given(arguments, EngineOptions))
+        model.check_supported()
+        app = application(lambda: model, Path(arguments.model).name)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
     return EXIT_OK
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has the address, and refuses connections until somebody listens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise failure(
+            DeviceError, "Serving", f"{host}:{port}", "a free address of this machine",
+            str(error).rstrip("."), "Choose others by --host and --port",
+        ) from error  # fmt: skip
+    return bound

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message
@@ -31,9 +32,11 @@ from fairseq_openvino.whisper.options import TRANSCRIBE, TRANSLATE
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES = "timestamp_granularities[]"
-FIELDS = frozenset(
-    {"file", "model", "language", "prompt", "response_format", "temperature", GRANULARITIES}
-)
+FIELDS = frozenset({
+    "file", "model", "language", "prompt", "response_format", "temperature", "stream", GRANULARITIES,
+})  # fmt: skip
+DAMAGE = "X-Audio-Damage"
+"""Header of an answer: what is missing of the audio, in words."""
 MAX_BYTES = 1 << 30
 """Of a request."""
 MAX_WAITING = 64
@@ -75,7 +78,7 @@ def application(load: Callable[[], Recognizer], name: str) -> Starlette:
         Route("/v1/models", service.models),
         Route("/health", service.health),
     ]
-    handlers = {HTTPException: _refused, FairseqOpenVINOError: _failed}
+    handlers = {HTTPException: _refused, FairseqOpenVINOError: _failed, ClientDisconnect: _unheard}
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
@@ -107,17 +110,36 @@ class _Service:
         try:
             async with _bounded(request).form(max_files=1) as form:
                 upload, wanted, options = self._read(form, task)
-                found = await asyncio.get_running_loop().run_in_executor(
-                    self.lanes, self._transcribed, upload, options
-                )
+                found = await self._while_asked(request, upload, options)
         finally:
             self._waiting -= 1
-        return _written(found, wanted, task, "word" in form.getlist(GRANULARITIES))
+        answer = _written(found, wanted, task, "word" in form.getlist(GRANULARITIES))
+        if found.damage is not None:
+            answer.headers[DAMAGE] = ascii(found.damage)[1:-1]
+        return answer
+
+    async def _while_asked(
+        self, request: Request, upload: UploadFile, options: dict[str, Any]
+    ) -> Transcript:
+        """The transcript; once nobody waits for it, it is given up.
+
+        Raises:
+            ClientDisconnect: it was.
+        """
+        gone, loop = threading.Event(), asyncio.get_running_loop()
+        work = loop.run_in_executor(self.lanes, self._transcribed, upload, options, gone)
+        leaving = loop.create_task(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {work, leaving}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.set()  # too late, if the work is done
+            leaving.cancel()
+        return await work
 
     def _read(self, form: FormData, task: str) -> tuple[UploadFile, str, dict[str, Any]]:
         """The file, the format, and options of `Recognizer.transcribe`."""
-        if unknown := sorted(form.keys() - FIELDS):
-            raise Refused(400, f"The field {unknown[0]!r} is not supported.", unknown[0])
+        _check_fields(form)
         upload, model = form.get("file"), form.get("model")
         if not isinstance(upload, UploadFile):
             raise Refused(400, "The field 'file' must be an uploaded file.", "file")
@@ -143,13 +165,21 @@ class _Service:
             options = self.recognizer.timed(options, words="word_timestamps" in options)
         return upload, wanted, options
 
-    def _transcribed(self, upload: UploadFile, options: dict[str, Any]) -> Transcript:
-        """In a lane."""
+    def _transcribed(
+        self, upload: UploadFile, options: dict[str, Any], gone: threading.Event
+    ) -> Transcript:
+        """In a lane; `gone` is set when nobody waits any more."""
+        if gone.is_set():  # before its turn came
+            raise ClientDisconnect
         upload.file.seek(0)
-        (found,) = self.recognizer.transcribe_each([_Upload(upload)], isolate_audio=True, **options)
-        if isinstance(found, Transcript):
-            return found
-        raise found
+        for news in self.recognizer.follow([_Upload(upload)], isolate_audio=True, **options):
+            if isinstance(news.result, Transcript):
+                return news.result
+            if news.result is not None:
+                raise news.result
+            if gone.is_set():
+                break
+        raise ClientDisconnect
 
 
 class _Upload(io.BufferedReader):
@@ -185,6 +215,23 @@ def _written(found: Transcript, wanted: str, task: str, with_words: bool) -> Res
     return JSONResponse(content | ({"words": words} if with_words else {}))
 
 
+def _check_fields(form: FormData) -> None:
+    """What would be ignored is refused."""
+    if unknown := sorted(form.keys() - FIELDS):
+        raise Refused(400, f"The field {unknown[0]!r} is not supported.", unknown[0])
+    for name in form.keys() - {GRANULARITIES}:
+        if len(form.getlist(name)) > 1:
+            raise Refused(400, f"The field {name!r} is given more than once.", name)
+    if form.get("stream", "false") != "false":
+        raise Refused(400, "Streaming is not supported: 'stream' must be false.", "stream")
+    if unknown := sorted({*map(str, form.getlist(GRANULARITIES))} - {"segment", "word"}):
+        message = f"{GRANULARITIES!r} must be segment or word, not {unknown[0]!r}."
+        raise Refused(400, message, GRANULARITIES)
+    if GRANULARITIES in form and form.get("response_format") != "verbose_json":
+        message = f"{GRANULARITIES!r} needs the 'response_format' verbose_json."
+        raise Refused(400, message, GRANULARITIES)
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -209,6 +256,12 @@ def _bounded(request: Request) -> Request:
     return Request(request.scope, receive_some)
 
 
+async def _disconnected(request: Request) -> None:
+    """Returns when the client of a request that was read to its end has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"  # noqa: PLR2004
@@ -228,3 +281,8 @@ async def _failed(_: Request, error: Exception) -> Response:
     field = error.field if isinstance(error, OptionError) else "file"
     found = Refused(400 if is_theirs else 500, str(error), field if is_theirs else None)
     return await _refused(_, found)
+
+
+async def _unheard(_: Request, error: Exception) -> Response:
+    """There is nobody to answer."""
+    return Response(status_code=499)
