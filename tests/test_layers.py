@@ -127,3 +127,16 @@ def test_importing_the_package_is_cheap() -> None:
 def test_the_runtime_loads_neither_torch_nor_fairseq() -> None:
     """Nor does a model that is used (`test_offline`)."""
     assert loaded_after("from fairseq_openvino import load_model") & set(HEAVY) == {"openvino"}
+
+
+def test_what_reports_its_import_is_told_not_to_first() -> None:
+    """By the `__init__` of the rooms whose files import it (`compat/telemetry.py`)."""
+    reporting = {"openvino", "onnxruntime", "nncf"}
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text())
+        found = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        if reporting & {each.partition(".")[0] for each in found}:
+            assert "require_consent()" in modules()[room(name)].read_text(), name

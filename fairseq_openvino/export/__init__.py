@@ -15,3 +15,7 @@
 | `speech2text` | Fairseq's S2T models as transformers has them                     |
 | `whisper`     | Whisper checkpoints; one file a form of weights                   |
 """
+
+from fairseq_openvino.compat.telemetry import require_consent
+
+require_consent()

@@ -18,7 +18,6 @@ from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
-from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past, present
 from fairseq_openvino.runtime.graphs import save_graph
@@ -34,7 +33,6 @@ def write(directory: Path, graphs: Graphs, precision: str) -> None:
     (R, l), offset (), beam_idx (R,) i32 and the memory, and the output logits (R, l, V). One model at a
     time is loaded.
     """
-    require_consent()
     save(ov.convert_model(directory / ENCODER_ONNX), directory / ENCODER_IR, precision)
     if not graphs.has_decoder:
         return

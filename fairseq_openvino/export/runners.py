@@ -14,7 +14,6 @@ import openvino as ov
 
 from fairseq_openvino import machine
 from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR
-from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 from fairseq_openvino.export.onnx import DECODER_ONNX, ENCODER_ONNX, past
@@ -47,7 +46,6 @@ class OnnxRunner:
     def __init__(
         self, directory: Path, graphs: Graphs, batches: Sequence[Forced], threads: int
     ) -> None:
-        require_consent()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -1,1 +1,5 @@
 """Fairseq's side."""
+
+from fairseq_openvino.compat.telemetry import require_consent
+
+require_consent()

@@ -15,7 +15,6 @@ from fairseq.models.speech_to_text.s2t_transformer import S2TTransformerEncoder
 from torch import Tensor, nn
 
 from fairseq_openvino.bundle import Bundle
-from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.errors import ArchitectureError, ParityError
 from fairseq_openvino.export.fairseq import convtransformer, s2t_transformer
 from fairseq_openvino.export.fairseq.decoder_alone import Given, encoder_output
@@ -151,7 +150,6 @@ def compiled_encoder(
             f"{', '.join(each.__name__ for each in ENCODERS)}, got another. Generate with Fairseq itself."
         )
     batch = _random_batch(bins)
-    require_consent()
     with torch.no_grad():
         graph = ENCODERS[type(encoder)](encoder).eval()
         model = ov.convert_model(graph, example_input=tuple(batch.values()))

@@ -16,3 +16,7 @@
 | `report`     | what was tried, as a table and for the manifest                            |
 | `progress`   | how far the whole of it is                                                 |
 """
+
+from fairseq_openvino.compat.telemetry import require_consent
+
+require_consent()

@@ -24,7 +24,6 @@ from typing import Any
 
 import openvino as ov
 
-from fairseq_openvino.compat.telemetry import require_consent
 from fairseq_openvino.errors import MissingDependencyError
 from fairseq_openvino.model import LOG_PROBS
 from fairseq_openvino.quantize.samples import Inputs, Samples
@@ -150,7 +149,6 @@ def load_nncf() -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    require_consent()
     try:
         import nncf
     except ImportError as error:

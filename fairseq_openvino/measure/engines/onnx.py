@@ -144,9 +144,6 @@ class StatelessSession(GraphSession):
 
 def onnxruntime_model(bundle: Bundle, threads: int) -> GraphModel:
     """Both graphs under onnxruntime, f32."""
-    from fairseq_openvino.compat.telemetry import require_consent
-
-    require_consent()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -166,10 +163,8 @@ def stateless_model(bundle: Bundle, threads: int) -> GraphModel:
     """Both graphs under OpenVINO, f32, the decoder without its state outputs."""
     import openvino as ov
 
-    from fairseq_openvino.compat.telemetry import require_consent
     from fairseq_openvino.runtime.engine import compile_properties
 
-    require_consent()
     core, properties = ov.Core(), compile_properties("f32", "CPU", threads)
 
     def load(name: str) -> Run:
