@@ -1,4 +1,4 @@
-"""What reading a file may take: 5 s, 64 MiB with four times the file; and it raises our errors only."""
+"""Reading a file takes at most 5 s of computing and 64 MiB with four times the file; it raises our errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 
 from fairseq_openvino.errors import FairseqOpenVINOError
 
-MAX_SECONDS = 5
+MAX_SECONDS, HANG_SECONDS = 5, 60
+"""Of computing, which is the same on a busy machine; and by the clock, for what waits."""
 MAX_BYTES, MAX_TIMES = 64 << 20, 4
 RESERVE_BYTES = 1 << 30
 """Address space that is left: a test that fails does not take the machine with it."""
@@ -23,7 +24,7 @@ RESERVE_BYTES = 1 << 30
 def contained(read: Callable[[], Any], size: int, what: str) -> FairseqOpenVINOError | None:
     """Run a reader of a file of `size` bytes within these limits; returns the error that it raised."""
     with _limited():
-        before, begin = _start_of_peak(), time.monotonic()
+        before, begin = _start_of_peak(), time.process_time()
         try:
             read()
             error = None
@@ -31,7 +32,7 @@ def contained(read: Callable[[], Any], size: int, what: str) -> FairseqOpenVINOE
             error = raised
         except BaseException as raised:  # as what Rust raises
             raise AssertionError(f"{what}: {type(raised).__name__}: {raised!s:.300}") from raised
-        seconds, grown = time.monotonic() - begin, _status("VmHWM") - before
+        seconds, grown = time.process_time() - begin, _status("VmHWM") - before
     cause: BaseException | None = error
     while cause is not None:
         assert not isinstance(cause, (MemoryError, TimeoutError)), f"{what}: {cause!r:.300}"
@@ -45,12 +46,12 @@ def contained(read: Callable[[], Any], size: int, what: str) -> FairseqOpenVINOE
 @contextmanager
 def _limited() -> Iterator[None]:
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"not done after {MAX_SECONDS} s")
+        raise TimeoutError(f"not done after {HANG_SECONDS} s")
 
     previous = signal.signal(signal.SIGALRM, stop)
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + RESERVE_BYTES, limits[1]))
-    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
     try:
         yield
     finally:

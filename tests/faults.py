@@ -19,6 +19,7 @@ import io
 import json
 import logging
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -180,8 +181,6 @@ def _become(run: Callable[[], int], fault: Fault, root: Path, said: Path, report
 
 def kills(calls: Sequence[str], seed: int) -> list[Fault]:
     """A kill at every one of some calls: before, half way and after by turns, as the seed has it."""
-    import random
-
     chance = random.Random(seed)
     return [Fault(at=i, kill=chance.choice(("before", "half", "after"))) for i in range(len(calls))]
 

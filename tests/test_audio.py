@@ -1,4 +1,4 @@
-"""Decoding: every format, every bound, and damage that must end in AudioError."""
+"""Decoding: every format and every bound; damage is in `test_damage`, `test_attacks` and `test_mutants`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def tone(seconds: float = 0.5, rate_hz: int = RATE_HZ, frequency_hz: float = 440
     return (0.5 * np.sin(2 * np.pi * frequency_hz * times)).astype(np.float32)
 
 
-def wav_bytes(rate_hz: int, channels: int, data: bytes, declared: int | None = None) -> bytes:
+def wav_bytes(rate_hz: int, channels: int, data: bytes) -> bytes:
     """A 16-bit PCM file whose header says what the arguments say."""
-    size = len(data) if declared is None else declared
+    size = len(data)
     head = struct.pack(
         "<4sI4s4sIHHIIHH4sI",
-        b"RIFF", min(36 + size, 2**32 - 1), b"WAVE", b"fmt ", 16, 1, channels, rate_hz,
+        b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, channels, rate_hz,
         min(rate_hz * channels * 2, 2**32 - 1), channels * 2, 16, b"data", size,
     )  # fmt: skip
     return head + data
@@ -138,20 +138,7 @@ def test_other_formats_of_libsndfile_are_refused(tmp_path):
     assert "VOC" in refused(tmp_path / "a.voc")
 
 
-def test_zero_samples_are_refused(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.zeros(0), RATE_HZ)
-    assert "empty" in refused(tmp_path / "a.wav")
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_not_finite_are_refused(tmp_path, bad):
-    samples = tone()
-    samples[100] = bad
-    soundfile.write(tmp_path / "a.wav", samples, RATE_HZ, subtype="FLOAT")
-    assert "NaN or infinity" in refused(tmp_path / "a.wav")
-
-
-@pytest.mark.parametrize("rate_hz", [1, MIN_SAMPLE_RATE_HZ - 1, 384_001, 10_000_000])
+@pytest.mark.parametrize("rate_hz", [MIN_SAMPLE_RATE_HZ - 1, MAX_SAMPLE_RATE_HZ + 1])
 def test_absurd_sample_rates_are_refused(tmp_path, rate_hz):
     (tmp_path / "a.wav").write_bytes(wav_bytes(rate_hz, 1, bytes(2000)))
     assert f"got {rate_hz}" in refused(tmp_path / "a.wav")
@@ -174,46 +161,3 @@ def test_too_long_audio_is_refused_before_it_is_all_read(tmp_path, monkeypatch):
     monkeypatch.setattr(audio, "MAX_AUDIO_SECONDS", 0.25)
     monkeypatch.setattr(sndfile, "BLOCK_SAMPLES", 1000)
     assert "Split the file" in refused(tmp_path / "a.wav")
-
-
-@pytest.mark.parametrize("declared", [10_000, 2**31, 2**32 - 1])
-def test_declared_length_beyond_the_data_reads_what_is_there(tmp_path, declared):
-    data = (tone() * 2**15).astype("<i2").tobytes()
-    (tmp_path / "a.wav").write_bytes(wav_bytes(RATE_HZ, 1, data[:4000], declared))
-    waveform, _ = audio.read_audio(tmp_path / "a.wav")
-    assert len(waveform) == 2000
-
-
-@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
-def test_truncated_files_give_a_prefix_or_an_error(tmp_path, extension):
-    whole, part = tmp_path / f"whole.{extension}", tmp_path / f"part.{extension}"
-    soundfile.write(whole, tone(2.0), RATE_HZ)
-    data = whole.read_bytes()
-    for fraction in (0.01, 0.3, 0.6, 0.99):
-        part.write_bytes(data[: int(len(data) * fraction)])
-        try:
-            waveform, _ = audio.read_audio(str(part))
-        except AudioError as error:
-            assert repr(str(part)) in str(error)
-            continue
-        assert 0 < len(waveform) <= 2.1 * RATE_HZ
-        assert np.isfinite(waveform).all()
-
-
-@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
-def test_flipped_bytes_give_audio_or_an_audio_error(tmp_path, extension):
-    path = tmp_path / f"a.{extension}"
-    soundfile.write(path, tone(0.2), RATE_HZ)
-    data = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        damaged = bytearray(data)
-        for position in rng.integers(0, min(len(data), 200), 2):
-            damaged[position] = int(rng.integers(256))
-        path.write_bytes(bytes(damaged))
-        try:
-            waveform, rate_hz = audio.read_audio(path)
-        except AudioError:
-            continue
-        assert np.isfinite(waveform).all()
-        assert MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ

@@ -1,16 +1,14 @@
-"""Bundles: every kind of damage is noticed before a native parser sees a byte."""
+"""Bundles: what is written is read again; other manifests are refused. Damage is in `test_bundle_damage`."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 
 from fairseq_openvino.atomic import sha256, staged_directory
@@ -65,55 +63,6 @@ def test_a_bundle_survives_writing_reading_and_moving(bundle: Path, tmp_path: Pa
         again.path("spm.model")
 
 
-def test_every_flipped_bit_is_noticed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def parsed(*_: Any) -> None:
-        raise AssertionError("a damaged bundle reached OpenVINO")
-
-    monkeypatch.setattr(ov.Core, "read_model", parsed)
-    random = np.random.default_rng(1)
-    files = [p for p in sorted(bundle.iterdir()) if p.name != MANIFEST]
-    for _ in range(400):
-        path = files[random.integers(len(files))]
-        content = bytearray(path.read_bytes())
-        position, bit = random.integers(len(content)), random.integers(8)
-        content[position] ^= 1 << int(bit)
-        path.write_bytes(content)
-        with pytest.raises(BundleError, match=path.name):
-            open_bundle(bundle)
-        content[position] ^= 1 << int(bit)
-        path.write_bytes(content)
-    open_bundle(bundle)
-
-
-@pytest.mark.parametrize("size", [0, 1, 350, 699, 701])
-def test_truncated_or_longer_files(bundle: Path, size: int) -> None:
-    content = (bundle / "decoder.bin").read_bytes() + b"x"
-    (bundle / "decoder.bin").write_bytes(content[:size])
-    with pytest.raises(BundleError, match=r"700 bytes in 'decoder.bin'"):
-        open_bundle(bundle)
-
-
-def test_missing_linked_and_special_files(bundle: Path, tmp_path: Path) -> None:
-    path = bundle / "encoder.xml"
-    path.rename(tmp_path / "away.xml")
-    with pytest.raises(BundleError, match=r"encoder.xml"):
-        open_bundle(bundle)
-    path.symlink_to(tmp_path / "away.xml")
-    with pytest.raises(BundleError, match="regular file"):
-        open_bundle(bundle)
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(BundleError, match="regular file"):
-        open_bundle(bundle)
-
-
-def test_swapped_files(bundle: Path) -> None:
-    a, b = bundle / "encoder.bin", bundle / "decoder.bin"
-    a.rename(bundle / "x"), b.rename(a), (bundle / "x").rename(b)
-    with pytest.raises(BundleError, match="SHA-256"):
-        open_bundle(bundle)
-
-
 def edit(bundle: Path, change: Any) -> None:
     """Change a manifest, and with format 2 its digest."""
     path = bundle / MANIFEST
@@ -146,10 +95,6 @@ def test_every_changed_byte_of_a_manifest_is_noticed(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format=0), "bundle format 1 or 2"),
-        (lambda m: m.update(format=3), "bundle format 1 or 2"),
-        (lambda m: m.update(format="2"), "bundle format 1 or 2"),
-        (lambda m: m.pop("dimensions"), "complete manifest.*dimensions"),
         (lambda m: m["dimensions"].update(layers=-1), r"\$.dimensions.layers"),
         (lambda m: m["dimensions"].update(layers="2"), r"\$.dimensions.layers"),
         (lambda m: m["dimensions"].update(layers=True), r"\$.dimensions.layers"),
@@ -161,9 +106,6 @@ def test_every_changed_byte_of_a_manifest_is_noticed(bundle: Path) -> None:
         (lambda m: m["files"]["dict.txt"].update(bytes="9"), r"\$.files\[...\].bytes"),
         (lambda m: m["limits"].pop("max_target_tokens"), "complete manifest.*max_target_tokens"),
         (lambda m: m.update(files=[1]), r"\$.files"),
-        (lambda m: m["files"].update({"../etc/passwd": m["files"]["dict.txt"]}), "directory part"),
-        (lambda m: m["files"].update({"/etc/passwd": m["files"]["dict.txt"]}), "directory part"),
-        (lambda m: m["files"]["dict.txt"].pop("sha256"), "complete manifest.*sha256"),
     ],
 )
 def test_malformed_manifests(bundle: Path, change: Any, message: str) -> None:
@@ -230,20 +172,6 @@ def test_malformed_manifests_of_format_1(older: Path, change: Any, message: str)
     edit(older, change)
     with pytest.raises(BundleError, match=message):
         open_bundle(older)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000])
-def test_manifests_that_are_not_json_objects(bundle: Path, content: bytes) -> None:
-    (bundle / MANIFEST).write_bytes(content)
-    with pytest.raises(BundleError):
-        open_bundle(bundle)
-
-
-def test_huge_manifest_is_not_parsed(bundle: Path) -> None:
-    with open(bundle / MANIFEST, "ab") as file:
-        file.truncate(1 << 30)
-    with pytest.raises(BundleError, match="below"):
-        open_bundle(bundle)
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import Shared
 from test_whisper_mini import MINI, rows
 
 from fairseq_openvino import load_model
@@ -24,11 +23,8 @@ DRAWN: dict[str, Any] = {"temperature": 1.0, "language": "en", "best_of": 1}
 
 
 @pytest.fixture(scope="module")
-def model(shared: Shared) -> Any:
-    from fairseq_openvino.export.whisper import export_whisper
-
-    made = shared("whisper-mini", lambda at: export_whisper(MINI, at / "bundle"))
-    return load_model(made / "bundle")
+def model(micro_whisper: Path) -> Any:
+    return load_model(micro_whisper)
 
 
 def wav(samples: np.ndarray, title: str = "") -> bytes:

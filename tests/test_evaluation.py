@@ -155,7 +155,7 @@ def test_figures_are_those_of_the_records(finished: Path) -> None:
         assert row["times"]["percentiles_ms"] == pytest.approx([p50, p95])
         audio = sum(record["seconds"] for record in found)
         assert row["times"]["real_time_factor"] == pytest.approx(sum(seconds) / audio)
-        assert row["load_seconds"] > seconds[0] and row["identical"] == 8
+        assert row["load_seconds"] > 0 and row["identical"] == 8
     assert rows["pytorch"]["relative_time"] == 1 and rows["pytorch"]["differences"] == {}
     ratio = rows["openvino"]["times"]["seconds"] / rows["pytorch"]["times"]["seconds"]
     assert rows["openvino"]["relative_time"] == pytest.approx(ratio)

@@ -40,12 +40,6 @@ def pool() -> Iterator[Pool]:
     found.close()
 
 
-@pytest.fixture(autouse=True)
-def _used(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`isolation.decode` asks this one."""
-    monkeypatch.setattr(isolation, "pool", lambda: pool)
-
-
 def children(pool: Pool) -> list[int]:
     """Numbers of those that wait; the last is the next to work."""
     return [child.pid for child in pool._idle]
@@ -76,7 +70,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_results_are_those_of_this_process() -> None:
+def test_results_are_those_of_this_process(pool: Pool) -> None:
     samples = np.stack([audio.read_audio(clip, 16_000)[0][:16_000] for clip in CLIPS], axis=1)
     stereo = io.BytesIO()
     soundfile.write(stereo, samples[:, :2], 16_000, format="WAV")
@@ -85,19 +79,19 @@ def test_results_are_those_of_this_process() -> None:
     cases += [(io.BytesIO(damaged), "mix"), (memoryview(stereo.getvalue()), "mix")]
     for source, channel in cases:
         expected = audio.decode(source, 11_025, channel)
-        found = isolation.decode(source, 11_025, channel)
+        found = pool.decode(source, 11_025, channel)
         np.testing.assert_array_equal(found.waveforms, expected.waveforms)
         assert found.waveforms.flags.writeable
         assert vars(found) | {"waveforms": 0} == vars(expected) | {"waveforms": 0}
-    assert found.damage is None and isolation.decode(damaged).damage
+    assert found.damage is None and pool.decode(damaged).damage
 
 
-def test_errors_are_those_of_this_process(tmp_path: Path) -> None:
+def test_errors_are_those_of_this_process(pool: Pool, tmp_path: Path) -> None:
     for source, channel in ((b"nothing" * 99, "mix"), (str(tmp_path / "x"), "mix"), (CLIPS[0], 7)):
         with pytest.raises(AudioError) as expected:
             audio.decode(source, None, channel)
         with pytest.raises(AudioError) as found:
-            isolation.decode(source, None, channel)
+            pool.decode(source, None, channel)
         assert str(found.value) == str(expected.value)
 
 
@@ -105,13 +99,13 @@ def test_a_child_is_exchanged_after_some_files(pool: Pool) -> None:
     emptied(pool)
     seen: list[int] = []
     for _ in range(9):
-        isolation.decode(CLIPS[0])
+        pool.decode(CLIPS[0])
         seen += children(pool)
     assert len(set(seen)) == 3 and len(seen) == 7  # none waits after the fourth and the eighth
 
 
 def test_a_child_that_crashes_costs_one_file(pool: Pool, endless: Path) -> None:
-    isolation.decode(CLIPS[0])
+    pool.decode(CLIPS[0])
     child = children(pool)[-1]
 
     def crash() -> None:
@@ -125,22 +119,22 @@ def test_a_child_that_crashes_costs_one_file(pool: Pool, endless: Path) -> None:
     with pytest.raises(
         AudioError, match=r"noise.flac': expected an answer .* got signal 11 \(Segm"
     ):
-        isolation.decode(endless, None, "split")
-    isolation.decode(CLIPS[0])
+        pool.decode(endless, None, "split")
+    pool.decode(CLIPS[0])
     killed(pool)  # idle
-    isolation.decode(CLIPS[0])
+    pool.decode(CLIPS[0])
 
 
 def test_threads_decode_at_the_same_time_in_children_of_one_thread(pool: Pool) -> None:
     expected = audio.decode(CLIPS[0]).waveforms
-    isolation.decode(CLIPS[0])
+    pool.decode(CLIPS[0])
     stopped = children(pool)[-1]
     os.kill(stopped, signal.SIGSTOP)  # keeps its file until it may go on
     with ThreadPoolExecutor(6) as threads:
-        first = threads.submit(isolation.decode, CLIPS[0])
+        first = threads.submit(pool.decode, CLIPS[0])
         while stopped in children(pool):
             time.sleep(0.01)
-        others = [threads.submit(isolation.decode, CLIPS[0]) for _ in range(20)]
+        others = [threads.submit(pool.decode, CLIPS[0]) for _ in range(20)]
         for each in others:
             np.testing.assert_array_equal(each.result(20).waveforms, expected)
         assert not first.done()
@@ -152,7 +146,7 @@ def test_threads_decode_at_the_same_time_in_children_of_one_thread(pool: Pool) -
 
 
 def test_nothing_is_left_behind(pool: Pool) -> None:
-    isolation.decode(CLIPS[0])
+    pool.decode(CLIPS[0])
     before = held(with_children=True)
     other = Pool(MEMORY_BYTES)
     other.decode(CLIPS[0])
@@ -164,18 +158,17 @@ def test_nothing_is_left_behind(pool: Pool) -> None:
 
 
 def test_the_process_they_are_forked_from_is_replaced(pool: Pool) -> None:
-    isolation.decode(CLIPS[0])
+    pool.decode(CLIPS[0])
     assert pool._server is not None
     server = pool._server
     os.kill(server.pid, signal.SIGKILL)
     server._process.wait()
     killed(pool)
-    assert isolation.decode(CLIPS[0]).waveforms.any()
+    assert pool.decode(CLIPS[0]).waveforms.any()
     assert pool._server is not server
 
 
-def test_a_fork_of_this_process_has_children_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_a_fork_of_this_process_has_children_of_its_own() -> None:
     ours, fork = isolation.pool(), os.fork()
     if not fork:
         os._exit(isolation.pool() is ours)
@@ -190,10 +183,10 @@ def test_no_room_for_a_child_costs_the_file_and_says_so(pool: Pool) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 1, hard))
         try:
             with pytest.raises(AudioError, match="expected a decoder, got .*Too many open files"):
-                isolation.decode(file)
+                pool.decode(file)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert isolation.decode(CLIPS[0]).waveforms.any()
+    assert pool.decode(CLIPS[0]).waveforms.any()
 
 
 def head(**changes: object) -> bytes:
@@ -301,10 +294,10 @@ def test_memory_and_time_are_bounded(endless: Path) -> None:
 def test_children_end_with_their_parent(endless: Path) -> None:
     code = (
         "import os, sys, threading, time\nfrom fairseq_openvino.speech import isolation\n"
-        "assert isolation.decode(sys.argv[1]).waveforms.any()\n"
-        "threading.Thread(target=isolation.decode, args=sys.argv[2:3], daemon=True).start()\n"
+        "assert isolation.pool().decode(sys.argv[1]).waveforms.any()\n"
+        "threading.Thread(target=isolation.pool().decode, args=sys.argv[2:3], daemon=True).start()\n"
         "pool = isolation.pool()\n"
-        "isolation.decode(sys.argv[1])\n"
+        "isolation.pool().decode(sys.argv[1])\n"
         "print(pool._server.pid, *(child.pid for child in pool._idle), flush=True)\n"
         "os.kill(os.getpid(), 9)"
     )

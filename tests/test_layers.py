@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -42,6 +43,7 @@ HEAVY = ("torch", "fairseq", "openvino", "onnx", "onnxruntime", "nncf", "transfo
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Dotted name below the package to file."""
     found = {}
@@ -59,6 +61,7 @@ def floor(name: str) -> int:
     return next(i for i, names in enumerate(FLOORS) if name in names)
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Modules of the package that a file imports, inside functions too."""
     names: set[str] = set()

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Shared
+from conftest import ROOT
 from test_whisper_mini import MINI
 from test_whisper_mini import rows as mini_rows
 from test_whisper_real import SOURCES, SPEECH
@@ -144,16 +144,15 @@ def assert_tokens_equal_transformers(
 
 
 @pytest.fixture(scope="module")
-def mini(shared: Shared) -> tuple[Any, Reference, Recording]:
+def mini(
+    micro_whisper: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Reference, Recording]:
     """The shipped micro-Whisper, whose window is 8 s, and shipped clips joined."""
-    from fairseq_openvino.export.whisper import export_whisper
-
-    bundle = shared("whisper-mini", lambda at: export_whisper(MINI, at / "bundle")) / "bundle"
     rows = [
         {"path": str(MINI / row["path"]), "transcript": row["text"]} for row in mini_rows("en")[:24]
     ]
-    joined = join(rows, bundle.parent / "joined.wav", seed=1)
-    return load_model(bundle), Reference(MINI), joined
+    joined = join(rows, tmp_path_factory.mktemp("joined") / "joined.wav", seed=1)
+    return load_model(micro_whisper), Reference(MINI), joined
 
 
 @pytest.mark.parametrize("beam", [1, pytest.param(5, marks=pytest.mark.soak)])

@@ -131,11 +131,8 @@ def pauses(clips: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def micro_whisper(shared: Shared) -> Any:
-    from fairseq_openvino.export.whisper import export_whisper
-
-    made = shared("whisper-mini", lambda at: export_whisper(MINI_WHISPER, at / "bundle"))
-    return load_model(made / "bundle")
+def whisper_model(micro_whisper: Path) -> Any:
+    return load_model(micro_whisper)
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +150,10 @@ EVERY_CALL = pytest.mark.parametrize(
 @EVERY_CALL
 @pytest.mark.parametrize("case", CASES)
 def test_whisper_goes_on_after_every_call(
-    micro_whisper: Any, speech: list[np.ndarray], case: str, full: bool
+    whisper_model: Any, speech: list[np.ndarray], case: str, full: bool
 ) -> None:
     audios, stops = (speech, None) if full else (speech[:1], 1)
-    check_every_stop(micro_whisper, audios, stops, **CASES[case])
+    check_every_stop(whisper_model, audios, stops, **CASES[case])
 
 
 @EVERY_CALL
@@ -171,10 +168,10 @@ def test_s2t_goes_on_after_every_call(recognizer: Any, full: bool) -> None:
 
 
 def test_a_call_that_failed_ends_what_is_kept(
-    micro_whisper: Any, speech: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    whisper_model: Any, speech: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is made again, and may succeed."""
-    model, speech, options = micro_whisper, speech[:1], {"beam": 1}
+    model, speech, options = whisper_model, speech[:1], {"beam": 1}
     wanted, whole = told(model, speech, **options), Kept([])
     told(model, speech, whole, **options)
     decode, left = model.model.open, [2]

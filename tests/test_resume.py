@@ -234,7 +234,7 @@ def test_kill_at_any_point(tmp_path: Path, cache_dir: Path) -> None:
     journal = tmp_path / "resume" / "shard-0-of-1.jsonl"
     while True:
         before = journal.read_bytes().count(b"\n") if journal.exists() else 0
-        more, pause = chance.randrange(1, 6), chance.random() * 0.1
+        more, pause = chance.randrange(1, 6), chance.random() * 0.02
         child = process("generate", data, *flags)
         while child.poll() is None and before + more > (
             journal.read_bytes().count(b"\n") if journal.exists() else 0

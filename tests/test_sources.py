@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import soxr
-from conftest import MINI
 from media_files import encoded
+from test_recordings import RATE_HZ, file, speech
 
 from fairseq_openvino.errors import AudioError, OptionError
 from fairseq_openvino.speech import audio
@@ -22,22 +21,6 @@ from fairseq_openvino.speech.files import audio_files
 from fairseq_openvino.speech.options import AudioOptions
 from fairseq_openvino.speech.stored import read
 from fairseq_openvino.speech.waveform import as_waveform, resampled
-
-RATE_HZ = 16_000
-
-
-def speech(rate_hz: int = RATE_HZ, channels: int = 1) -> np.ndarray:
-    """Two clips of speech, shape (samples, channels), each channel another moment of it."""
-    clips = sorted((MINI / "clips").glob("*.mp3"))[:2]
-    samples = np.concatenate([read_audio(clip, rate_hz)[0] for clip in clips])
-    return np.stack([np.roll(samples, i * rate_hz // 5) for i in range(channels)], axis=1)
-
-
-def file(samples: np.ndarray, rate_hz: int = RATE_HZ, form: str = "FLAC") -> bytes:
-    content = io.BytesIO()
-    soundfile.write(content, samples, rate_hz, format=form)
-    return content.getvalue()
-
 
 # --- sources ------------------------------------------------------------------------------------
 

@@ -51,32 +51,6 @@ COMMAND = (
 )
 
 
-def decode(
-    source: Source,
-    sample_rate_hz: int | None = None,
-    channel: str | int = MIX,
-    name: str | None = None,
-) -> Audio:
-    """As `audio.decode`, in the child.
-
-    Raises:
-        AudioError: as there, or the child crashed, took too long or needed too much memory.
-    """
-    return pool().decode(source, sample_rate_hz, channel, name)
-
-
-def store(
-    source: Source, sample_rate_hz: int, channel: str | int = MIX, name: str | None = None
-) -> Stored:
-    """A recording of any length, decoded in the child once.
-
-    Raises:
-        AudioError: as above, or it is longer than `MAX_STORED_BYTES` of samples.
-        StorageError: there is no room for the samples.
-    """
-    return pool().store(source, sample_rate_hz, channel, name)
-
-
 class Stored:
     """Samples of a recording in a temporary file, which is gone when nobody refers to it any more."""
 
@@ -144,13 +118,22 @@ class Pool:
         self, source: Source, sample_rate_hz: int | None = None, channel: str | int = MIX,
         name: str | None = None,
     ) -> Audio:  # fmt: skip
-        """As the function."""
+        """As `audio.decode`, in a child.
+
+        Raises:
+            AudioError: as there, or the child crashed, took too long or needed too much memory.
+        """
         return self._answered(source, name, _Child.decode, sample_rate_hz, channel)
 
     def store(
         self, source: Source, sample_rate_hz: int, channel: str | int = MIX, name: str | None = None
     ) -> Stored:
-        """As the function."""
+        """A recording of any length, decoded in a child once.
+
+        Raises:
+            AudioError: as above, or it is longer than `MAX_STORED_BYTES` of samples.
+            StorageError: there is no room for the samples.
+        """
         return self._answered(source, name, _Child.store, sample_rate_hz, channel)
 
     def _answered(

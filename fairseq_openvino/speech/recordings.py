@@ -82,7 +82,7 @@ def recordings(
         raise unusable(name, "audio", "stored features", "Give audio files")
     again = lasting(source if content is None else content)
     if options.isolate_audio:
-        found = isolation.store(again(), rate_hz, options.channel, name)
+        found = isolation.pool().store(again(), rate_hz, options.channel, name)
         return _isolated(found, options, again)
     if options.channel != SPLIT:
         return [_File(name, again, rate_hz, options, options.channel)]

@@ -52,7 +52,7 @@ def read(
     name, content = source_name(source), content_of(source)
     if content is not None and content.startswith(NPY_MAGIC):
         return None
-    decode = isolation.decode if options.isolate_audio else audio.decode
+    decode = isolation.pool().decode if options.isolate_audio else audio.decode
     found = decode(source if content is None else content, sample_rate_hz, options.channel, name)
     check_damage(found, options)
     return found.report()
