@@ -121,6 +121,13 @@ def test_prune_clears_up_after_killed_processes(
     assert len(list((cache / "bundles").iterdir())) == 1
 
 
+def test_who_finds_a_bundle_clears_up_after_killed_processes(cache: Path) -> None:
+    (name,) = bundles(cache)
+    killed_while_staging(cache / "bundles" / name, "wait")
+    using(cache).communicate("\n")
+    assert sorted(os.listdir(cache / "bundles")) == [name, f"{name}.used"]
+
+
 def test_an_unwritable_cache_is_one_warning(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fairseq_openvino.atomic import LOCK, lock_shared, locked, remove_directory
+from fairseq_openvino.atomic import (
+    LOCK,
+    clear_leftovers,
+    lock_shared,
+    locked,
+    remove_directory,
+)
 from fairseq_openvino.bundle import MANIFEST, Bundle, is_bundle, open_bundle, read_manifest
 from fairseq_openvino.errors import BundleError, StorageError
 
@@ -82,6 +88,7 @@ def cached(
     if not is_writable(cache_dir):
         return _found(target) or _made(_temporary() / target.name, make)
     with locked(_beside(target, LOCK)):  # others wait, then find the bundle
+        clear_leftovers(target.parent)  # of one who died when it was there already, too
         bundle = _found(target) or _made(target, make)
         used = _beside(target, USED)
         if used not in _held:
