@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +389,27 @@ def test_the_dead_are_known_at_once_on_the_same_machine(tmp_path: Path) -> None:
     finally:
         child.kill()
         child.communicate()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "view",
+    [
+        "exec unshare -T --boottime 100000",
+        "mount -t proc -o hidepid=2 proc /proc; exec setpriv --reuid 65534 --regid 65534 --clear-groups",
+    ],
+    ids=["other clock", "other user"],
+)
+def test_the_living_are_not_dead_to_whoever_sees_less_of_them(view: str) -> None:
+    """Or two would take their batches from each other for ever."""
+    who = json.dumps(asdict(Identity.mine()))
+    code = "import json, sys; from fairseq_openvino.jobs.leases import Identity as I;"
+    code += "print(I(**json.loads(sys.argv[1])).is_dead())"
+    shell = ["unshare", "-m", "sh", "-c", f'{view} "$@"', "sh", sys.executable, "-c", code]
+    run = subprocess.run([*shell, who], capture_output=True, text=True, env=child_environment())
+    if "not permitted" in run.stderr:
+        pytest.skip(run.stderr)
+    assert run.stdout.strip() == "False", run.stderr
 
 
 def test_a_lease_is_there_with_its_holder_or_not_at_all(tmp_path: Path) -> None:
