@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -278,6 +279,30 @@ def test_a_stopped_worker_loses_its_batch_and_its_late_record_counts_for_nothing
 
 def paths(job: jobs.Job, lease: Lease) -> list[str]:
     return [each.path for each in job.plan.batches[lease.batch]]
+
+
+def test_who_waits_does_not_look_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a job so large that a look takes 2 s."""
+    job, now, looks = jobs.begin(tmp_path, plan()), [0.0], list[float]()
+    highest = Leases.highest
+
+    def slow(self: Leases) -> dict[int, int]:
+        looks.append(now[0])
+        now[0] += 2.0
+        return highest(self)
+
+    with Worker(job) as other, Worker(job) as worker:
+        while other.claim(wait=False) is not None:
+            pass
+        monkeypatch.setattr(Leases, "highest", slow)
+        clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+        monkeypatch.setattr("fairseq_openvino.jobs.worker.time", clock)
+        while now[0] < 100.0:
+            assert worker.claim(wait=False) is None
+            now[0] += 0.5
+    assert looks == [0.0, 22.0, 44.0, 66.0, 88.0]
 
 
 def test_what_a_model_answered_outlives_the_worker(tmp_path: Path, server: Server) -> None:
