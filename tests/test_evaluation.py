@@ -288,6 +288,36 @@ def test_interrupted_runs_are_resumed(
     assert len({record["id"] for record in lines(output, "utterance")}) == 4
 
 
+def test_a_run_goes_on_with_the_same_corpus_and_models_only(
+    mini_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, other = tmp_path / "out", tmp_path / "other" / mini_bundle.name
+    audio = tone(tmp_path / "a.wav")
+    rows = ("id", "audio", "n_frames", "tgt_text"), ("a", str(audio), "50", "eins")
+    corpus = write_table(tmp_path / "test.tsv", *rows)
+    flags = ("--engines", "openvino", "--metrics", "bleu")
+    assert cli.main(command(mini_bundle, output, *flags, corpus=corpus)) == EXIT_OK
+
+    def resumed(bundle: Path = mini_bundle, *more: str) -> tuple[int, str]:
+        code = cli.main(command(bundle, output, *flags, "--resume", *more, corpus=corpus))
+        return code, capsys.readouterr().err
+
+    assert resumed()[0] == EXIT_OK
+    shutil.copytree(mini_bundle, other)
+    assert resumed(other)[0] == EXIT_OK
+    with open(other / "manifest.json", "a") as file:
+        file.write("\n")
+    write_table(corpus, *rows, ("b", str(audio), "50", "zwei"))
+    os.utime(audio)
+    code, error = resumed(other)
+    assert code == EXIT_USAGE and "got others in corpus, bundle. Repeat" in error
+    write_table(corpus, *rows)
+    code, error = resumed(mini_bundle)  # a file that may be another now
+    assert code == EXIT_USAGE and "got others in corpus. Repeat" in error
+    code, error = resumed(mini_bundle, "--limit", "1", "--shard", "1/1")
+    assert code == EXIT_USAGE and "got others in limit, corpus. Repeat" in error
+
+
 def measured(output: Path) -> dict[str, Any]:
     """What was found of each utterance, without times."""
     found = lines(output, "utterance")
@@ -340,6 +370,8 @@ def test_shards_are_scored_together(
     for number, output in enumerate(outputs, 1):
         shard = ("--shard", f"{number}/2", "--batch-size", "2")
         assert cli.main(command(mini_bundle, output, *flags, *shard)) == EXIT_OK
+    assert cli.main(command(mini_bundle, outputs[0], *flags, *shard, "--resume")) == EXIT_USAGE
+    assert "got others in corpus, shard. Repeat" in capsys.readouterr().err
     both = ["evaluate", "--score-only", *map(str, outputs)]
     assert cli.main(both) == EXIT_USAGE  # where to?
     assert cli.main([*both, "--output", str(tmp_path / "all")]) == EXIT_OK

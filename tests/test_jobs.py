@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -294,6 +294,30 @@ def paths(job: jobs.Job, lease: Lease) -> list[str]:
     return [each.path for each in job.plan.batches[lease.batch]]
 
 
+def test_who_waits_does_not_look_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a job so large that a look takes 2 s."""
+    job, now, looks = jobs.begin(tmp_path, plan()), [0.0], list[float]()
+    highest = Leases.highest
+
+    def slow(self: Leases) -> dict[int, int]:
+        looks.append(now[0])
+        now[0] += 2.0
+        return highest(self)
+
+    with Worker(job) as other, Worker(job) as worker:
+        while other.claim(wait=False) is not None:
+            pass
+        monkeypatch.setattr(Leases, "highest", slow)
+        clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+        monkeypatch.setattr("fairseq_openvino.jobs.worker.time", clock)
+        while now[0] < 100.0:
+            assert worker.claim(wait=False) is None
+            now[0] += 0.5
+    assert looks == [0.0, 22.0, 44.0, 66.0, 88.0]
+
+
 def test_what_a_model_answered_outlives_the_worker(tmp_path: Path, server: Server) -> None:
     long = replace(plan(), inputs=[replace(each, bytes=10**6) for each in plan().inputs])
     job, mark = jobs.begin(tmp_path / "job", long), tmp_path / "mark"
@@ -405,6 +429,27 @@ def test_the_dead_are_known_at_once_on_the_same_machine(tmp_path: Path) -> None:
     finally:
         child.kill()
         child.communicate()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "view",
+    [
+        "exec unshare -T --boottime 100000",
+        "mount -t proc -o hidepid=2 proc /proc; exec setpriv --reuid 65534 --regid 65534 --clear-groups",
+    ],
+    ids=["other clock", "other user"],
+)
+def test_the_living_are_not_dead_to_whoever_sees_less_of_them(view: str) -> None:
+    """Or two would take their batches from each other for ever."""
+    who = json.dumps(asdict(Identity.mine()))
+    code = "import json, sys; from fairseq_openvino.jobs.leases import Identity as I;"
+    code += "print(I(**json.loads(sys.argv[1])).is_dead())"
+    shell = ["unshare", "-m", "sh", "-c", f'{view} "$@"', "sh", sys.executable, "-c", code]
+    run = subprocess.run([*shell, who], capture_output=True, text=True, env=child_environment())
+    if "not permitted" in run.stderr:
+        pytest.skip(run.stderr)
+    assert run.stdout.strip() == "False", run.stderr
 
 
 def test_a_lease_is_there_with_its_holder_or_not_at_all(tmp_path: Path) -> None:

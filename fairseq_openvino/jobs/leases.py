@@ -81,7 +81,7 @@ class Identity:
 
     host: str
     machine: str | None
-    """Boot and process namespace, within which `pid` says who it is; None where nobody knows."""
+    """Boot and namespaces within which `pid` and `started` say who it is; None where nobody knows."""
     pid: int
     started: str | None
     """When the process began, by the machine's own count; a pid may be used again."""
@@ -96,8 +96,14 @@ class Identity:
         """Whether it is known to be: of a process of another machine nothing is."""
         if self.machine is None or self.machine != _machine():
             return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another user's, of whom a /proc with hidepid shows nothing
+            pass
         found = _state(self.pid)
-        return found is None or found[0] in DEAD or found[1] != self.started
+        return found is not None and (found[0] in DEAD or found[1] != self.started)
 
     @property
     def worker(self) -> str:
@@ -108,7 +114,8 @@ class Identity:
 def _machine() -> str | None:
     try:
         boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink(PROC / 'self/ns/pid')}"
+        spaces = (PROC / "self/ns/pid", PROC / "self/ns/time")  # that of time since Linux 5.6
+        return " ".join([boot, *(os.readlink(each) for each in spaces if each.is_symlink())])
     except OSError:
         return None
 

@@ -6,6 +6,7 @@ except beside peers, which compute them within.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino import machine
+from fairseq_openvino.atomic import sha256
+from fairseq_openvino.bundle import MANIFEST
 from fairseq_openvino.errors import FairseqOpenVINOError, OptionError, failure, invalid
+from fairseq_openvino.jobs.plan import Input
 from fairseq_openvino.measure.engines import EngineSpec
 from fairseq_openvino.measure.journal import (
     ENGINE,
@@ -75,12 +79,7 @@ def evaluate(
     run = look(options)
     before = begun(options.output, resume)
     if before.runs:
-        difference = changed(before.runs[0]["options"], run["options"])
-        if difference:
-            raise OptionError(
-                f"Resuming failed in {str(options.output)!r}: expected the options of the run "
-                f"begun, got others in {', '.join(difference)}. Repeat the command as it was."
-            )
+        _check_same(options.output, before.runs[0], run)
     with (
         closing(Journal(options.output / FILE)) as records,
         tempfile.TemporaryDirectory(prefix="fairseq-openvino-evaluate-") as scratch,
@@ -103,21 +102,38 @@ def evaluate(
     return True
 
 
+def _check_same(output: Path, begun: dict[str, Any], run: dict[str, Any]) -> None:
+    """Raise OptionError if what follows from these runs is not one evaluation."""
+    states = begun.get("states", {})
+    names = changed(begun["options"], run["options"])
+    names += [name for name in states if states[name] != run["states"].get(name)]
+    names += [] if begun["shard"] == run["shard"] else ["shard"]
+    if names:
+        raise failure(
+            OptionError, "Resuming", output, "the options, corpus and models of the run begun",
+            f"others in {', '.join(names)}", "Repeat the command as it was",
+        )  # fmt: skip
+
+
 def look(options: EvaluationOptions) -> dict[str, Any]:
     """Read the corpus without its audio: every row is checked before anything is computed.
 
     Returns:
         The record of the run: what is compared, on which machine; `total` utterances of this shard;
-        `metrics`; and for the Whisper normaliser the `language` of the references.
+        `states` of the corpus and the models; `metrics`; and for the Whisper normaliser the `language`
+        of the references.
 
     Raises:
         ModelError: a row is malformed, or a reference is empty.
     """
-    first, languages, total = None, set(), 0
+    first, languages, total, seen = None, set(), 0, hashlib.sha256()
     for utterance in _utterances(options):
         first = first or utterance
         languages.add(utterance.language)
         total += 1
+        file = Input.of(utterance.path, utterance.id)
+        row = utterance.id, utterance.reference, utterance.language
+        seen.update(repr((*row, file.bytes, file.modified_ns)).encode())
     share = "/".join(map(str, options.shard))
     if first is None:
         raise invalid(ACTION, "shard", "a share with utterances", share)
@@ -137,6 +153,7 @@ def look(options: EvaluationOptions) -> dict[str, Any]:
         "options": options.recorded(),
         "model": options.model_name,
         "shard": share,
+        "states": {"corpus": seen.hexdigest(), **_states(options)},
         "total": total,
         "metrics": list(metrics),
         "normalizer": normalizer,
@@ -147,6 +164,22 @@ def look(options: EvaluationOptions) -> dict[str, Any]:
             **{name: os.environ.get(name, value) for name, value in WAITING.items()},
         },
     }
+
+
+def _states(options: EvaluationOptions) -> dict[str, Any]:
+    """Of each model: the digest of a bundle; else bytes, and times in ns since 1970, of its files by name."""
+    found: dict[str, Any] = {}
+    for name in ("checkpoint", "bundle", "int8_bundle"):
+        place: Path | None = getattr(options, name)
+        if place is None:
+            continue
+        if (place / MANIFEST).is_file():
+            found[name] = sha256(place / MANIFEST)
+        else:
+            files = sorted(place.iterdir()) if place.is_dir() else [place]
+            inputs = [Input.of(str(file), file.name) for file in files]
+            found[name] = {each.name: [each.bytes, each.modified_ns] for each in inputs}
+    return found
 
 
 def _normalizer_language(options: EvaluationOptions, languages: set[str | None]) -> str | None:
