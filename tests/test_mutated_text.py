@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -26,11 +27,16 @@ from media_files import flac_silence
 from safetensors.torch import save
 from test_mutants import mutants
 from test_whisper_sources import small_ctranslate2
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from fairseq_openvino.checkpoint import load_checkpoint
 from fairseq_openvino.compat.shims import apply_shims
-from fairseq_openvino.errors import AudioError, CheckpointError, FairseqOpenVINOError
+from fairseq_openvino.errors import (
+    AudioError,
+    BundleError,
+    CheckpointError,
+    FairseqOpenVINOError,
+)
 from fairseq_openvino.export.fairseq import averaging
 from fairseq_openvino.export.fairseq import checkpoint as fairseq_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory, check_pieces
@@ -42,6 +48,7 @@ from fairseq_openvino.measure.material.s2t import write_checkpoint
 from fairseq_openvino.s2t.vocabulary import load_dictionary, load_pieces
 from fairseq_openvino.speech import corpus, stored
 from fairseq_openvino.speech.manifest import read_manifest
+from fairseq_openvino.whisper.tokenizer import WhisperTokenizer
 
 WHISPER = ROOT / "examples" / "covost" / "whisper" / "mini"
 MALFORMED = Path(__file__).parent / "malformed"
@@ -323,6 +330,20 @@ def test_tokenizers_that_grow_what_they_read(tmp_path: Path) -> None:
     found.save(str(path))
     error = contained(partial(vocabulary.find, path, 9, "it"), path.stat().st_size, "replacements")
     assert "the normalizers Replace" in str(error)
+    found.normalizer = None
+    found.decoder = decoders.Sequence([decoders.Replace("a", "aa")] * 40)
+    found.save(str(path))
+    for read in (partial(vocabulary.find, path, 9, "it"), partial(WhisperTokenizer, path, 9)):
+        error = contained(read, path.stat().st_size, "replacements")
+        assert "the decoders Replace" in str(error)
+
+
+def test_a_tokenizer_that_rust_panics_at_is_refused(tmp_path: Path) -> None:
+    content = json.loads((WHISPER / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (path := tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="expected a tokenizer file, got .*precompiled_charsmap"):
+        WhisperTokenizer(path, 9)
 
 
 def test_statistics_that_unpack_to_more(tmp_path: Path) -> None:
