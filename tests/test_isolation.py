@@ -26,6 +26,7 @@ from media_files import encoded
 
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import audio, isolation
+from fairseq_openvino.speech.forkserver import ForkServer
 from fairseq_openvino.speech.isolation import Pool
 
 SEED = int(os.environ.get("FAIRSEQ_OPENVINO_SEED", "1"))
@@ -174,6 +175,35 @@ def test_a_fork_of_this_process_has_children_of_its_own() -> None:
         os._exit(isolation.pool() is ours)
     assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
     assert isolation.pool() is ours
+
+
+def test_a_program_that_ignores_the_end_of_children_keeps_its_decoders() -> None:
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    pool = Pool(MEMORY_BYTES, files_per_child=1)
+    try:
+        pool.decode(CLIPS[0])
+        server = pool._server
+        pool.decode(CLIPS[0])
+        assert pool._server is server is not None and server.is_alive
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+        pool.close()
+
+
+def test_modules_of_the_working_directory_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an interactive Python in a checkout, whose `sys.path` begins with ''."""
+    code = "from fairseq_openvino.speech.forkserver import serve\n"
+    (tmp_path / "only_here.py").write_text(
+        code + "def work(connection): connection.send_bytes(b'x')"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    server = ForkServer("import only_here, sys; only_here.serve(int(sys.argv[1]), only_here.work)")
+    _, connection = server.fork(20.0)
+    assert connection.recv_bytes() == b"x"
+    server.close()
 
 
 def test_no_room_for_a_child_costs_the_file_and_says_so(pool: Pool) -> None:

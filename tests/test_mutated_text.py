@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,18 +18,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from conftest import MINI, ROOT, TINY
 from contained import contained
+from media_files import flac_silence
 from safetensors.torch import save
 from test_mutants import mutants
 from test_whisper_sources import small_ctranslate2
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from fairseq_openvino.checkpoint import load_checkpoint
 from fairseq_openvino.compat.shims import apply_shims
-from fairseq_openvino.errors import AudioError, CheckpointError, FairseqOpenVINOError
+from fairseq_openvino.errors import (
+    AudioError,
+    BundleError,
+    CheckpointError,
+    FairseqOpenVINOError,
+)
 from fairseq_openvino.export.fairseq import averaging
 from fairseq_openvino.export.fairseq import checkpoint as fairseq_checkpoint
 from fairseq_openvino.export.fairseq.data import DataDirectory, check_pieces
@@ -39,6 +48,7 @@ from fairseq_openvino.measure.material.s2t import write_checkpoint
 from fairseq_openvino.s2t.vocabulary import load_dictionary, load_pieces
 from fairseq_openvino.speech import corpus, stored
 from fairseq_openvino.speech.manifest import read_manifest
+from fairseq_openvino.whisper.tokenizer import WhisperTokenizer
 
 WHISPER = ROOT / "examples" / "covost" / "whisper" / "mini"
 MALFORMED = Path(__file__).parent / "malformed"
@@ -51,6 +61,8 @@ WORDS = (
     b"10000000000", b"0x", b"4294967296", b"[[1]]", b"{\"a\": 1}", b"'", b"(a+)+$",
 )  # fmt: skip
 """What a word of a text becomes."""
+ONE_ALIAS = b"\1\0\0\0\6\0alias\0\2\0a\0"
+"""At the end of what `small_ctranslate2` makes."""
 WORD = re.compile(rb"[\w.<>|-]+|[^\w\s]")
 
 
@@ -318,6 +330,20 @@ def test_tokenizers_that_grow_what_they_read(tmp_path: Path) -> None:
     found.save(str(path))
     error = contained(partial(vocabulary.find, path, 9, "it"), path.stat().st_size, "replacements")
     assert "the normalizers Replace" in str(error)
+    found.normalizer = None
+    found.decoder = decoders.Sequence([decoders.Replace("a", "aa")] * 40)
+    found.save(str(path))
+    for read in (partial(vocabulary.find, path, 9, "it"), partial(WhisperTokenizer, path, 9)):
+        error = contained(read, path.stat().st_size, "replacements")
+        assert "the decoders Replace" in str(error)
+
+
+def test_a_tokenizer_that_rust_panics_at_is_refused(tmp_path: Path) -> None:
+    content = json.loads((WHISPER / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (path := tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="expected a tokenizer file, got .*precompiled_charsmap"):
+        WhisperTokenizer(path, 9)
 
 
 def test_statistics_that_unpack_to_more(tmp_path: Path) -> None:
@@ -340,6 +366,33 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
         assert "no regular file" in str(error)
     error = contained(lambda: stored.frames(str(tmp_path / "pipe.npy"), 16_000, 80), 0, "features")
     assert "no regular file" in str(error)
+
+
+def test_slices_are_no_longer_than_files_may_be(tmp_path: Path) -> None:
+    (path := tmp_path / "s.flac").write_bytes(flac_silence(1))
+    error = contained(lambda: stored.frames(f"{path}:0:30000000", 16_000, 80), 20_000, "slice")
+    assert "at most 3600 s" in str(error)
+    with soundfile.SoundFile(tmp_path / "s.wav", "w", 8000, 9, "PCM_16") as file:
+        file.write(np.zeros((800, 9)))
+    error = contained(lambda: stored.frames(f"{file.name}:0:800", 16_000, 80), 15_000, "slice")
+    assert "1 to 8 channels, got 9" in str(error)
+
+
+def test_names_for_the_same_weights_take_no_memory(tmp_path: Path) -> None:
+    """Each was made floats of its own."""
+    path = cheap(tmp_path)["CTranslate2"].path
+    size = 1 << 20
+    content = small_ctranslate2(("w", (size,), 1, bytes(size)), ("w_scale", (1,), 0, bytes(4)))
+    names = [
+        (f"{i}{end}".encode(), f"w{end}".encode()) for i in range(99) for end in ("", "_scale")
+    ]
+    aliases = b"".join(
+        struct.pack("<H", len(name) + 1) + name + b"\0" for pair in names for name in pair
+    )
+    count = struct.pack("<I", len(names))
+    path.write_bytes(content[: -len(ONE_ALIAS)] + count + aliases)
+    error = contained(partial(whisper_model, path), path.stat().st_size, "aliases")
+    assert "bytes as floats" in str(error)
 
 
 def test_slices_take_no_more_than_there_is(tmp_path: Path) -> None:

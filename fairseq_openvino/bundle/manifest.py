@@ -283,7 +283,7 @@ def _manifest_of(root: Path, content: Any) -> Manifest:
         raise refused(root, f"bundle format 1 or {FORMAT} in {MANIFEST}", repr(found))
     try:
         manifest = _of_format_1(content) if found == 1 else msgspec.convert(content, Manifest)
-    except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise refused(
             root, f"a complete manifest in {MANIFEST}", f"{type(error).__name__}: {error}"
         ) from error

@@ -36,7 +36,7 @@ class ForkServer:
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            path = os.pathsep.join(path for path in sys.path if path)
+            path = os.pathsep.join(path or os.getcwd() for path in sys.path)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", command, *map(str, (theirs.fileno(), *arguments))],
                 pass_fds=[theirs.fileno()],
@@ -104,6 +104,7 @@ class ForkServer:
 
 def serve(descriptor: int, child: Callable[[Connection], None]) -> None:
     """The server: 0 and a socket ask for a child at its other end, a number for the end of that child."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody can be waited for
     connection, children = Connection(descriptor), set[int]()
     try:
         with suppress(EOFError, OSError):

@@ -17,7 +17,8 @@ import numpy as np
 import soundfile
 
 from fairseq_openvino.errors import AudioError, failure
-from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS
+from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS, MAX_AUDIO_SECONDS
+from fairseq_openvino.speech.waveform import check_channels, check_rate
 
 SEPARATOR = ":"
 NUMBER = re.compile("[0-9]{1,18}")
@@ -53,10 +54,13 @@ class Slice:
         name = f"{self.file}:{self.first}:{self.samples}"
         try:
             with soundfile.SoundFile(self.file) as file:
-                total, rate_hz = file.frames, file.samplerate
+                total, rate_hz = file.frames, check_rate(name, file.samplerate)
+                check_channels(name, file.channels)
                 if self.samples < 1 or self.first + self.samples > total:
                     expected = f"a part of the {total} samples of the file"
                     raise _fail(repr(name), expected, "an empty one or one beyond them")
+                if self.samples > MAX_AUDIO_SECONDS * rate_hz:
+                    raise _fail(repr(name), f"at most {MAX_AUDIO_SECONDS:.0f} s", "more")
                 file.seek(self.first)
                 samples = _read(file, self.samples)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fairseq_openvino.errors import BundleError, MissingDependencyError
 
 WITHOUT_SPACES = {"zh", "ja", "th", "lo", "my", "yue"}
 """Languages that do not put blanks between words."""
 REPLACEMENT = "\ufffd"
+NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents"}
+DECODERS = {"ByteLevel", "ByteFallback", "BPEDecoder", "Fuse", "Metaspace", "Strip", "WordPiece"}
+"""Those that make no text much longer, as replacements do: 40 of them make a terabyte of a letter."""
+
+
+def checked(tokenizer: Any) -> Any:
+    """A `Tokenizer` without padding and truncation, and not with steps that make any text of a short one.
+
+    Raises:
+        ValueError: it has such steps.
+    """
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    for kind, known in (("normalizer", NORMALIZERS), ("decoder", DECODERS)):
+        if (step := getattr(tokenizer, kind)) is not None:
+            found = json.loads(step.__getstate__())
+            steps = found.get(f"{kind}s", [found])
+            if unknown := sorted({str(each["type"]) for each in steps} - known):
+                raise ValueError(f"the {kind}s {', '.join(unknown)}")
+    return tokenizer
 
 
 class WhisperTokenizer:
@@ -25,8 +47,10 @@ class WhisperTokenizer:
                 f"{error}. Install fairseq-openvino[whisper]."
             ) from error
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+            self._tokenizer = checked(Tokenizer.from_file(str(path)))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exception, and panics of Rust less
             raise BundleError(
                 f"Opening a bundle failed in {str(path)!r}: expected a tokenizer file, got "
                 f"{str(error)!r}. Export the bundle again."

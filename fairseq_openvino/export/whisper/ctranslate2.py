@@ -30,6 +30,8 @@ TYPES = (
 """By number in the file."""
 QUANTIZED = (torch.int8, torch.int16)
 MAX_RANK, MAX_NAME_BYTES, MAX_POSITIONS = 4, 256, 1 << 20
+MAX_TIMES = 8
+"""Of the file, what 8-bit weights take as floats: 4, and an embedding is the projection too."""
 CONVERT = "Convert the model again with the current ct2-transformers-converter"
 SCALE = "_scale"
 HEADS = "num_heads"
@@ -159,11 +161,16 @@ def _dequantized(variables: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
         rows = scale.reshape(-1, *[1] * (tensor.dim() - 1)) if scale.dim() else scale
         return tensor.float() / rows
 
-    return {
-        name: floats(name, tensor)
+    weights = {
+        name: tensor
         for name, tensor in variables.items()
         if tensor.dim() and not name.endswith(SCALE)
     }
+    quantized = (tensor for tensor in weights.values() if tensor.dtype in QUANTIZED)
+    needed, most = 4 * sum(map(Tensor.numel, quantized)), MAX_TIMES * path.stat().st_size
+    if needed > most:
+        raise fail(path, f"weights of at most {most} bytes as floats", needed, CONVERT)
+    return {name: floats(name, tensor) for name, tensor in weights.items()}
 
 
 def _renamed(variables: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

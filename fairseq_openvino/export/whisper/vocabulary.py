@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import lzma
 from pathlib import Path
@@ -18,6 +17,7 @@ from fairseq_openvino.atomic import read_whole
 from fairseq_openvino.compat.transformers import transformers
 from fairseq_openvino.errors import ModelError
 from fairseq_openvino.speech.languages import LANGUAGES
+from fairseq_openvino.whisper.tokenizer import checked
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ SHIPPED = Path(__file__).parent / "vocabularies"
 ENGLISH_VOCABULARY, MULTILINGUAL_VOCABULARY = 51_864, 51_865
 """Tokens of the first models, with 99 languages; later ones add languages."""
 MAX_BYTES, MAX_TOKEN_BYTES = 64 << 20, 256
-NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents"}
 FIRST_LANGUAGES = 99
 TIMESTAMPS, TIMESTAMP_SECONDS = 1501, 0.02
 PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -79,7 +78,7 @@ def _read(path: Path, vocabulary_size: int) -> Tokenizer:
             tokenizer = Tokenizer.from_buffer(read_whole(path, MAX_BYTES))
         else:
             tokenizer = _of_ranks(path, _special_tokens(vocabulary_size))
-        return _checked(tokenizer)
+        return checked(tokenizer)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the libraries raise bare Exception, and panics of Rust less
@@ -87,18 +86,6 @@ def _read(path: Path, vocabulary_size: int) -> Tokenizer:
             f"Loading a Whisper tokenizer failed in {str(path)!r}: expected a complete file, got "
             f"{str(error)!r}. Copy or download it again."
         ) from error
-
-
-def _checked(tokenizer: Tokenizer) -> Tokenizer:
-    """Without padding and truncation, and not with replacements, which make any text of a short one."""
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    if tokenizer.normalizer is not None:
-        steps = json.loads(tokenizer.normalizer.__getstate__())
-        unknown = {step["type"] for step in steps.get("normalizers", [steps])} - NORMALIZERS
-        if unknown:
-            raise ValueError(f"the normalizers {', '.join(sorted(unknown))}")
-    return tokenizer
 
 
 def _of_ranks(path: Path, specials: list[str]) -> Tokenizer:
