@@ -21,6 +21,7 @@ from fairseq_openvino import machine
 from fairseq_openvino.errors import (
     DeviceError,
     MissingDependencyError,
+    OptionError,
     failure,
     invalid,
 )
@@ -221,20 +222,38 @@ def cluster(address: str, threads: int) -> Iterator[None]:
         }  # fmt: skip
     # It reports each batch of an actor that died.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    _check_reachable(address)
     try:
-        if host and port.isdecimal():  # Ray itself would try for minutes
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         ray.init(address=address, logging_level=logging.ERROR, **own)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        expected = "auto, or the HOST:PORT of a cluster that runs"
-        raise invalid("Running on Ray", "ray", expected, f"{address!r} ({error})") from error
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _nowhere(address, error) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Where nobody listens, Ray would try for minutes.
+
+    Raises:
+        OptionError: nobody does, or it is the address of Ray Client, over which Ray Data does not run.
+    """
+    if "://" in address:
+        raise _nowhere(address, "the command runs on a machine of the cluster, not in a client")
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _nowhere(address, error) from error
+
+
+def _nowhere(address: str, reason: object) -> OptionError:
+    expected = "auto, or the HOST:PORT of a cluster that runs"
+    return invalid("Running on Ray", "ray", expected, f"{address!r} ({reason})")
 
 
 def _places(nodes: Sequence[dict[str, Any]], threads: int) -> int:
