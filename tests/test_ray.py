@@ -17,7 +17,12 @@ from typing import Any
 import pytest
 from conftest import MINI, ROOT, Shared, child_environment
 
-from fairseq_openvino.errors import BundleError, MissingDependencyError, OptionError
+from fairseq_openvino.errors import (
+    BundleError,
+    DeviceError,
+    MissingDependencyError,
+    OptionError,
+)
 from fairseq_openvino.jobs import job as jobs
 from fairseq_openvino.jobs import ray
 from fairseq_openvino.jobs.index import Index
@@ -155,7 +160,56 @@ def test_a_killed_actor_costs_the_batches_it_was_at(run: Run, serial: dict[str, 
     assert code == 1 and run.bytes == serial, text
     anew = {b for b, entry in run.index().batches.items() if entry.epoch}
     assert anew <= held and len(anew) <= LANES
-    assert len(run.index().paces) == 3, "the actor was started again"
+    assert len(run.index().paces) > 2, "the actor was started again"
+
+
+@on_ray
+def test_a_machine_that_is_lost_for_good_costs_the_batches_it_was_at(
+    run: Run, serial: dict[str, bytes]
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    room: dict[str, Any] = {"object_store_memory": ray.OBJECT_STORE_BYTES}
+    head = {"num_cpus": 0, "include_dashboard": False, **room}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        lost, _ = [cluster.add_node(num_cpus=1, **room) for _ in range(2)]
+        process = run.begin("--ray", cluster.address)
+        run.wait_for(4)
+        cluster.remove_node(lost, allow_graceful=False)
+        code, text = ended(process)
+    finally:
+        cluster.shutdown()
+    assert code == 1 and run.bytes == serial, text
+    assert "batches are decoded again: their actors died" in text
+
+
+@on_ray
+@pytest.mark.parametrize("moment", ["load", "decode"])
+def test_what_always_kills_its_process_ends_the_run(
+    moment: str, clips: Path, bundle: Path, tmp_path: Path
+) -> None:
+    driver, inputs = os.getpid(), [Input.of(str(clip), clip.stem) for clip in clips.iterdir()]
+    deadly = inputs[5].path
+
+    class Deadly(Transcribe):
+        def recognizer(self) -> Any:
+            if moment == "load" and os.getpid() != driver:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().recognizer()
+
+        def follow(self, files: Any, *rest: Any, **named: Any) -> Any:
+            if moment == "decode" and deadly in files:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().follow(files, *rest, **named)
+
+    transcribe = Deadly(bundle, batch_size=BATCH_SIZE, load={"threads": 1})
+    digest = transcribe.recognizer().bundle.digest
+    job = jobs.begin(tmp_path / "job", Plan.of(digest, transcribe.described(), inputs))
+    with pytest.raises(DeviceError, match=f"an actor: expected it to live.*{ray.RETRIES} deaths"):
+        list(ray.work(job, transcribe, False, ray.LOCAL))
+    lost = len(job.plan.batches) - len(job.done(Index(job.journals)))
+    assert lost == len(job.plan.batches) if moment == "load" else 1 <= lost <= LANES
 
 
 @on_ray
@@ -197,10 +251,11 @@ def test_ctrl_c_says_how_to_go_on(run: Run) -> None:
 
 
 @on_ray
-def test_an_address_without_a_cluster_is_refused() -> None:
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_without_a_cluster_is_refused(address: str) -> None:
     with (
-        pytest.raises(OptionError, match="in ray: .*HOST:PORT.*'nowhere'"),
-        ray.cluster("nowhere", 1),
+        pytest.raises(OptionError, match=f"in ray: .*HOST:PORT.*'{address}'"),
+        ray.cluster(address, 1),
     ):
         pass
 
