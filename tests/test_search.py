@@ -170,7 +170,7 @@ def random_case(seed: int) -> None:
     assert_same(expected, found)
 
 
-@pytest.mark.parametrize("block", range(6))
+@pytest.mark.parametrize("block", range(2))
 def test_random_tables_give_fairseqs_hypotheses(block: int) -> None:
     for seed in range(block * 100, block * 100 + 100):
         random_case(seed)
