@@ -253,6 +253,18 @@ def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
         jobs.begin(tmp_path / "b", plan())
 
 
+def test_records_without_their_plan_are_not_gone_on_with(tmp_path: Path) -> None:
+    """They may follow from other options."""
+    job = jobs.begin(tmp_path, plan())
+    (tmp_path / jobs.PLAN).unlink()
+    assert jobs.begin(tmp_path, plan()).plan == job.plan  # killed as it began: nothing is lost
+    finish(job, Echo())
+    for name in (jobs.PLAN, jobs.RESULTS):
+        (tmp_path / name).unlink()
+    with pytest.raises(OptionError, match="expected an empty directory.* got one with 'journals'"):
+        jobs.begin(tmp_path, plan(beam=1))
+
+
 def test_many_workers_share_a_job_and_nobody_decodes_what_another_has(tmp_path: Path) -> None:
     job, echoes = jobs.begin(tmp_path, plan(200, 2)), [Echo() for _ in range(6)]
     threads = [threading.Thread(target=finish, args=(job, echo)) for echo in echoes]

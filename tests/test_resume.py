@@ -123,6 +123,10 @@ def check_goes_on(data: Path, directory: Path, *flags: str, stops: int = 1) -> N
         with encoding() as after:
             assert generate(data, *resumed) == wanted
         assert not after
+        (directory / "plan.json").unlink()
+        with encoding() as after:
+            assert generate(data, *resumed)[0] == EXIT_MODEL
+        assert not after
         shutil.rmtree(directory)
 
 

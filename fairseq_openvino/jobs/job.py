@@ -122,8 +122,12 @@ def begin(directory: Path, plan: Plan, retry_failed: bool = False) -> Job:
 
 
 def _made(directory: Path, plan: Plan) -> Job:
-    others = [each.name for each in directory.iterdir() if each.name not in (LOCK, INPUTS, *ROOMS)]
-    if any(not name.startswith(".") for name in others):
+    others = [
+        each.name
+        for each in directory.iterdir()
+        if not (each.name == INPUTS or each.name.startswith(".") or _is_empty_room(each))
+    ]
+    if others:
         raise failure(
             OptionError, "Beginning a job", directory, "an empty directory, or one of a job",
             f"one with {min(others)!r}", "Choose another",
@@ -137,6 +141,11 @@ def _made(directory: Path, plan: Plan) -> Job:
     }  # fmt: skip
     _write(directory, content)
     return Job(directory, plan)
+
+
+def _is_empty_room(path: Path) -> bool:
+    """Records without the plan that they follow from are not touched, and not gone on with."""
+    return path.name in ROOMS and not any(path.iterdir())
 
 
 def _make_rooms(directory: Path) -> None:

@@ -57,7 +57,7 @@ class Resumption:
 
         Raises:
             OptionError: options, files, models or versions differ.
-            ModelError: the plan is damaged.
+            ModelError: the plan is damaged or lost.
             StorageError: the directory cannot be written.
         """
         options = _options(self.arguments)
@@ -74,6 +74,11 @@ class Resumption:
         with locked(self.directory / f".{PLAN}.lock"):
             if (self.directory / PLAN).exists():
                 self._check(json.loads(content.decode("utf-8", "surrogateescape")))
+            elif any(self.directory.glob("*.jsonl")):
+                raise failure(
+                    ModelError, ACTION, self.directory, f"the {PLAN} that its journals follow from", "none",
+                    "Give another directory",
+                )  # fmt: skip
             else:
                 write_file(self.directory / PLAN, content)
         self._journal = Journal(self.path)
