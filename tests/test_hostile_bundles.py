@@ -144,6 +144,9 @@ ATTACKS: dict[str, tuple[Change, type[FairseqOpenVINOError], str]] = {
     "an integer of 65 bits": (replaced(": 6000", f": {2**65}"), WRONG, "an integer of 20 digits"),
     "a manifest of 1 GiB": (lambda b: os.truncate(b / MANIFEST, 1 << 30), WRONG, "below 1048576 bytes"),
     "another digest of its own": (replaced(": 6000", ": 6001"), WRONG, "agrees with its own sha256"),
+    "dimensions as a text, in format 1": (
+        edited(lambda m: m.update(format=1, dimensions="x")), WRONG, "a complete manifest",
+    ),
     "no dimensions": (edited(lambda m: m.pop("dimensions")), WRONG, "dimensions"),
     "10^12 bins": (edited(lambda m: m["dimensions"].update(feature_bins=10**12)), WRONG, "feature_bins"),
     "10^12 symbols": (
@@ -261,3 +264,14 @@ def test_the_bundle_itself_can_be_used(bundle: Path) -> None:
         (bundle / name).write_text("x")
     (bundle / ".cache").mkdir()
     use(bundle.rename(bundle.with_name("renamed")))
+
+
+def test_a_directory_that_may_not_be_listed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mode 711 makes one, for everybody but root."""
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(BundleError, match="a directory that can be listed"):
+        open_bundle(bundle)

@@ -191,9 +191,12 @@ def test_what_a_manifest_says_reaches_no_terminal(
     bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = replace(
-        bundle.manifest, architecture="\x1b[2J\n", parity={"rows": 3}, source={"a": ["\x07"]}
+        bundle.manifest, architecture="\x1b[2J\n", parity={"rows": 3}, source={"a": ["\x07\x9b"]}
     )
     write_manifest(bundle.directory, odd)
     assert cli.main(["info", str(bundle.directory)]) == 0
     said = capsys.readouterr().out
     assert r"\x1b[2J\n" in said and "\x1b" not in said and "\x07" not in said
+    assert cli.main(["info", str(bundle.directory), "--format", "json"]) == 0
+    said = capsys.readouterr().out
+    assert r"\u009b" in said and "\x9b" not in said

@@ -419,6 +419,15 @@ def test_texts_equal_ctranslate2_s(kind: str, converted: Any, tmp_path: Path) ->
             assert transcript.text == vocabulary.text(expected.sequences_ids[0]), clip.path
 
 
+def test_adapters_that_lack_matrices_are_refused(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    whole = load_file(path)
+    for kept in (list(whole)[1:], []):
+        save_file({name: whole[name] for name in kept} | {"x": torch.ones(1)}, path)
+        with pytest.raises(CheckpointError, match="Found missing adapter keys"):
+            load_source(adapter)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -429,8 +438,10 @@ def test_texts_equal_ctranslate2_s(kind: str, converted: Any, tmp_path: Path) ->
         ({"rank_pattern": {"(a+)+$": 4}}, "names of modules in rank_pattern"),
         ({"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 10**9},
          "an adapter that can be merged"),
+        ({"peft_type": "XLORA", "hidden_size": 64, "adapters": {"0": "nobody/nothing"}},
+         "an adapter that can be merged"),
     ],
-    ids=["rank", "rank of a module", "pattern", "no pattern", "ranks by pattern", "prompt"],
+    ids=["rank", "rank of a module", "pattern", "no pattern", "ranks by pattern", "prompt", "others"],
 )  # fmt: skip
 def test_adapters_that_cost_too_much(change: dict[str, Any], reason: str, adapter: Path) -> None:
     path = adapter / "adapter_config.json"

@@ -100,7 +100,11 @@ def _check_names(root: Path, manifest: Manifest) -> None:
         manifest.features.global_cmvn,
     )  # fmt: skip
     _check_listed(root, manifest, tuple(filter(None, stated)))
-    for path in sorted(root.iterdir()):
+    try:
+        present = sorted(root.iterdir())
+    except OSError as error:
+        raise refused(root, "a directory that can be listed", error) from error
+    for path in present:
         is_ours = path.name in manifest.files or path.name == MANIFEST
         if not is_ours and path.suffix.lower() in MAX_BYTES and not path.name.startswith("."):
             advice = "Move it elsewhere, or export the bundle again"

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
     """Verify the bundle, then print what it says of itself."""
     bundle = open_bundle(arguments.bundle)
     if arguments.format == "json":
-        print(json.dumps(described(bundle), indent=1, ensure_ascii=False))
+        print(json.dumps(described(bundle), indent=1))
     else:
         rows = [(name, _printable(value)) for name, value in _rows(bundle) if value]
         print("\n".join(aligned(rows)))

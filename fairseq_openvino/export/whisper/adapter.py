@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import regex
@@ -14,6 +15,10 @@ ALL_LINEAR = "all-linear"
 """What peft itself knows."""
 RANKS = ("r", "init_r", "target_r")
 """Of LoRA and what is like it."""
+INCOMPLETE = "Found missing adapter keys"
+"""As peft warns of matrices that the file lacks and a merge would leave at random, or out."""
+FETCHING = "XLORA"
+"""An adapter that names others, which may be anywhere, and cannot be merged."""
 PATTERN_SECONDS = 1.0
 PLAIN_PATTERN = regex.compile(r"[\w.^$\\|()-]*")
 """Of names of modules, without repetition: matched in no time."""
@@ -41,7 +46,9 @@ def read(place: Place, base: Checkpoint) -> Checkpoint:
     try:
         config = PeftConfig.from_pretrained(str(place.path))
         _check(place, config, base.config.d_model, [name for name, _ in model.named_modules()])
-        adapted = PeftModel.from_pretrained(model, str(place.path), config=config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", INCOMPLETE)
+            adapted = PeftModel.from_pretrained(model, str(place.path), config=config)
         merged = adapted.merge_and_unload(safe_merge=True)
     except CheckpointError:
         raise
@@ -62,7 +69,7 @@ def _check(place: Place, config: Any, width: int, modules: list[str]) -> None:
         CheckpointError: the configuration has such.
     """
     advice = "Pass a LoRA adapter, with the names of its modules as target_modules"
-    if config.is_prompt_learning:
+    if config.is_prompt_learning or config.peft_type == FETCHING:
         raise fail(place.path, "an adapter that can be merged", config.peft_type, advice)
     ranks = [getattr(config, field, None) or 0 for field in RANKS]
     ranks += (getattr(config, "rank_pattern", None) or {}).values()
