@@ -23,6 +23,7 @@ from test_ray import bundle
 from test_server import ask
 
 from fairseq_openvino import load_model
+from fairseq_openvino.errors import OptionError
 from fairseq_openvino.server.ray import deployment
 
 PORT = 8123
@@ -59,3 +60,9 @@ def test_replicas_answer_and_one_may_be_killed(served: None, bundle: Path) -> No
     lost = len(CLIPS) - len(texts())
     assert lost <= 1
     assert texts() == wanted
+
+
+@pytest.mark.parametrize("arguments", [{"model": "bundle", "replica": "4"}, {"replicas": "4"}])
+def test_arguments_without_effect_are_refused(arguments: dict[str, str]) -> None:
+    with pytest.raises(OptionError, match=r"in replica: .*model, replicas|in model: .*got none"):
+        deployment(arguments)

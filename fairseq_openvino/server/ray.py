@@ -12,8 +12,11 @@ from typing import Any
 from ray import serve
 from starlette.applications import Starlette
 
+from fairseq_openvino.errors import invalid
 from fairseq_openvino.loading import load_model
 from fairseq_openvino.server.app import LANES, MAX_WAITING, application
+
+ARGUMENTS = ("model", "replicas", "threads", "precision")
 
 
 def deployment(arguments: dict[str, str]) -> Any:
@@ -22,7 +25,16 @@ def deployment(arguments: dict[str, str]) -> Any:
     Args:
         arguments: `model`, as in `load_model`; `replicas` (default 1); `threads` of each model, which are as
             many CPUs of the cluster (default 2); `precision` (default: the bundle's own).
+
+    Raises:
+        OptionError: there is another, or no `model`.
     """
+    if unknown := arguments.keys() - ARGUMENTS:
+        raise invalid("Serving", min(unknown), f"one of {', '.join(ARGUMENTS)}", "another name")
+    if "model" not in arguments:
+        raise invalid(
+            "Serving", "model", "a bundle, or another source of a model", "none", "Give one"
+        )
     model, threads = arguments["model"], int(arguments.get("threads", 2))
     load = partial(load_model, model, threads=threads, precision=arguments.get("precision"))
 
