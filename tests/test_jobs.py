@@ -214,6 +214,8 @@ def test_a_plan_is_a_function_of_what_it_is_made_of(tmp_path: Path) -> None:
     assert again == job.plan == plan(temperature=[0.0, 0.2], threshold=float("inf"))
     with pytest.raises(OptionError, match="expected files, got standard input"):
         Plan.of("", {}, [Input.of("-", "stdin")])
+    for path in ("https://host/a.wav", "/data/a.wav"):
+        assert Input.of(path, "a") == Input(path, "a", None, None)
     with pytest.raises(OptionError, match="expected each once, got '/data/0.wav' again"):
         Plan.of("", {}, [plan().inputs[0], plan().inputs[0]])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fairseq_openvino.errors import invalid
 from fairseq_openvino.speech.slices import file_of
-from fairseq_openvino.speech.sources import STANDARD_INPUT
+from fairseq_openvino.speech.sources import STANDARD_INPUT, URL
 
 MOST_NAMED = 3
 """Of the inputs that differ."""
@@ -22,7 +22,7 @@ class Input:
     """An audio file, or a part of one, when the job began."""
 
     path: str
-    """Absolute; as `corpus.Utterance` has it."""
+    """Absolute; as `corpus.Utterance` has it. A URL, which cannot be read, stays one."""
     name: str
     """Of the files that it becomes, without an extension."""
     bytes: int | None
@@ -35,7 +35,7 @@ class Input:
     @classmethod
     def of(cls, path: str, name: str) -> Input:
         """As it is now."""
-        absolute = os.path.abspath(path)
+        absolute = path if URL.match(path) else os.path.abspath(path)
         try:
             status = os.stat(file_of(absolute))
         except (OSError, ValueError):
