@@ -20,6 +20,7 @@ import sacrebleu
 from conftest import MINI, child_environment, tone, write_table
 
 from fairseq_openvino import cli
+from fairseq_openvino.atomic import locked
 from fairseq_openvino.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -314,6 +315,9 @@ def test_a_run_goes_on_with_the_same_corpus_and_models_only(
     write_table(corpus, *rows)
     code, error = resumed(mini_bundle)  # a file that may be another now
     assert code == EXIT_USAGE and "got others in corpus. Repeat" in error
+    with locked(output / evaluation.LOCK) as is_held:
+        code, error = resumed()
+        assert is_held and code == EXIT_USAGE and "got one that another process is at" in error
     code, error = resumed(mini_bundle, "--limit", "1", "--shard", "1/1")
     assert code == EXIT_USAGE and "got others in limit, corpus. Repeat" in error
 
@@ -438,7 +442,7 @@ def test_many_failures_are_not_all_listed(finished: Path) -> None:
 
 def test_an_output_that_cannot_be_written(mini_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="Writing the records failed"):
+    with pytest.raises(StorageError, match="expected a writable directory"):
         evaluation.evaluate(options(tmp_path / "file" / "out", bundle=mini_bundle))
 
 

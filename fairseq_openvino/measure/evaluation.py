@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_openvino import machine
-from fairseq_openvino.atomic import sha256
+from fairseq_openvino.atomic import locked, sha256
 from fairseq_openvino.bundle import MANIFEST
 from fairseq_openvino.errors import FairseqOpenVINOError, OptionError, failure, invalid
 from fairseq_openvino.jobs.plan import Input
@@ -47,6 +47,7 @@ from fairseq_openvino.speech.corpus import Utterance
 from fairseq_openvino.speech.languages import language_code
 from fairseq_openvino.whisper.options import TRANSLATE
 
+LOCK = ".lock"
 WARM_UP_BATCHES = 2
 """Decoded by every engine before anything is timed; the first counts as part of loading."""
 PROGRESS_SECONDS = 10.0
@@ -73,10 +74,21 @@ def evaluate(
 
     Raises:
         ModelError: the corpus is malformed.
-        OptionError: the options contradict each other, or those of the run to go on with.
+        OptionError: the options contradict each other, or those of the run to go on with; or another
+            process is at it.
         FairseqOpenVINOError: no engine could be loaded.
     """
     run = look(options)
+    with locked(options.output / LOCK, wait=False) as is_held:
+        if not is_held:
+            expected, got = "a directory that nobody evaluates in", "one that another process is at"
+            raise invalid(ACTION, "output", expected, got, "Wait for it, or end it")
+        return _evaluate(options, run, progress, resume)
+
+
+def _evaluate(
+    options: EvaluationOptions, run: dict[str, Any], progress: Progress, resume: bool
+) -> bool:
     before = begun(options.output, resume)
     if before.runs:
         _check_same(options.output, before.runs[0], run)
