@@ -9,7 +9,9 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import openvino as ov
 import pytest
 
 from fairseq_openvino import cli, load_model
@@ -17,6 +19,7 @@ from fairseq_openvino.atomic import sha256
 from fairseq_openvino.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 from fairseq_openvino.errors import BundleError, ModelError, OptionError
 from fairseq_openvino.export import cases
+from fairseq_openvino.runtime.engine import Variant
 from fairseq_openvino.runtime.isolation import _answer, compile_isolated
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
@@ -82,6 +85,23 @@ def test_a_file_that_changes_behind_the_check_is_checked_again(bundle: Bundle) -
     path.unlink()
     with pytest.raises(BundleError, match="a file 'encoder.bin'"):
         load_model(bundle).prepare([1])
+
+
+def test_what_is_read_is_what_was_verified(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late another graph is put in its place."""
+    read, path = ov.Core.read_model, bundle.directory / "encoder.xml"
+    another = path.read_text().replace("<net name=", "<net name='another' was=", 1)
+
+    def swap(*arguments: Any) -> ov.Model:
+        path.rename(path.with_name(".verified"))
+        path.write_text(another)
+        return read(*arguments)
+
+    engine = load_model(bundle).model.engine
+    monkeypatch.setattr(ov.Core, "read_model", swap)
+    assert engine.model(Variant("encoder", "f32", 1)).get_friendly_name() != "another"
+    with pytest.raises(BundleError, match="bytes in 'encoder.xml'"):
+        engine.model(Variant("encoder", "f32", 1))
 
 
 def test_stored_cases_pass(bundle: Bundle) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from fairseq_openvino.bundle.files import Stamp, content_sha256, open_regular, stamp
 from fairseq_openvino.bundle.manifest import (
@@ -16,6 +17,7 @@ from fairseq_openvino.bundle.manifest import (
     read_manifest,
     refused,
 )
+from fairseq_openvino.errors import BundleError
 
 ENCODER_IR = "encoder.xml"
 DECODER_IR = "decoder.xml"
@@ -37,7 +39,7 @@ class Bundle:
     digest: str = ""
     """SHA-256 of the file manifest.json, which names that of every other file."""
     stamps: dict[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
-    """Of the files when they were verified last."""
+    """Of the files when they were verified last; none in a directory that this process has just written."""
 
     def path(self, name: str | None) -> Path:
         """Path of a file that the manifest lists; of a graph, OpenVINO reads the weights beside it.
@@ -45,12 +47,28 @@ class Bundle:
         Raises:
             BundleError: there is no such file, or it has changed since it was verified.
         """
+        self.open(name).close()
+        self.open(weights_of(str(name))).close()
+        return self.directory / str(name)
+
+    def open(self, name: str | None) -> BinaryIO:
+        """A file that the manifest lists, open as it was verified, whatever lies in its place by now.
+
+        Raises:
+            BundleError: there is no such file, or it has changed since it was verified.
+        """
         if name is None or name not in self.manifest.files:
             raise refused(self.directory, f"a file {name!r}", "a manifest without it")
-        for read in (name, weights_of(name)):
-            if read in self.stamps and self.stamps[read] != _current(self.directory, read):
-                self.stamps[read] = _verified(self.directory, read, self.manifest.files[read])
-        return self.directory / name
+        if name not in self.stamps:
+            return open(self.directory / name, "rb")
+        file = _opened(self.directory, name)
+        try:
+            if self.stamps[name] != stamp(os.fstat(file.fileno())):
+                self.stamps[name] = _verified(self.directory, name, file, self.manifest.files[name])
+        except BundleError:
+            file.close()
+            raise
+        return file
 
 
 def weights_of(name: str) -> str:
@@ -79,7 +97,10 @@ def open_bundle(directory: str | os.PathLike[str], expect: str | None = None) ->
     root = Path(directory)
     manifest, digest = read_manifest(root, expect)
     _check_names(root, manifest)
-    stamps = {name: _verified(root, name, file) for name, file in manifest.files.items()}
+    stamps = {}
+    for name, expected in manifest.files.items():
+        with _opened(root, name) as file:
+            stamps[name] = _verified(root, name, file, expected)
     return Bundle(root, manifest, digest, stamps)
 
 
@@ -117,30 +138,29 @@ def _check_listed(root: Path, manifest: Manifest, names: tuple[str, ...]) -> Non
             raise refused(root, f"a {MANIFEST} that lists {name!r}", "one without it")
 
 
-def _verified(root: Path, name: str, expected: File) -> Stamp:
-    """Compare a file with what the manifest says of it."""
-    if expected.bytes > (most := MAX_BYTES[Path(name).suffix]):
-        raise refused(
-            root, f"at most {most} bytes in {name!r}", f"a manifest with {expected.bytes}"
-        )
+def _opened(root: Path, name: str) -> BinaryIO:
     try:
-        with open_regular(root / name) as file:
-            status = os.fstat(file.fileno())
-            if status.st_size != expected.bytes:
-                raise refused(root, f"{expected.bytes} bytes in {name!r}", f"{status.st_size}")
-            digest = content_sha256(file)
+        return open_regular(root / name)
     except OSError as error:
         raise refused(root, f"a file {name!r}", error) from error
     except ValueError as error:
         advice = "Copy the bundle with cp -rL, or export it again"
         raise refused(root, f"a regular file {name!r}", error, advice) from error
+
+
+def _verified(root: Path, name: str, file: BinaryIO, expected: File) -> Stamp:
+    """Compare an open file with what the manifest says of it."""
+    if expected.bytes > (most := MAX_BYTES[Path(name).suffix]):
+        raise refused(
+            root, f"at most {most} bytes in {name!r}", f"a manifest with {expected.bytes}"
+        )
+    status = os.fstat(file.fileno())
+    if status.st_size != expected.bytes:
+        raise refused(root, f"{expected.bytes} bytes in {name!r}", f"{status.st_size}")
+    try:
+        digest = content_sha256(file)
+    except OSError as error:
+        raise refused(root, f"a file {name!r}", error) from error
     if digest != expected.sha256:
         raise refused(root, f"SHA-256 {expected.sha256[:12]}... of {name!r}", f"{digest[:12]}...")
     return stamp(status)
-
-
-def _current(root: Path, name: str) -> Stamp | None:
-    try:
-        return stamp(os.lstat(root / name))
-    except OSError:
-        return None

@@ -18,7 +18,7 @@ from fairseq_openvino.quantize.divergence import divergence
 from fairseq_openvino.quantize.options import INT4_WEIGHTS, INT8, INT8_WEIGHTS, MIXED, Options
 from fairseq_openvino.quantize.progress import Progress
 from fairseq_openvino.quantize.samples import DecoderSamples, EncoderSamples, Samples
-from fairseq_openvino.runtime.graphs import read_graph, save_graph
+from fairseq_openvino.runtime.graphs import read_graph, read_verified, save_graph
 from fairseq_openvino.runtime.model import CompiledModel
 from fairseq_openvino.runtime.options import EngineOptions
 from fairseq_openvino.tensors import is_recurrent
@@ -202,7 +202,7 @@ class Components:
         return DecoderSamples(self._calibration, self._reference)
 
     def _graph(self, name: str) -> ov.Model:
-        return read_graph(self._bundle.path(IR[name]))
+        return read_verified(self._bundle, IR[name])
 
     def _save(self, graph: ov.Model, name: str, form: Form, label: str = "") -> Component:
         directory = self._scratch / f"{name}-{form.kind}-{form.excluded_share:g}-{label}"

@@ -20,7 +20,7 @@ from fairseq_openvino.bundle import DECODER_IR, ENCODER_IR, Bundle
 from fairseq_openvino.errors import StorageError
 from fairseq_openvino.model import Head
 from fairseq_openvino.runtime import ports, rewrite
-from fairseq_openvino.runtime.graphs import compile_graph, read_graph
+from fairseq_openvino.runtime.graphs import compile_graph, read_verified
 from fairseq_openvino.runtime.options import EngineOptions
 
 logger = logging.getLogger(__name__)
@@ -198,9 +198,9 @@ class Engine:
             BundleError: OpenVINO cannot read it, or it is not the manifest's.
         """
         encoder = variant.graph == "encoder"
-        path = self.bundle.path(ENCODER_IR if encoder else DECODER_IR)
-        model = read_graph(path, self._core)
-        ports.check(model, variant.graph, self.bundle.manifest, path)
+        name = ENCODER_IR if encoder else DECODER_IR
+        model = read_verified(self.bundle, name, self._core)
+        ports.check(model, variant.graph, self.bundle.manifest, self.bundle.directory / name)
         if variant.precision in ("int8", INT8_BF16) and not self.bundle.manifest.quantization:
             rewrite.quantize_weights(
                 model, self._let_go

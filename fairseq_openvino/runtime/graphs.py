@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import openvino as ov
 
 from fairseq_openvino.atomic import unwritable
+from fairseq_openvino.bundle import Bundle
+from fairseq_openvino.bundle.directory import weights_of
 from fairseq_openvino.errors import BundleError, DeviceError, failure, is_out_of_memory
 
+OPEN_FILES = Path("/proc/self/fd")
+"""Where Linux shows them under their numbers."""
 
-def read_graph(path: Path, core: ov.Core | None = None) -> ov.Model:
+
+def read_verified(bundle: Bundle, name: str, core: ov.Core | None = None) -> ov.Model:
+    """A graph of a bundle as it was verified: where the system lets open files be named, none else is read.
+
+    Raises:
+        BundleError: it has changed since it was verified, or OpenVINO cannot read it.
+    """
+    with bundle.open(name) as graph, bundle.open(weights_of(name)) as weights:
+        places = [OPEN_FILES / str(file.fileno()) for file in (graph, weights)]
+        is_named = all(place.exists() for place in places)
+        return read_graph(bundle.directory / name, core, places if is_named else ())
+
+
+def read_graph(path: Path, core: ov.Core | None = None, places: Sequence[Path] = ()) -> ov.Model:
     """A graph, whose weights are mapped.
+
+    Args:
+        path: of the graph, with its weights beside it.
+        core: of OpenVINO, a new one by default.
+        places: of graph and weights, if they are read elsewhere than at `path`.
 
     Raises:
         BundleError: OpenVINO cannot read it.
     """
     try:
-        return (core or ov.Core()).read_model(path)
+        return (core or ov.Core()).read_model(*(places or (path,)))
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
