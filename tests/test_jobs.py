@@ -34,6 +34,7 @@ from fairseq_openvino.jobs.index import Index
 from fairseq_openvino.jobs.leases import Identity, Lease, Leases, Watch, holder, sign_on
 from fairseq_openvino.jobs.plan import Input, Plan
 from fairseq_openvino.jobs.status import status
+from fairseq_openvino.jobs.transcribe import Transcribe
 from fairseq_openvino.jobs.work import work
 from fairseq_openvino.jobs.worker import Worker
 from fairseq_openvino.journal import Journal, records
@@ -238,6 +239,13 @@ def test_what_has_changed_is_named(tmp_path: Path) -> None:
             jobs.begin(tmp_path, now)
         assert words in str(caught.value)
     assert jobs.begin(tmp_path, before).plan == before
+
+
+def test_isolation_changes_bytes_where_channels_fail_alone(mini_bundle: Path) -> None:
+    """A decoder in a child has one answer for a file."""
+    for channel, changes in (("mix", False), ("split", True)):
+        transcribe = Transcribe(mini_bundle, channel=channel, isolate_audio=True)
+        assert ("isolate_audio" in transcribe.described()) == changes
 
 
 def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:

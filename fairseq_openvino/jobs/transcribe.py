@@ -19,7 +19,7 @@ from fairseq_openvino.speech.options import SPLIT, AudioOptions, SubtitleOptions
 from fairseq_openvino.speech.writers import JSONL, TIMED, document
 
 IMMATERIAL = ("isolate_audio",)
-"""Options that change no bytes."""
+"""Options that change no bytes, unless each channel has a result or an error of its own."""
 _loading = threading.Lock()
 
 
@@ -97,7 +97,8 @@ class Transcribe:
             **asdict(audio), **asdict(self.layout), **asdict(wanted),
             **machine.versions(["openvino"]), "fairseq-openvino": __version__,
         }  # fmt: skip
-        return {name: value for name, value in found.items() if name not in IMMATERIAL}
+        left_out = IMMATERIAL if audio.channel != SPLIT else ()
+        return {name: value for name, value in found.items() if name not in left_out}
 
     def __call__(self, files: Sequence[str]) -> list[dict[str, Any]]:
         """The record of each file, in the order given, of the types of JSON.
