@@ -335,7 +335,7 @@ def test_who_waits_does_not_look_all_the_time(
         clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
         monkeypatch.setattr("fairseq_openvino.jobs.worker.time", clock)
         while now[0] < 100.0:
-            assert worker.claim(wait=False) is None
+            assert worker._next() is None
             now[0] += 0.5
     assert looks == [0.0, 22.0, 44.0, 66.0, 88.0]
 
