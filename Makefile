@@ -32,7 +32,7 @@ soak: setup ## run the slow tests: large models, 10,000 random searches, memory
 test-fault: setup ## kill, refuse, flip and cut: the full form of what tests/README.md lists
 	@$(PYTHON) -m pytest tests -q -m fault
 
-test-ray: setup ## create .venv-ray and test jobs on a local Ray, Dask and Spark (5 minutes)
+test-ray: setup ## create .venv-ray and test jobs on a local Ray, Dask and Spark (10 minutes)
 	@.ci/install_ray.sh
 	@OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/test_ray*.py -q
 
