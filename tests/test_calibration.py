@@ -21,9 +21,7 @@ from fairseq_openvino.bundle import (
     Bundle,
     open_bundle,
 )
-from fairseq_openvino.errors import (
-    OptionError,
-)
+from fairseq_openvino.errors import OptionError, StorageError
 from fairseq_openvino.model import Ask, Head
 from fairseq_openvino.quantize import compress, recording
 from fairseq_openvino.quantize.components import ENCODER, Components, Form
@@ -149,6 +147,11 @@ def test_an_interrupted_collection_is_resumed(source: Bundle, tmp_path: Path) ->
     paths = recording.collect(utterances, tmp_path, decode, iter)
     assert decoded == [*(u.id for u in utterances), utterances[2].id]
     assert [len(recording.read(path)) for path in paths] == [1, 1, 1]
+    whole = paths[0].read_bytes()
+    for content in (b"", whole[:-30], whole[:300] + b"no" + whole[302:]):
+        paths[0].write_bytes(content)
+        with pytest.raises(StorageError, match="Reading a recording failed"):
+            recording.read(paths[0])
     name = recording.directory_name(source, None)
     assert name == recording.directory_name(open_bundle(source.directory), None)
     assert name != recording.directory_name(source, "de")

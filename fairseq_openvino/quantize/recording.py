@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import numpy as np
 
 from fairseq_openvino.atomic import staged_file, writable_directory
 from fairseq_openvino.bundle import Bundle
+from fairseq_openvino.errors import StorageError, failure
 from fairseq_openvino.model import Ask, Head, Memory, Model, Session, Step
 from fairseq_openvino.speech.corpus import Utterance
 
@@ -146,17 +149,31 @@ def collect(
 
 
 def read(path: Path) -> list[EncoderCall]:
-    """The calls of a recorded utterance."""
-    with np.load(path, allow_pickle=False) as arrays:
-        calls = []
-        for index in range(sum(name.startswith("features.") for name in arrays)):
-            names = [name for name in arrays if name.startswith(f"tokens.{index}.")]
-            names.sort(key=lambda name: int(name.rpartition(".")[2]))
-            sequences = tuple(arrays[name] for name in names)
-            calls.append(
-                EncoderCall(arrays[f"features.{index}"], arrays[f"lengths.{index}"], sequences)
-            )
-        return calls
+    """The calls of a recorded utterance.
+
+    Raises:
+        StorageError: the file cannot be read, or is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return _calls(dict(arrays))
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        advice = "Check the disk; repeat it without the file, which is recorded again"
+        raise failure(
+            StorageError, "Reading a recording", path, "what was recorded", error, advice
+        ) from error
+
+
+def _calls(arrays: Mapping[str, np.ndarray]) -> list[EncoderCall]:
+    calls = []
+    for index in range(sum(name.startswith("features.") for name in arrays)):
+        names = [name for name in arrays if name.startswith(f"tokens.{index}.")]
+        names.sort(key=lambda name: int(name.rpartition(".")[2]))
+        sequences = tuple(arrays[name] for name in names)
+        calls.append(
+            EncoderCall(arrays[f"features.{index}"], arrays[f"lengths.{index}"], sequences)
+        )
+    return calls
 
 
 def directory_name(bundle: Bundle, language: str | None) -> str:
