@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from numpy.lib import format as npy
 
-from fairseq_openvino.atomic import read_whole
+from fairseq_openvino.atomic import open_regular, read_whole
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import audio, isolation
 from fairseq_openvino.speech.audio import Audio
@@ -49,7 +49,7 @@ def read(
         AudioError: the audio cannot be used.
     """
     options = options or AudioOptions()
-    name, content = source_name(source), content_of(source)
+    name, content = source_name(source), content_of(source, options.isolate_audio)
     if content is not None and content.startswith(NPY_MAGIC):
         return None
     decode = isolation.pool().decode if options.isolate_audio else audio.decode
@@ -60,7 +60,7 @@ def read(
 
 def holds_features(source: Source) -> bool:
     """Whether it is stored features, not audio."""
-    content = content_of(source)
+    content = None if _part_of(source) else content_of(source)
     return content is not None and content.startswith(NPY_MAGIC)
 
 
@@ -116,12 +116,15 @@ def frame_count(path: str, waveform_hz: int | None = None) -> int | None:
         waveform_hz: of a model that reads samples: their rate; None: T counts filter banks.
     """
     try:
-        part = Slice.parse(path)
+        part = _part_of(path)
         content = content_of(path) if part is None else None
         if content is not None and content.startswith(NPY_MAGIC):
             return len(_array(path))
-        source = io.BytesIO(content) if content is not None else path
-        about = soundfile.info(source if part is None else part.file)
+        if content is not None:
+            about = soundfile.info(io.BytesIO(content))
+        else:
+            with open_regular(path if part is None else part.file) as file:
+                about = soundfile.SoundFile(file.fileno(), closefd=False)
     except (soundfile.LibsndfileError, OSError, RuntimeError, AudioError, TypeError):
         return None
     samples = about.frames if part is None else part.samples
@@ -156,29 +159,40 @@ def _numbers(content: bytes) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def content_of(source: Source) -> bytes | None:
+def _part_of(source: Source) -> Slice | None:
+    """The part of an audio file that it names; a file may be called like one."""
+    if not isinstance(source, (str, PathLike)) or os.path.exists(source):
+        return None
+    return Slice.parse(source_name(source))
+
+
+def content_of(source: Source, isolated: bool = False) -> bytes | None:
     """Bytes of a slice or of a `.npy` file; None for an audio file, which is decoded in place.
+
+    Args:
+        source: as in `corpus.Utterance`.
+        isolated: a slice of audio is decoded in a child.
 
     Raises:
         AudioError: they cannot be read.
     """
+    part = _part_of(source)
+    if part is not None:
+        return isolation.pool().part_wav(part) if isolated else part.wav()
     if not isinstance(source, (str, PathLike)):
         return None
     path = source_name(source)
     try:
         if path.endswith(FEATURES):
             return read_whole(Path(path), MAX_FEATURES_BYTES)
-        if os.path.exists(path):  # a file may be called like a part of one
+        if os.path.exists(path):
             return None
-        part = Slice.parse(path)
-        if part is not None:
-            return part.wav()
         parts = path.rsplit(SLICE_SEPARATOR, 2)
         if len(parts) < 3 or not all(map(NUMBER.fullmatch, parts[1:])):  # noqa: PLR2004
             return None
-        with open(parts[0], "rb") as file:
-            file.seek(int(parts[1]))
-            return file.read(min(int(parts[2]), os.fstat(file.fileno()).st_size))
+        with open_regular(parts[0]) as stored:
+            stored.seek(int(parts[1]))
+            return stored.read(min(int(parts[2]), os.fstat(stored.fileno()).st_size))
     except OSError as error:
         raise AudioError(
             f"Reading speech failed in {path!r}: expected a readable file, got {error}. "
