@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from numpy.lib import format as npy
 
 from fairseq_openvino.atomic import open_regular, read_whole
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import audio, isolation
 from fairseq_openvino.speech.audio import Audio
-from fairseq_openvino.speech.features import FRAME_LENGTH_MS, FRAME_SHIFT_MS, fbank
+from fairseq_openvino.speech.features import FRAME_LENGTH_MS, FRAME_SHIFT_MS, array_of, fbank
 from fairseq_openvino.speech.options import AudioOptions
 from fairseq_openvino.speech.slices import NUMBER, Slice
 from fairseq_openvino.speech.sources import Source, source_name
@@ -26,7 +25,6 @@ FEATURES = ".npy"
 NPY_MAGIC = b"\x93NUMPY"
 SLICE_SEPARATOR = ":"
 FRAME_RANK = 2
-NUMERIC_KINDS = "biuf"
 MAX_FEATURES_BYTES = 1 << 30
 
 
@@ -137,26 +135,12 @@ def _array(path: str) -> np.ndarray:
     """Stored features, float32, of whatever shape."""
     content = content_of(path)
     try:
-        return _numbers(content or b"")
+        return array_of(content or b"").astype(np.float32)
     except Exception as error:  # NumPy's parser of headers raises many kinds
         raise AudioError(
             f"Reading speech failed in {path!r}: expected an array of features, got {error}. "
             "Compute the features again."
         ) from error
-
-
-def _numbers(content: bytes) -> np.ndarray:
-    """The array of a `.npy` file, float32; room is made for what is there, not for what it claims."""
-    file = io.BytesIO(content)
-    version = npy.read_magic(file)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, in_fortran_order, kind = read(file)
-    if kind.kind not in NUMERIC_KINDS:
-        raise ValueError(f"the type {kind}")
-    values: np.ndarray = np.ndarray(
-        shape, kind, content, file.tell(), order="F" if in_fortran_order else "C"
-    )
-    return values.astype(np.float32)
 
 
 def _part_of(source: Source) -> Slice | None:
