@@ -135,6 +135,14 @@ def test_a_quantized_bundle_expects_what_it_computes_itself(bundle: Bundle) -> N
     assert after is not None and before is not None and after.cases != before.cases
 
 
+@pytest.mark.parametrize("device", ["AUTO", "AUTO:CPU", "HETERO:CPU", "MULTI:CPU"])
+def test_devices_that_choose_another_one_tell_it_the_precision(bundle: Bundle, device: str) -> None:
+    """Without it the CPU kept keys and values in 8 bits, and a log-probability was NaN."""
+    found = cases.compare(CompiledModel(bundle, EngineOptions(device=device, threads=1)))
+    direct = cases.compare(CompiledModel(bundle, EngineOptions(threads=1)))
+    assert found == direct and found.passed
+
+
 def test_bundles_without_cases_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify-bundle", str(FORMAT_1)]) == 0
     assert cli.main(["verify-bundle", str(FORMAT_1), "--device", "CPU"]) == 1
