@@ -12,12 +12,14 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,15 +56,33 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def open_regular(path: str | PathLike[str], buffering: int = -1) -> BinaryIO:
+    """A regular file, open for reading; a pipe is not waited for.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device.
+    """
+    try:
+        file = open(path, "rb", buffering, opener=_without_waiting)  # noqa: SIM115
+    except ValueError as error:  # a path with a null character
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has none
+
+
 def read_whole(path: Path, most: int) -> bytes:
     """Content of a regular file of at most `most` bytes.
 
     Raises:
         OSError: it cannot be read, is a pipe or a device, or larger.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "no regular file", str(path))
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise OSError(errno.EFBIG, f"{size} bytes, more than {most}", str(path))

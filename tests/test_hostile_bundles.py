@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import socket
+import zipfile
 from collections.abc import Callable
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import pytest
+from numpy.lib import format as npy
 
 from fairseq_openvino.bundle import MANIFEST, open_bundle, write_manifest
 from fairseq_openvino.bundle.manifest import _digest
@@ -26,8 +30,12 @@ Change = Callable[[Path], object]
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A bundle of format 2 that runs."""
-    directory = tmp_path / "bundle"
-    shutil.copytree(FORMAT_1 / "s2t", directory)
+    return copied("s2t", tmp_path / "bundle")
+
+
+def copied(family: str, directory: Path) -> Path:
+    """Another one of a family."""
+    shutil.copytree(FORMAT_1 / family, directory)
     write_manifest(directory, open_bundle(directory).manifest)
     return directory
 
@@ -102,6 +110,31 @@ def swap(bundle: Path) -> None:
         names[0].write_bytes(second)
         names[1].write_bytes(first)
     write_manifest(bundle, manifest)
+
+
+def statistics(write: Callable[[IO[bytes]], object]) -> Change:
+    """Of the filter banks, listed as it should be."""
+
+    def apply(bundle: Path) -> None:
+        manifest = open_bundle(bundle).manifest
+        with open(bundle / "global_cmvn.npz", "wb") as file:
+            write(file)
+        features = replace(manifest.features, global_cmvn="global_cmvn.npz")
+        write_manifest(bundle, replace(manifest, features=features))
+
+    return apply
+
+
+def vast(file: IO[bytes]) -> None:
+    """Of which 16 MiB are there: more than is read."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in ("mean.npy", "std.npy"):
+            with archive.open(name, "w") as member:
+                npy.write_array_header_1_0(
+                    member, {"descr": "<f8", "fortran_order": False, "shape": (1 << 26,)}
+                )
+                for _ in range(8):
+                    member.write(bytes(1 << 20))
 
 
 def bomb(bundle: Path) -> None:
@@ -230,7 +263,36 @@ ATTACKS: dict[str, tuple[Change, type[FairseqOpenVINOError], str]] = {
         edited(lambda m: m["state"].append({"name": "x", "dims": ["R", 4]})), WRONG, "among its states",
     ),
     "other bins than the graph's": (
-        edited(lambda m: m["dimensions"].update(feature_bins=81)), WRONG, "'features' among its inputs",
+        edited(lambda m: (m["dimensions"].update(feature_bins=81), m["features"].update(bins=81))),
+        WRONG, "'features' among its inputs",
+    ),
+    "other bins of features": (
+        edited(lambda m: m["features"].update(bins=0)), WRONG, "features of 80 numbers .* got 0",
+    ),
+    "a rate to which samples cannot be resampled": (
+        edited(lambda m: m["features"].update(sample_rate_hz=2**31 - 1)), WRONG, "<= 384000",
+    ),
+    "no rate": (edited(lambda m: m["features"].update(sample_rate_hz=0)), WRONG, ">= 1000"),
+    "a state without a decoder": (
+        edited(lambda m: m["dimensions"].update(layers=0)), WRONG, "a decoder with a state, or neither",
+    ),
+    "a tensor twice": (
+        edited(lambda m: m["memory"].append(m["memory"][1])), WRONG, "tensors by names of their own",
+    ),
+    "unknown subwords": (
+        edited(lambda m: m["text"].update(bpe="int8")), ModelError, "subwords of .* got 'int8'",
+    ),
+    "no statistics": (statistics(lambda file: file.write(b"x")), ModelError, "an archive of stat"),
+    "statistics that unpack to more than is read": (
+        statistics(vast), ModelError, "an archive of statistics, got",
+    ),
+    "pickled statistics": (
+        statistics(lambda file: np.savez(file, mean=np.array([{}]), std=np.zeros(80))),
+        ModelError, "got the type object",
+    ),
+    "statistics of other bins": (
+        statistics(lambda file: np.savez(file, mean=np.zeros(79), std=np.zeros(79))),
+        ModelError, r"of 80 filter banks, got \(\(79,\), \(79,\)\)",
     ),
     "inputs of another type": (
         rewritten("encoder.xml", lambda xml: xml.replace(b'element_type="f32"', b'element_type="f64"')),
@@ -275,3 +337,11 @@ def test_a_directory_that_may_not_be_listed(bundle: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(BundleError, match="a directory that can be listed"):
         open_bundle(bundle)
+
+
+@pytest.mark.parametrize("frames", [0, 2**31 - 1])
+def test_a_window_of_whisper_that_cannot_be(tmp_path: Path, frames: int) -> None:
+    bundle = copied("whisper", tmp_path / "bundle")
+    edited(lambda m: m["limits"].update(max_source_frames=frames))(bundle)
+    with pytest.raises(BundleError, match="a window of 1 to 60000 frames"):
+        load_model(bundle)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,9 +27,12 @@ from growth import family, held
 from media_files import encoded
 
 from fairseq_openvino.errors import AudioError
-from fairseq_openvino.speech import audio, isolation
+from fairseq_openvino.speech import audio, isolation, stored
 from fairseq_openvino.speech.forkserver import ForkServer
 from fairseq_openvino.speech.isolation import Pool
+from fairseq_openvino.speech.options import AudioOptions
+from fairseq_openvino.speech.recordings import recordings
+from fairseq_openvino.speech.slices import Slice
 
 SEED = int(os.environ.get("FAIRSEQ_OPENVINO_SEED", "1"))
 CLIPS = sorted((MINI / "clips").glob("*.mp3"))[:3]
@@ -94,6 +99,32 @@ def test_errors_are_those_of_this_process(pool: Pool, tmp_path: Path) -> None:
         with pytest.raises(AudioError) as found:
             pool.decode(source, None, channel)
         assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("name", ["clip.mp3", "clip.mp3:800:16000", "none.mp3:0:9", "clip.mp3:0:0"])
+def test_this_process_decodes_nothing_of_a_file_that_is_isolated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nor of a part of one."""
+    shutil.copy(CLIPS[0], tmp_path / "clip.mp3")
+    path, isolated = str(tmp_path / name), AudioOptions(isolate_audio=True)
+
+    def outcome(options: AudioOptions) -> Any:
+        try:
+            found, (recording,) = (
+                stored.read(path, 11_025, options),
+                recordings(path, 11_025, options),
+            )
+        except AudioError as error:
+            return str(error)
+        assert found is not None
+        blocks = np.concatenate(list(recording.blocks()))
+        return found.waveforms.tobytes(), found.stored_hz, blocks.tobytes(), recording.digest
+
+    expected = outcome(AudioOptions())
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", None)
+    assert not stored.holds_features(path)
+    assert outcome(isolated) == expected
 
 
 def test_a_child_is_exchanged_after_some_files(pool: Pool) -> None:
@@ -240,6 +271,9 @@ LIES = {
     "loud": ([head(), np.full(4, 99, np.float32).tobytes()], r"samples in about \[-1, 1\], got 99"),
     "NaN": ([head(), np.full(4, np.nan, np.float32).tobytes()], "finite samples, got NaN"),
     "silence": ([], "an answer of its decoder, got none within 0.3 s"),
+    f"{CLIPS[0]}:7:8": ([b'{"bytes": 4}', bytes(5)], NO_ANSWER),
+    f"{CLIPS[0]}:7:9": ([b'{"bytes": 4}', b""], NO_ANSWER),
+    f"{CLIPS[0]}:8:9": ([b'{"bytes": 1000000000000}'], NO_ANSWER),
 }
 LIAR = """
 import json, sys, time
@@ -260,6 +294,8 @@ def test_nothing_that_a_child_says_is_trusted(monkeypatch: pytest.MonkeyPatch) -
     for name, (_, message) in LIES.items():
         pool = hasty if "within 0.3 s" in message else patient
         with pytest.raises(AudioError, match=f"in '{name}': expected {message}"):
+            if (part := Slice.parse(name)) is not None:
+                pool.part_wav(part)
             pool.decode(CLIPS[0], name=name)
         assert not children(pool)
     patient.close()

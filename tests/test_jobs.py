@@ -29,7 +29,7 @@ from fairseq_openvino import cli
 from fairseq_openvino.errors import ModelError, OptionError, StorageError
 from fairseq_openvino.jobs import job as jobs
 from fairseq_openvino.jobs import leases
-from fairseq_openvino.jobs.answers import Answers
+from fairseq_openvino.jobs.answers import SHORT_BYTES, Answers, is_long
 from fairseq_openvino.jobs.index import Index
 from fairseq_openvino.jobs.leases import Identity, Lease, Leases, Watch, holder, sign_on
 from fairseq_openvino.jobs.plan import Input, Plan
@@ -713,6 +713,19 @@ def test_threads_are_part_of_the_plan(
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
     assert cli.main(words(mini_bundle, tmp_path / "1", inputs, "--threads", 2)) == 2
     assert "got threads 1 -> 2. Repeat" in capsys.readouterr().err
+
+
+def test_a_worker_that_isolates_reads_no_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soundfile.write(path := tmp_path / "a.wav", np.zeros(200_000), 16_000)
+    some = Input.of(str(path), "a")
+    assert some.bytes is not None and some.bytes > SHORT_BYTES
+    assert not is_long(some)
+    job = jobs.begin(tmp_path / "job", Plan.of("d1" * 32, {"batch_size": 1}, [some]))
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", None)
+    with Worker(job, isolated=Transcribe("m", isolate_audio=True).isolates) as worker:
+        assert ledger_of(worker).known() is None
 
 
 def test_a_manifest_names_its_outputs(

@@ -364,8 +364,15 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
         error = contained(partial(read, tmp_path / name), 0, name)
         assert "no regular file" in str(error)
-    error = contained(lambda: stored.frames(str(tmp_path / "pipe.npy"), 16_000, 80), 0, "features")
-    assert "no regular file" in str(error)
+    for name, part in (("pipe.npy", ""), ("pipe.zip", ":0:100"), ("pipe.wav", ":0:100")):
+        if part:
+            os.mkfifo(tmp_path / name)
+        path = f"{tmp_path / name}{part}"
+        error = contained(partial(stored.frames, path, 16_000, 80), 0, name)
+        assert "no regular file" in str(error)
+        assert stored.frame_count(path) is None is stored.frame_count(str(tmp_path / name))
+        nameless = contained(partial(stored.frames, f"\0{path}", 16_000, 80), 0, name)
+        assert "null byte" in str(nameless)
 
 
 def test_slices_are_no_longer_than_files_may_be(tmp_path: Path) -> None:

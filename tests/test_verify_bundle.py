@@ -135,6 +135,14 @@ def test_a_quantized_bundle_expects_what_it_computes_itself(bundle: Bundle) -> N
     assert after is not None and before is not None and after.cases != before.cases
 
 
+@pytest.mark.parametrize("device", ["AUTO", "AUTO:CPU", "HETERO:CPU", "MULTI:CPU"])
+def test_devices_that_choose_another_one_tell_it_the_precision(bundle: Bundle, device: str) -> None:
+    """Without it the CPU kept keys and values in 8 bits, and a log-probability was NaN."""
+    found = cases.compare(CompiledModel(bundle, EngineOptions(device=device, threads=1)))
+    direct = cases.compare(CompiledModel(bundle, EngineOptions(threads=1)))
+    assert found == direct and found.passed
+
+
 def test_bundles_without_cases_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify-bundle", str(FORMAT_1)]) == 0
     assert cli.main(["verify-bundle", str(FORMAT_1), "--device", "CPU"]) == 1
@@ -150,6 +158,9 @@ def test_bundles_without_cases_say_so(capsys: pytest.CaptureFixture[str]) -> Non
         (lambda c: c["cases"][0].update(tokens=[], log_probs=[]), BundleError, "not 5 tokens"),
         (lambda c: c.pop("limit"), BundleError, "limit"),
         (lambda c: c["cases"][0].update(frames=[10**9] * 10**4), BundleError, "10000000000000 fr"),
+        (lambda c: c.update(cases=[]), BundleError, "length >= 1"),
+        (lambda c: c.update(cases=41 * c["cases"][:1]), BundleError, "length <= 40"),
+        (lambda c: c.update(more="x" * (4 << 20)), BundleError, "bytes, more than 4194304"),
         (lambda c: c["cases"][0].update(frames=[]), BundleError, "a batch of 0 frames"),
         (lambda c: c["cases"][0].update(steps=10**6), BundleError, "steps"),
         (lambda c: c["cases"][0].update(checksum=1), ModelError, "inputs that follow from their seed"),

@@ -85,6 +85,20 @@ def split(weights: dict[str, torch.Tensor], suffix: str) -> dict[str, dict[str, 
     }
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_tensor_in_two_shards_is_refused(copy: Path, suffix: str) -> None:
+    """Which of them counted was left to the names of the files."""
+    weights = load_file(copy / WEIGHTS)
+    (copy / WEIGHTS).unlink()
+    for name, part in split(weights, suffix).items():
+        both = part | {"model.encoder.conv1.bias": weights["model.encoder.conv1.bias"]}
+        (save_file if suffix == "safetensors" else torch.save)(both, copy / name)
+    with pytest.raises(CheckpointError, match=r"00002-of.*got 'model.encoder.conv1.bias' in two"):
+        load_source(copy)
+    save_file(weights, copy / WEIGHTS)  # comes before shards, as of transformers
+    load_source(copy)
+
+
 @pytest.mark.parametrize("form", ["shards", "pickle", "pickled shards", "wide", "bare"])
 def test_hugging_face(form: str, copy: Path, original: Source) -> None:
     weights = load_file(copy / WEIGHTS)

@@ -32,6 +32,8 @@ Layers = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
 Bins = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 Symbols = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 Positions = Annotated[int, msgspec.Meta(ge=0)]
+Rate = Annotated[int, msgspec.Meta(ge=1_000, le=384_000)]
+"""In Hz, of audio that can be read."""
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE_BYTES)]
 ASSUMED_RATE_HZ = 16_000
 """Of features whose training configuration says none (Fairseq data/audio/data_cfg.py:sample_rate)."""
@@ -84,7 +86,7 @@ class FeatureConfig:
 
     bins: Bins
     """F."""
-    sample_rate_hz: Count
+    sample_rate_hz: Rate
     """Rate of the audio the features are computed from."""
     transforms: tuple[str, ...]
     """In order: `utterance_cmvn`, `two_pass_cmvn`, `global_cmvn` over filter banks, or `log_mel` alone, or
@@ -290,6 +292,16 @@ def _manifest_of(root: Path, content: Any) -> Manifest:
     largest, symbols = max(_ids(manifest)), manifest.dimensions.vocabulary_size
     if largest >= symbols:
         raise refused(root, f"token ids below {symbols} in {MANIFEST}", largest)
+    if manifest.has_decoder != bool(manifest.state):
+        raise refused(root, f"a decoder with a state, or neither, in {MANIFEST}", "one of them")
+    for specs, first in ((manifest.memory, "N"), (manifest.state, "R")):
+        names = [spec.name for spec in specs if spec.dims[:1] == (first,)]
+        if len(set(names)) < len(specs):
+            raise refused(
+                root, f"tensors by names of their own, {first} first, in {MANIFEST}", names
+            )
+    if (bins := manifest.features.bins) != (wanted := manifest.dimensions.feature_bins):
+        raise refused(root, f"features of {wanted} numbers in {MANIFEST}", f"{bins}")
     return manifest
 
 

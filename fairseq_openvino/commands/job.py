@@ -148,7 +148,7 @@ def _decoded(
     if address is not None:
         yield from ray.work(job, transcribe, retry_failed, address)
         return
-    with Worker(job, retry_failed) as worker:
+    with Worker(job, retry_failed, isolated=transcribe.isolates) as worker:
         yield from work(worker, transcribe)
 
 

@@ -301,6 +301,8 @@ def _stored_rate_hz(path: str) -> int | None:
             if not is_sf_audio_data(data):
                 return None
             source = io.BytesIO(data)
+        if not isinstance(source, io.BytesIO) and not os.path.isfile(source):
+            return None
         with soundfile.SoundFile(source) as audio:
             return int(audio.samplerate)
     except (soundfile.LibsndfileError, OSError, ValueError, AssertionError):

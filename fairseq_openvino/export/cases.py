@@ -34,6 +34,8 @@ MAX_POSITIONS = 200
 """Of a case, spread evenly: with what a position takes, 75 bytes, a file stays below 100 kB."""
 MAX_NUMBERS = 1 << 24
 """Of a batch of features; those of the gate have up to 400,000."""
+MAX_BYTES, MAX_CASES = 4 << 20, 40
+"""Of a file; those of the gate are a twentieth of that, or fewer."""
 Steps = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
 Checksum = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 BOUNDS = {"f16": 1e-2, "bf16": 0.1, "int8": 0.2, "fast": 0.2}
@@ -64,7 +66,7 @@ class Stored:
     """Largest |logit|."""
     limit: float
     """Accepted error of a logit at f32."""
-    cases: tuple[Case, ...]
+    cases: Annotated[tuple[Case, ...], msgspec.Meta(min_length=1, max_length=MAX_CASES)]
 
     def bound(self, precision: str) -> float:
         """Accepted error of a log-probability: at f32 the gate's, twice, as a normaliser errs too."""
@@ -119,7 +121,9 @@ def read(bundle: Bundle) -> Stored | None:
     """
     if CASES not in bundle.manifest.files:
         return None
-    path = bundle.path(CASES)
+    path, size = bundle.path(CASES), bundle.manifest.files[CASES].bytes
+    if size > MAX_BYTES:
+        raise _malformed(path, f"{size} bytes, more than {MAX_BYTES}")
     try:
         stored = msgspec.convert(strict_json(path.read_bytes()), Stored)
     except ValueError as error:  # msgspec's are such

@@ -13,14 +13,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from fairseq_openvino.atomic import read_whole
 from fairseq_openvino.errors import CheckpointError, MissingDependencyError, failure
 
+T = TypeVar("T")
 _fail = partial(failure, CheckpointError, "Loading a model")
 
 ADAPTER, CTRANSLATE2 = "PEFT adapter", "CTranslate2 directory"
@@ -49,14 +51,16 @@ WEIGHTS_OF_A_DIRECTORY = (".safetensors", ".bin")
 TOKENIZERS = ("tokenizer.json", "*.tiktoken", "vocab.json", "merges.txt", "added_tokens.json")
 DESCRIPTIONS = ("config.json", "*_config.json", "*.model", *TOKENIZERS)
 WEIGHTS = {
-    ADAPTER: ((ADAPTER_WEIGHTS,),),
-    CTRANSLATE2: ((CTRANSLATE2_WEIGHTS,),),
+    ADAPTER: (ADAPTER_WEIGHTS,),
+    CTRANSLATE2: (CTRANSLATE2_WEIGHTS,),
     HUGGING_FACE: (
-        ("model.safetensors", "model-*-of-*.safetensors"),
-        ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
+        "model.safetensors",
+        "model-*-of-*.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model-*-of-*.bin",
     ),
 }
-"""File patterns by form; the first group of which there is a file holds the weights."""
+"""File patterns by form; the first of which there is a file holds the weights, as of transformers."""
 
 WEIGHTS[SPEECH2TEXT] = WEIGHTS[HUGGING_FACE]
 
@@ -96,15 +100,7 @@ class Place:
     @property
     def weights(self) -> tuple[Path, ...]:
         """Files with parameters, in order; none if they are missing."""
-        if self.path.is_file():
-            return (self.path,)
-        for patterns in WEIGHTS[self.form]:
-            found = {
-                path for pattern in patterns for path in self.path.glob(pattern) if path.is_file()
-            }
-            if found:
-                return tuple(sorted(found))
-        return ()
+        return (self.path,) if self.path.is_file() else weight_files(self.path, self.form)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -115,6 +111,30 @@ class Place:
         described = {path for pattern in patterns for path in directory.glob(pattern)}
         base = () if self.base is None else self.base.files
         return (*self.weights, *sorted(described), *base)
+
+
+def weight_files(directory: Path, form: str) -> tuple[Path, ...]:
+    """The files with parameters in a directory of a form, in order; none if they are missing."""
+    for pattern in WEIGHTS[form]:
+        if found := sorted(path for path in directory.glob(pattern) if path.is_file()):
+            return tuple(found)
+    return ()
+
+
+def joined(shards: Iterable[tuple[Path, Mapping[str, T]]]) -> dict[str, T]:
+    """The parameters of all files, by name.
+
+    Raises:
+        CheckpointError: two files have one of the same name.
+    """
+    found: dict[str, T] = {}
+    for path, parameters in shards:
+        twice = sorted(found.keys() & parameters.keys())
+        if twice:
+            advice = "Remove the files of another model"
+            raise _fail(path, "each tensor in one file", f"{twice[0]!r} in two", advice)
+        found |= parameters
+    return found
 
 
 def locate(source: str | Path) -> Place:
@@ -162,7 +182,7 @@ def _directory(path: Path, name: str, origin: dict[str, str]) -> Place:
     place = Place(form, path, name, origin, _base(path, name) if form == ADAPTER else None)
     if not place.weights:
         _refuse_foreign(path.iterdir(), name)
-        raise _lacking(WEIGHTS[form][0][0], path, name)
+        raise _lacking(WEIGHTS[form][0], path, name)
     return place
 
 

@@ -30,7 +30,7 @@ from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.options import ExportOptions
 from fairseq_openvino.export.parity import Report, at_nodes
 from fairseq_openvino.export.procedure import Original, export
-from fairseq_openvino.export.sources import SPEECH2TEXT_TYPE
+from fairseq_openvino.export.sources import SPEECH2TEXT, SPEECH2TEXT_TYPE, joined, weight_files
 from fairseq_openvino.s2t.options import S2TOptions
 from fairseq_openvino.s2t.vocabulary import (
     BOS,
@@ -43,8 +43,6 @@ from fairseq_openvino.s2t.vocabulary import (
 )
 
 DICTIONARY, SENTENCEPIECE = "dict.txt", "spm.model"
-SAFETENSORS = "model*.safetensors"
-PICKLES = "pytorch_model*.bin"
 TIED, COMPUTED = "lm_head.weight", "embed_positions.weights"
 NEUTRAL = {
     "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "length_penalty": (None, 1.0),
@@ -109,15 +107,15 @@ def _original(path: Path) -> Original:
     return Original(wrapped, Reference(model), described, write_files)
 
 
-def _load(path: Path) -> tuple[Any, list[Path]]:
+def _load(path: Path) -> tuple[Any, tuple[Path, ...]]:
     """The model in eval mode, float32, and the files of its weights."""
-    files = sorted(path.glob(SAFETENSORS)) or sorted(path.glob(PICKLES))
+    files = weight_files(path, SPEECH2TEXT)
     if not files:
         found = ", ".join(sorted(each.name for each in path.glob("*"))) or "nothing"
         raise _fail(path, "model.safetensors or pytorch_model.bin", found)
     try:
         config = _config(path)
-        weights = {name: value for file in files for name, value in _weights(file).items()}
+        weights = joined((file, _weights(file)) for file in files)
         model = transformers.Speech2TextForConditionalGeneration._from_config(
             config, attn_implementation="eager"
         )

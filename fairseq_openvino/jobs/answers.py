@@ -54,9 +54,14 @@ class Answers:
         self._call += 1
 
 
-def is_long(one: Input) -> bool:
-    """Whether it has more than `LONG_SECONDS`, by its header; if that does not say, it counts as long."""
+def is_long(one: Input, isolated: bool = False) -> bool:
+    """Whether it has more than `LONG_SECONDS`, by its header; if that does not say, it counts as long.
+
+    Args:
+        one: of a job's inputs.
+        isolated: its header must not be read.
+    """
     if one.bytes is None or one.bytes < SHORT_BYTES:
         return False
-    frames = frame_count(one.path)
+    frames = None if isolated else frame_count(one.path)
     return frames is None or frames > LONG_SECONDS * FRAMES_PER_SECOND

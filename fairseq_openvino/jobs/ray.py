@@ -54,7 +54,9 @@ class Actor:
         self._failure: Exception | None = None
         try:
             transcribe.recognizer()
-            self._worker = self._open.enter_context(Worker(jobs.read(directory)))
+            self._worker = self._open.enter_context(
+                Worker(jobs.read(directory), isolated=transcribe.isolates)
+            )
         except Exception as error:
             self._failure = error
 

@@ -56,6 +56,11 @@ class Transcribe:
         self.layout = SubtitleOptions(**{k: v for k, v in options.items() if k in layout})
         self.options = {k: v for k, v in options.items() if k not in layout}
 
+    @property
+    def isolates(self) -> bool:
+        """Whether this process decodes no audio itself."""
+        return bool(self.options.get("isolate_audio"))
+
     def recognizer(self) -> Recognizer:
         """The model, which all who name it alike share within a process.
 

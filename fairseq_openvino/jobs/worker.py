@@ -30,14 +30,16 @@ class Worker:
         job: to work for.
         retry_failed: decode batches with files that failed once more, too.
         lease_seconds: without a heartbeat, after which another worker is taken to be gone.
+        isolated: this process looks into no audio file.
     """
 
     def __init__(
-        self, job: Job, retry_failed: bool = False, lease_seconds: float = LEASE_SECONDS
-    ) -> None:
+        self, job: Job, retry_failed: bool = False, lease_seconds: float = LEASE_SECONDS,
+        isolated: bool = False,
+    ) -> None:  # fmt: skip
         self.job, self.stopping = job, threading.Event()
         """Set by `stop`."""
-        self._retry_failed = retry_failed
+        self._retry_failed, self._isolated = retry_failed, isolated
         self._index, self._watch = Index(job.journals), Watch(job.workers, lease_seconds)
         self._turn = threading.Condition()
         self._open: deque[Lease] = deque()
@@ -115,7 +117,8 @@ class Worker:
 
     def ledger(self, lease: Lease) -> Answers | None:
         """Of what the model answers in a batch with long recordings; None if it has none."""
-        if not any(map(is_long, self.job.plan.batches[lease.batch])):
+        batch = self.job.plan.batches[lease.batch]
+        if not any(is_long(each, self._isolated) for each in batch):
             return None
         with self._turn:
             return Answers(lease, self._index.answered(lease.batch), self.journal)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -39,6 +40,8 @@ MAX_IDLE = 16
 """Requests of a variant that wait to be used again; a new one takes about a millisecond."""
 TRIM_LEASES = 64
 """Leases after which freed memory goes back to the system: of many lengths, it breaks into pieces."""
+INDIRECT = ("AUTO", "HETERO", "MULTI")
+"""OpenVINO's devices that run models on others."""
 INT8_BF16 = "int8-bf16"
 """A variant's precision that `fast` may choose: 8-bit weights, everything else in bf16."""
 
@@ -63,25 +66,29 @@ def compile_properties(
     device: str,
     threads: int | None = None,
     streams: int | None = None,
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """OpenVINO properties of a precision.
 
     The cache precision is set too: left alone, the CPU plugin stores keys and values in 8 bits and
-    an "f32" model is wrong in the third digit. The same holds for dynamic quantization, which is on
-    for 8-bit weights only.
+    an "f32" model is wrong in the third digit, or gives NaN. The same holds for dynamic quantization,
+    which is on for 8-bit weights only. A device that runs models on others hands them on.
     """
     compute = {"int8": "f32", INT8_BF16: "bf16"}.get(precision, precision)
-    properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": compute}
-    if device.upper().startswith("CPU"):
-        group = DYNAMIC_QUANTIZATION_GROUP if precision in ("int8", INT8_BF16) else "0"
-        properties |= {"KV_CACHE_PRECISION": compute, "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
-        properties["CPU_RUNTIME_CACHE_CAPACITY"] = KERNELS
-        if threads is not None:
-            properties["INFERENCE_NUM_THREADS"] = str(threads)
-            if (
-                threads < machine.threads()
-            ):  # pinned, processes that share the machine share its first cores
-                properties["ENABLE_CPU_PINNING"] = "NO"
+    properties: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": compute,
+    }  # fmt: skip
+    group = DYNAMIC_QUANTIZATION_GROUP if precision in ("int8", INT8_BF16) else "0"
+    of_cpu = {"KV_CACHE_PRECISION": compute, "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
+    of_cpu["CPU_RUNTIME_CACHE_CAPACITY"] = KERNELS
+    if threads is not None:
+        of_cpu["INFERENCE_NUM_THREADS"] = str(threads)
+        if threads < machine.threads():  # pinned, processes would share the first cores
+            of_cpu["ENABLE_CPU_PINNING"] = "NO"
+    name, _, others = device.upper().partition(":")
+    if name.startswith("CPU"):
+        properties |= of_cpu
+    elif name in INDIRECT and (not others or "CPU" in others):
+        properties["DEVICE_PROPERTIES"] = {"CPU": of_cpu}
     if streams is not None:
         properties["NUM_STREAMS"] = str(streams)
     return properties
@@ -180,7 +187,7 @@ class Engine:
         return compile_graph(self._core, model, options.device, properties)
 
     def _compile_cached(
-        self, model: ov.Model, properties: dict[str, str], cache: Path
+        self, model: ov.Model, properties: dict[str, Any], cache: Path
     ) -> ov.CompiledModel:
         """Under a lock: OpenVINO maps a cached file that another process may be writing.
 

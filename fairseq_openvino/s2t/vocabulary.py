@@ -69,6 +69,9 @@ class Vocabulary:
             ModelError: a file of it is malformed.
         """
         text = bundle.manifest.text
+        if text.bpe not in DECODERS:
+            known = ", ".join(filter(None, DECODERS))
+            raise _fail(bundle.directory, f"subwords of {known}", repr(text.bpe))
         path = bundle.path(text.dictionary)
         symbols = load_dictionary(path)
         check_size(path, symbols, bundle.manifest.dimensions.vocabulary_size)

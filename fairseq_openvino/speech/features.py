@@ -5,10 +5,12 @@ Pure functions.
 
 from __future__ import annotations
 
+import io
 from functools import cache
 
 import kaldi_native_fbank as knf
 import numpy as np
+from numpy.lib import format as npy
 
 PCM16_SCALE = 2.0**15
 """Kaldi expects 16-bit integer amplitudes (Fairseq `audio_utils.py:get_fbank`)."""
@@ -17,6 +19,7 @@ FRAME_SHIFT_MS = 10.0
 FRAMES_PER_SECOND = 100
 CMVN_VARIANCE_FLOOR = 1e-10
 LAYER_NORM_EPSILON = 1e-5
+NUMERIC_KINDS = "biuf"
 WHISPER_RATE_HZ, FFT_SAMPLES, HOP_SAMPLES = 16_000, 400, 160
 SMALLEST_POWER, DECADES = 1e-10, 8.0
 """Whisper's floor of the mel power, and the range kept below a window's maximum."""
@@ -183,3 +186,18 @@ def _hertz(mel: np.ndarray) -> np.ndarray:
     """Inverse of `_mel`."""
     above = BREAK_HERTZ * np.exp((np.maximum(mel, BREAK_MEL) - BREAK_MEL) / MEL_PER_LOG_HERTZ)
     return np.where(mel < BREAK_MEL, mel * BREAK_HERTZ / BREAK_MEL, above)
+
+
+def array_of(content: bytes) -> np.ndarray:
+    """The numbers of a `.npy` file; room is made for what is there, not for what it claims.
+
+    Raises:
+        Exception: it is damaged, or of other things; NumPy's parser of headers raises many kinds.
+    """
+    file = io.BytesIO(content)
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, in_fortran_order, kind = read(file)
+    if kind.kind not in NUMERIC_KINDS:
+        raise ValueError(f"the type {kind}")
+    return np.ndarray(shape, kind, content, file.tell(), order="F" if in_fortran_order else "C")

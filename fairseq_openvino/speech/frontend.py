@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from fairseq_openvino.speech.features import (
     FRAME_LENGTH_MS,
     FRAME_SHIFT_MS,
     FRAMES_PER_SECOND,
+    array_of,
     fbank,
     global_cmvn,
     layer_norm,
@@ -23,6 +25,8 @@ from fairseq_openvino.speech.features import (
 )
 
 ACTION = "Computing features"
+EXPORT_AGAIN = "Export the bundle again"
+MAX_STATISTICS_BYTES = 1 << 20
 UTTERANCE_TRANSFORMS = {"utterance_cmvn": utterance_cmvn, "two_pass_cmvn": two_pass_cmvn}
 """By their names in `FeatureConfig.transforms`."""
 
@@ -74,8 +78,7 @@ class FilterBanks:
         """As a bundle says."""
         config, statistics = bundle.manifest.features, None
         if config.global_cmvn is not None:
-            with np.load(bundle.path(config.global_cmvn), allow_pickle=False) as stored:
-                statistics = stored["mean"], stored["std"]
+            statistics = _statistics(bundle, config.global_cmvn)
         return cls(config, bundle.manifest.limits.max_source_frames, statistics)
 
     @property
@@ -150,6 +153,23 @@ class Waveform:
     def stored(self, frames: np.ndarray) -> np.ndarray:
         """Always an error: the model reads samples."""
         raise _no_features()
+
+
+def _statistics(bundle: Bundle, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """`mean` and `std` of a NumPy archive, which may claim to hold more than there is room for."""
+    where, bins = bundle.directory / name, bundle.manifest.features.bins
+    with bundle.open(name) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+            members = [archive.open(f"{each}.npy") for each in ("mean", "std")]
+            mean, std = (array_of(member.read(MAX_STATISTICS_BYTES)) for member in members)
+        except Exception as error:  # as `array_of`, and so does a damaged archive
+            expected = "an archive of statistics"
+            raise failure(ModelError, "Reading", where, expected, error, EXPORT_AGAIN) from error
+    if not mean.shape == std.shape == (bins,):
+        expected, got = f"the mean and deviation of {bins} filter banks", (mean.shape, std.shape)
+        raise failure(ModelError, "Reading", where, expected, got, EXPORT_AGAIN)
+    return mean, std
 
 
 def speech_to_text(bundle: Bundle) -> FilterBanks | Waveform:

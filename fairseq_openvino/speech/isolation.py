@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cache, partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
@@ -31,6 +31,7 @@ from fairseq_openvino.speech import audio
 from fairseq_openvino.speech.audio import Audio, Track
 from fairseq_openvino.speech.forkserver import ForkServer, serve
 from fairseq_openvino.speech.options import MIX, SPLIT
+from fairseq_openvino.speech.slices import Slice
 from fairseq_openvino.speech.sndfile import BLOCK_SAMPLES
 from fairseq_openvino.speech.sources import Source, opened, source_name
 from fairseq_openvino.speech.waveform import check_loudness, unusable
@@ -136,6 +137,15 @@ class Pool:
         """
         return self._answered(source, name, _Child.store, sample_rate_hz, channel)
 
+    def part_wav(self, part: Slice) -> bytes:
+        """As `Slice.wav`, in a child.
+
+        Raises:
+            AudioError: as there, or the child crashed, took too long or needed too much memory.
+        """
+        with part.opened() as file:
+            return self._answered(cast(BinaryIO, file), part.name, _Child.part_wav, part)
+
     def _answered(
         self, source: Source, name: str | None, ask: Callable[..., Answer], *request: Any
     ) -> Answer:
@@ -239,6 +249,20 @@ class _Child:
         self.is_idle = True
         return found
 
+    def part_wav(self, file: io.FileIO, name: str, part: Slice) -> bytes:
+        """A WAV file of a part of a file."""
+        self._ask(file, "part", name, *astuple(part))
+        size, content = int(self._answer()["bytes"]), bytearray()
+        if not 0 <= size <= self._memory_bytes:
+            raise ValueError("a size beyond its limit")
+        while left := size - len(content):
+            block = self._connection.recv_bytes(MAX_BLOCK_BYTES)
+            if not 0 < len(block) <= left:
+                raise ValueError("not as many bytes as announced")
+            content += block
+        self.is_idle = True
+        return bytes(content)
+
     def _ask(self, file: io.FileIO, *request: Any) -> None:
         self.files, self.is_idle = self.files + 1, False
         self._connection.send_bytes(json.dumps(request).encode())
@@ -250,12 +274,17 @@ class _Child:
         check_loudness(name, block)
         return block
 
-    def _audio(self, name: str) -> Audio:
-        """What the child tells about a file; the waveforms have their shape only."""
+    def _answer(self) -> Any:
+        """What the child tells about a file that it could read."""
         answer = json.loads(self._connection.recv_bytes(MAX_ANSWER_BYTES))
         if "error" in answer:
             self.is_idle = True
             raise AudioError(str(answer["error"]))
+        return answer
+
+    def _audio(self, name: str) -> Audio:
+        """The same of one that was decoded; the waveforms have their shape only."""
+        answer = self._answer()
         channels, samples = map(int, answer["waveforms"])
         if not 0 <= channels * samples * 4 <= self._memory_bytes:
             raise ValueError("a size beyond its limit")
@@ -286,36 +315,48 @@ def _work(memory_bytes: int, connection: Connection) -> None:
     machine.limit(RLIMIT_AS=memory_bytes)
     while True:
         try:
-            kind, name, sample_rate_hz, channel = json.loads(connection.recv_bytes())
+            kind, name, *request = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
         with io.FileIO(recv_handle(connection)) as file:
             file.name = name
+            content: Any = None
             try:
                 with opened(cast(BinaryIO, file)) as source:
-                    if kind == "stream":
-                        found = _streamed(connection, source, name, sample_rate_hz, channel)
+                    if kind == "part":
+                        content = Slice(*request).wav_of(file)
+                        answer: dict[str, Any] = {"bytes": len(content)}
+                    elif kind == "stream":
+                        answer = _about(_streamed(connection, source, name, *request))
                     else:
-                        found = audio.decode(source, sample_rate_hz, channel, name)
+                        rate_hz, channel = request
+                        found = audio.decode(source, rate_hz, channel, name)
+                        answer, content = _about(found), _bytes(found.waveforms)
             except MemoryError:
                 limit = f"audio that is decoded in {memory_bytes >> 20} MiB"
                 error = unusable(name, limit, "more", "Split the file")
-                answer, waveforms = {"error": str(error)}, None
+                answer = {"error": str(error)}
             except Exception as failed:  # noqa: BLE001  whatever a hostile file brings about
-                answer, waveforms = {"error": str(named(failed, name))}, None
-            else:
-                waveforms = found.waveforms
-                answer = vars(found) | {"waveforms": waveforms.shape}
+                answer = {"error": str(named(failed, name))}
         if kind == "stream":
             connection.send_bytes(b"")
         connection.send_bytes(json.dumps(answer).encode())
-        if kind == "decode" and waveforms is not None:
-            _send(connection, waveforms)
+        if content is not None:
+            _send(connection, content)
 
 
-def _send(connection: Connection, samples: np.ndarray) -> None:
-    """The child: contiguous samples, in messages that the parent takes."""
-    content = samples.reshape(-1).data.cast("B")
+def _about(found: Audio) -> dict[str, Any]:
+    """The child: what it tells of a file before it sends the samples."""
+    return vars(found) | {"waveforms": found.waveforms.shape}
+
+
+def _bytes(samples: np.ndarray) -> memoryview:
+    """Those of a contiguous array."""
+    return samples.reshape(-1).data.cast("B")
+
+
+def _send(connection: Connection, content: bytes | memoryview) -> None:
+    """The child: in messages that the parent takes."""
     for begin in range(0, len(content), MAX_BLOCK_BYTES):
         connection.send_bytes(content[begin : begin + MAX_BLOCK_BYTES])
 
@@ -326,7 +367,7 @@ def _streamed(
     """The child: send the samples, and return what is known about them."""
     track = Track(name, file, channel, sample_rate_hz)
     for block in track.settled():
-        _send(connection, np.ascontiguousarray(block))
+        _send(connection, _bytes(np.ascontiguousarray(block)))
     channels = track.channels if channel == SPLIT else 1
     return Audio(
         name, np.empty((channels, 0), np.float32), sample_rate_hz, track.stored_hz, track.damage(),

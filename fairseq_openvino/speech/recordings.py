@@ -77,7 +77,7 @@ def recordings(
         samples, _ = as_waveform(source, sample_rate_hz or rate_hz, rate_hz)
         audio = Audio("waveform", samples[np.newaxis], rate_hz, rate_hz)
         return [_Samples(audio.name, audio, partial(_parts, samples), lambda: _digest(samples))]
-    name, content = source_name(source), stored.content_of(source)
+    name, content = source_name(source), stored.content_of(source, options.isolate_audio)
     if content is not None and content.startswith(stored.NPY_MAGIC):
         raise unusable(name, "audio", "stored features", "Give audio files")
     again = lasting(source if content is None else content)

@@ -12,12 +12,15 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import soundfile
 
+from fairseq_openvino.atomic import open_regular
 from fairseq_openvino.errors import AudioError, failure
 from fairseq_openvino.speech.audio import AUDIO_EXTENSIONS, MAX_AUDIO_SECONDS
+from fairseq_openvino.speech.sndfile import reason
 from fairseq_openvino.speech.waveform import check_channels, check_rate
 
 SEPARATOR = ":"
@@ -45,27 +48,48 @@ class Slice:
             return None
         return cls(file, *map(int, numbers))
 
+    @property
+    def name(self) -> str:
+        """As `parse` takes it."""
+        return SEPARATOR.join(map(str, (self.file, self.first, self.samples)))
+
+    def opened(self) -> io.FileIO:
+        """The file.
+
+        Raises:
+            AudioError: it cannot be read, or is a pipe or a device.
+        """
+        try:
+            return cast(io.FileIO, open_regular(self.file, buffering=0))
+        except OSError as error:
+            got = error.strerror
+            raise _fail(repr(self.name), "a readable audio file", got) from error
+
     def wav(self) -> bytes:
         """A WAV file of these samples, float32, all channels.
 
         Raises:
             AudioError: the file cannot be decoded, or ends before.
         """
-        name = f"{self.file}:{self.first}:{self.samples}"
+        with self.opened() as file:
+            return self.wav_of(file)
+
+    def wav_of(self, file: io.FileIO) -> bytes:
+        """The same of the file as `opened` gives it."""
+        name = self.name
         try:
-            with soundfile.SoundFile(self.file) as file:
-                total, rate_hz = file.frames, check_rate(name, file.samplerate)
-                check_channels(name, file.channels)
+            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                total, rate_hz = sound.frames, check_rate(name, sound.samplerate)
+                check_channels(name, sound.channels)
                 if self.samples < 1 or self.first + self.samples > total:
                     expected = f"a part of the {total} samples of the file"
                     raise _fail(repr(name), expected, "an empty one or one beyond them")
                 if self.samples > MAX_AUDIO_SECONDS * rate_hz:
                     raise _fail(repr(name), f"at most {MAX_AUDIO_SECONDS:.0f} s", "more")
-                file.seek(self.first)
-                samples = _read(file, self.samples)
+                sound.seek(self.first)
+                samples = _read(sound, self.samples)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-            reason = str(error).rstrip(".")
-            raise _fail(repr(name), "a readable audio file", reason) from error
+            raise _fail(repr(name), "a readable audio file", reason(error)) from error
         if len(samples) < self.samples:
             raise _fail(repr(name), f"{self.samples} samples", len(samples))
         content = io.BytesIO()

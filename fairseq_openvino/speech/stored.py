@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from numpy.lib import format as npy
 
-from fairseq_openvino.atomic import read_whole
+from fairseq_openvino.atomic import open_regular, read_whole
 from fairseq_openvino.errors import AudioError
 from fairseq_openvino.speech import audio, isolation
 from fairseq_openvino.speech.audio import Audio
-from fairseq_openvino.speech.features import FRAME_LENGTH_MS, FRAME_SHIFT_MS, fbank
+from fairseq_openvino.speech.features import FRAME_LENGTH_MS, FRAME_SHIFT_MS, array_of, fbank
 from fairseq_openvino.speech.options import AudioOptions
 from fairseq_openvino.speech.slices import NUMBER, Slice
 from fairseq_openvino.speech.sources import Source, source_name
@@ -26,7 +25,6 @@ FEATURES = ".npy"
 NPY_MAGIC = b"\x93NUMPY"
 SLICE_SEPARATOR = ":"
 FRAME_RANK = 2
-NUMERIC_KINDS = "biuf"
 MAX_FEATURES_BYTES = 1 << 30
 
 
@@ -49,7 +47,7 @@ def read(
         AudioError: the audio cannot be used.
     """
     options = options or AudioOptions()
-    name, content = source_name(source), content_of(source)
+    name, content = source_name(source), content_of(source, options.isolate_audio)
     if content is not None and content.startswith(NPY_MAGIC):
         return None
     decode = isolation.pool().decode if options.isolate_audio else audio.decode
@@ -60,7 +58,7 @@ def read(
 
 def holds_features(source: Source) -> bool:
     """Whether it is stored features, not audio."""
-    content = content_of(source)
+    content = None if _part_of(source) else content_of(source)
     return content is not None and content.startswith(NPY_MAGIC)
 
 
@@ -116,12 +114,15 @@ def frame_count(path: str, waveform_hz: int | None = None) -> int | None:
         waveform_hz: of a model that reads samples: their rate; None: T counts filter banks.
     """
     try:
-        part = Slice.parse(path)
+        part = _part_of(path)
         content = content_of(path) if part is None else None
         if content is not None and content.startswith(NPY_MAGIC):
             return len(_array(path))
-        source = io.BytesIO(content) if content is not None else path
-        about = soundfile.info(source if part is None else part.file)
+        if content is not None:
+            about = soundfile.info(io.BytesIO(content))
+        else:
+            with open_regular(path if part is None else part.file) as file:
+                about = soundfile.SoundFile(file.fileno(), closefd=False)
     except (soundfile.LibsndfileError, OSError, RuntimeError, AudioError, TypeError):
         return None
     samples = about.frames if part is None else part.samples
@@ -134,7 +135,7 @@ def _array(path: str) -> np.ndarray:
     """Stored features, float32, of whatever shape."""
     content = content_of(path)
     try:
-        return _numbers(content or b"")
+        return array_of(content or b"").astype(np.float32)
     except Exception as error:  # NumPy's parser of headers raises many kinds
         raise AudioError(
             f"Reading speech failed in {path!r}: expected an array of features, got {error}. "
@@ -142,43 +143,40 @@ def _array(path: str) -> np.ndarray:
         ) from error
 
 
-def _numbers(content: bytes) -> np.ndarray:
-    """The array of a `.npy` file, float32; room is made for what is there, not for what it claims."""
-    file = io.BytesIO(content)
-    version = npy.read_magic(file)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, in_fortran_order, kind = read(file)
-    if kind.kind not in NUMERIC_KINDS:
-        raise ValueError(f"the type {kind}")
-    values: np.ndarray = np.ndarray(
-        shape, kind, content, file.tell(), order="F" if in_fortran_order else "C"
-    )
-    return values.astype(np.float32)
+def _part_of(source: Source) -> Slice | None:
+    """The part of an audio file that it names; a file may be called like one."""
+    if not isinstance(source, (str, PathLike)) or os.path.exists(source):
+        return None
+    return Slice.parse(source_name(source))
 
 
-def content_of(source: Source) -> bytes | None:
+def content_of(source: Source, isolated: bool = False) -> bytes | None:
     """Bytes of a slice or of a `.npy` file; None for an audio file, which is decoded in place.
+
+    Args:
+        source: as in `corpus.Utterance`.
+        isolated: a slice of audio is decoded in a child.
 
     Raises:
         AudioError: they cannot be read.
     """
+    part = _part_of(source)
+    if part is not None:
+        return isolation.pool().part_wav(part) if isolated else part.wav()
     if not isinstance(source, (str, PathLike)):
         return None
     path = source_name(source)
     try:
         if path.endswith(FEATURES):
             return read_whole(Path(path), MAX_FEATURES_BYTES)
-        if os.path.exists(path):  # a file may be called like a part of one
+        if os.path.exists(path):
             return None
-        part = Slice.parse(path)
-        if part is not None:
-            return part.wav()
         parts = path.rsplit(SLICE_SEPARATOR, 2)
         if len(parts) < 3 or not all(map(NUMBER.fullmatch, parts[1:])):  # noqa: PLR2004
             return None
-        with open(parts[0], "rb") as file:
-            file.seek(int(parts[1]))
-            return file.read(min(int(parts[2]), os.fstat(file.fileno()).st_size))
+        with open_regular(parts[0]) as stored:
+            stored.seek(int(parts[1]))
+            return stored.read(min(int(parts[2]), os.fstat(stored.fileno()).st_size))
     except OSError as error:
         raise AudioError(
             f"Reading speech failed in {path!r}: expected a readable file, got {error}. "

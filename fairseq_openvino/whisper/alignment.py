@@ -122,16 +122,17 @@ def alignment_heads(manifest: Manifest) -> tuple[tuple[int, int], ...]:
     Source: openai-whisper `model.py:Whisper.__init__`.
     """
     assert manifest.whisper is not None
-    named, layers = manifest.whisper.alignment_heads, manifest.dimensions.layers
-    (count,) = (spec.dims[1] for spec in manifest.memory if spec.name == "cross_key.0")
-    every = [(layer, head) for layer in range(layers) for head in range(int(count))]
+    named = manifest.whisper.alignment_heads
+    keys = [spec.dims for spec in manifest.memory if spec.name.startswith("cross_key.")]
+    heads = [count for dims in keys for count in dims[1:2] if isinstance(count, int)]
+    every = [(layer, head) for layer, count in enumerate(heads) for head in range(count)]
     if named and set(named) <= set(every):
         return named
     logger.warning(
         "the bundle does not say which attention heads follow the audio: words are timed by all heads of "
         "the upper half of the decoder, less exactly"
     )
-    return tuple(each for each in every if each[0] >= layers // 2)
+    return tuple(each for each in every if each[0] >= len(heads) // 2)
 
 
 def standout(weights: np.ndarray) -> np.ndarray:

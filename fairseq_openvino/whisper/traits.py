@@ -14,6 +14,9 @@ from fairseq_openvino.whisper.options import FULL, WhisperOptions
 from fairseq_openvino.whisper.rules import Rules
 from fairseq_openvino.whisper.tokenizer import WhisperTokenizer
 
+MAX_WINDOW = 60_000
+"""10 minutes."""
+
 
 class Traits:
     """Special tokens, vocabulary, window and rules of one model."""
@@ -27,6 +30,11 @@ class Traits:
             )  # fmt: skip
         self.config = self.manifest.whisper
         self.eos, self.window = self.manifest.tokens.eos, self.manifest.limits.max_source_frames
+        if not 0 < self.window <= MAX_WINDOW:
+            raise failure(
+                BundleError, "Opening a bundle", bundle.directory,
+                f"a window of 1 to {MAX_WINDOW} frames", self.window, "Export the bundle again",
+            )  # fmt: skip
         self.vocabulary = WhisperTokenizer(bundle.path(self.manifest.text.tokenizer), self.eos)
         self.front_end = LogMel(self.manifest.features, self.window)
         self.watched = (self.config.no_speech, *self.config.languages.values())

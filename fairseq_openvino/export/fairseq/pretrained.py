@@ -16,6 +16,9 @@ TASK = "audio_pretraining"
 """Fairseq's task that builds a wav2vec 2.0; of its options only `normalize` is looked at."""
 UNSET: dict[str, Any] = {"data": "", "tpu": False, "seed": 1}
 """Options that refer to parts of a whole configuration."""
+MAX_OPTIONS = 10_000
+REFERENCE = "${"
+"""To another option, in OmegaConf's notation."""
 MISSING: dict[str, Any] = {"data": "", "freeze_regex": None}
 """Options that older checkpoints do not have and Fairseq has no default for."""
 
@@ -32,15 +35,46 @@ def wav2vec2_arguments(arguments: Namespace) -> Namespace:
     """
     from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
     from fairseq.tasks.audio_pretraining import AudioPretrainingConfig
-    from omegaconf import OmegaConf
 
     stored = _groups(getattr(arguments, "w2v_args", None) or _of_file(arguments))
     named = {"_name": stored.get("_name") or "wav2vec2"}
     model = _defaults(Wav2Vec2Config()) | stored | named
     normalize = bool(getattr(arguments, "normalize", False))
     task = _defaults(AudioPretrainingConfig()) | {"_name": TASK, "normalize": normalize}
-    found = OmegaConf.create({"model": model, "task": task | UNSET})
+    found = configured({"model": model, "task": task | UNSET})
     return Namespace(**{**MISSING, **vars(arguments), "w2v_args": found})
+
+
+def configured(options: dict[str, Any]) -> Any:
+    """Options as a `DictConfig`, whose texts may stand for the value of another one.
+
+    Raises:
+        CheckpointError: there are too many of them, also as the same part stands in many places, or a text
+            refers to several others: where each does, its length doubles from one to the next.
+    """
+    from omegaconf import Container, OmegaConf, ValueNode
+
+    left: list[Any] = [options]
+    seen = 0
+    while left:
+        one = left.pop()
+        if isinstance(one, Container):
+            one = OmegaConf.to_container(one)
+        elif isinstance(one, ValueNode):
+            one = one._value()
+        seen += 1
+        if isinstance(one, dict):
+            left += one.values()
+        elif isinstance(one, (list, tuple)):
+            left += one
+        has_several = isinstance(one, str) and one.count(REFERENCE) > 1
+        if has_several or seen > MAX_OPTIONS:
+            raise failure(
+                CheckpointError, "Loading a checkpoint", "its options",
+                f"at most {MAX_OPTIONS} values, and texts with one reference",
+                repr(one)[:100] if has_several else "more", "Use the checkpoint as it was published",
+            )  # fmt: skip
+    return OmegaConf.create(options)
 
 
 def _of_file(arguments: Namespace) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from fairseq_openvino.export.fairseq import ctc, wav2vec2
-from fairseq_openvino.export.fairseq.pretrained import wav2vec2_arguments
+from fairseq_openvino.export.fairseq.pretrained import configured, wav2vec2_arguments
 from fairseq_openvino.export.forced import Forced
 from fairseq_openvino.export.graphs import Graphs
 
@@ -30,13 +30,12 @@ def complete(arguments: Namespace) -> Any:
         A `DictConfig` of the options that the model has.
     """
     from fairseq.models import MODEL_DATACLASS_REGISTRY
-    from omegaconf import OmegaConf
 
     name = getattr(arguments, "_name", None) or arguments.arch
     given = vars(wav2vec2_arguments(arguments))
     known = MODEL_DATACLASS_REGISTRY[name].__dataclass_fields__.keys() & given.keys()
     stated = DEFAULTS | {key: given[key] for key in known}
-    return OmegaConf.create({**stated, "_name": name, "w2v_path": ""})
+    return configured({**stated, "_name": name, "w2v_path": ""})
 
 
 def build(model: Any, arguments: Any) -> Graphs:

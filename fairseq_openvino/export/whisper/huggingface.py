@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from fairseq_openvino.checkpoint import load_object
 from fairseq_openvino.compat.transformers import transformers
 from fairseq_openvino.errors import ModelError
-from fairseq_openvino.export.sources import Place, read_json
+from fairseq_openvino.export.sources import Place, joined, read_json
 from fairseq_openvino.export.whisper.checkpoint import Checkpoint, checked, fail
 
 RATE_HZ, FFT_SAMPLES, HOP_SAMPLES = 16_000, 400, 160
@@ -35,9 +35,7 @@ def read(place: Place) -> Checkpoint:
         ModelError: it is another kind of model.
     """
     config = _config(place)
-    weights: dict[str, torch.Tensor] = {}
-    for path in place.weights:
-        weights |= _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
+    weights = joined((path, _weights(path)) for path in place.weights)
     _check_front_end(place, config)
     return Checkpoint(config, weights, _stated(place))
 
@@ -64,6 +62,10 @@ def _stated(place: Place) -> dict[str, Any]:
         return model
     generation = read_json(place.path / GENERATION, place.name)
     return UNSTATED | {name: model.get(name) for name in OF_THE_MODEL} | generation
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    return _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
