@@ -283,7 +283,7 @@ def read_decoder(config: Any, path: Path) -> Decoder:
         ("bpe_tokenizer", bpe, BPE_REGISTRY),
         ("pre_tokenizer", tokenizer, TOKENIZER_REGISTRY),
     ):
-        if name is not None and name not in known:
+        if name is not None and not (isinstance(name, str) and name in known):
             raise fail(path, f"{key}: one of {', '.join(sorted(known))}", repr(name))
     unsupported = () if tokenizer in IDENTITY_TOKENIZERS else (f"pre_tokenizer: {tokenizer}",)
     if bpe == "sentencepiece":
