@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,8 @@ def _map(
 ) -> Iterable[tuple[str, np.ndarray | None, str]]:
     """Path, features and what `_features` says about them."""
     files = [str(root / "clips" / path) for path in paths]
-    with ProcessPoolExecutor(workers) as pool:
+    # A fork of a process with threads, as OpenVINO's, may wait for a lock that nobody holds there.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         results = pool.map(function, files, chunksize=CHUNK_CLIPS)
         for number, (path, result) in enumerate(zip(paths, results, strict=True), start=1):
             if number % PROGRESS_EVERY == 0 or number == len(paths):
