@@ -30,7 +30,7 @@ def model(micro_whisper: Path) -> Any:
 def wav(samples: np.ndarray, title: str = "") -> bytes:
     """A file with a comment, which is no sound."""
     content = io.BytesIO()
-    with soundfile.SoundFile(content, "w", RATE_HZ, 1, "FLOAT", format="WAV") as file:
+    with soundfile.SoundFile(content, "w", RATE_HZ, 1, "PCM_16", format="WAV") as file:
         if title:
             file.title = title
         file.write(samples)

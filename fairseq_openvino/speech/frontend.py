@@ -166,7 +166,8 @@ def _statistics(bundle: Bundle, name: str) -> tuple[np.ndarray, np.ndarray]:
         except Exception as error:  # as `array_of`, and so does a damaged archive
             expected = "an archive of statistics"
             raise failure(ModelError, "Reading", where, expected, error, EXPORT_AGAIN) from error
-    if not mean.shape == std.shape == (bins,):
+    shapes = ((), (1,), (bins,), (1, 1), (1, bins))  # as `export` takes them
+    if mean.shape not in shapes or std.shape not in shapes:
         expected, got = f"the mean and deviation of {bins} filter banks", (mean.shape, std.shape)
         raise failure(ModelError, "Reading", where, expected, got, EXPORT_AGAIN)
     return mean, std
