@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from fairseq_openvino.bundle.files import Stamp, content_sha256, open_regular, stamp
+from fairseq_openvino.bundle.files import Stamp, content_sha256, open_no_follow, stamp
 from fairseq_openvino.bundle.manifest import (
     MANIFEST,
     MAX_FILE_BYTES,
@@ -140,7 +140,7 @@ def _check_listed(root: Path, manifest: Manifest, names: tuple[str, ...]) -> Non
 
 def _opened(root: Path, name: str) -> BinaryIO:
     try:
-        return open_regular(root / name)
+        return open_no_follow(root / name)
     except OSError as error:
         raise refused(root, f"a file {name!r}", error) from error
     except ValueError as error:

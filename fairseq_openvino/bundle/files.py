@@ -20,7 +20,7 @@ MAX_DIGITS = 19
 Stamp = tuple[int, int, int, int, int]
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_no_follow(path: Path) -> BinaryIO:
     """A regular file, open for reading; a pipe is not waited for.
 
     A file of several names (hard links) is one: stores by content, backups and `cp -l` make such names, and

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import msgspec
 
 from fairseq_openvino.atomic import sha256
-from fairseq_openvino.bundle.files import open_regular, strict_json
+from fairseq_openvino.bundle.files import open_no_follow, strict_json
 from fairseq_openvino.errors import BundleError, failure, invalid
 from fairseq_openvino.tensors import Count, TensorSpec, attention_specs
 
@@ -260,7 +260,7 @@ def read_manifest(root: Path, expect: str | None = None) -> tuple[Manifest, str]
         got = f"{len(expect)} characters"
         raise invalid("Opening a bundle", "expect", "the 64 hexadecimal digits of a SHA-256", got)
     try:
-        with open_regular(root / MANIFEST) as file:
+        with open_no_follow(root / MANIFEST) as file:
             stored = file.read(MAX_MANIFEST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise refused(root, f"a readable {MANIFEST}", error) from error
